@@ -1,0 +1,77 @@
+//! Backends: where calls run. One trait, three implementations: [`local`] (the in-process engine), [`remote`] (any
+//! OpenAI-compatible server), [`scripted`] (deterministic, for tests, demonstrations and development without models).
+
+pub mod local;
+pub mod remote;
+pub mod scripted;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+
+use crate::domain::{CallSpec, Chunk, Completion, DecisionId, ErrorKind, ModelState, Request};
+
+/// One call, ready to be made.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub id: DecisionId,
+    /// Place in the request's sequence of calls; with `id` the seed of whatever is sampled without a given seed.
+    pub index: u32,
+    pub spec: CallSpec,
+    pub request: Arc<Request>,
+    /// `authorization` of the client, where the fleet entry is configured to forward it.
+    pub client_authorization: Option<String>,
+}
+
+/// What a backend gives back once a call has been accepted.
+pub enum Reply {
+    Whole {
+        completion: Completion,
+        model_reported: Option<String>,
+    },
+    /// Chunks in order; ends after [`Chunk::Usage`] when all went right, else with an error. Dropping the stream cancels
+    /// the call, on the backend too.
+    Stream {
+        chunks: BoxStream<'static, Result<Chunk, BackendError>>,
+        model_reported: Option<String>,
+    },
+}
+
+/// A failed call.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{}: {message}", kind.as_str())]
+pub struct BackendError {
+    pub kind: ErrorKind,
+    /// For a person; names the model and the remedy where there is one. Never holds prompt text.
+    pub message: String,
+    /// The upstream's status code.
+    pub status: Option<u16>,
+    pub retry_after: Option<Duration>,
+    /// The upstream's own error body, passed to the client for kinds that are the request's fault.
+    pub body: Option<Bytes>,
+}
+
+impl BackendError {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), status: None, retry_after: None, body: None }
+    }
+}
+
+/// Where one fleet entry runs.
+///
+/// Contract: `start` either returns a [`Reply`] or fails; it never retries (dispatch does, by the plan). It may be called
+/// from many tasks at once and queues or fails with `rate_limited` when it has no place. Dropping the future, or the
+/// reply's stream, cancels the call. Whether the reply is whole or a stream follows `request.stream`.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// `local`, `remote` or `scripted`.
+    fn kind(&self) -> &'static str;
+
+    /// Makes the call.
+    async fn start(&self, call: Call) -> Result<Reply, BackendError>;
+
+    /// Load and availability at this moment; cheap, called for every decision.
+    fn state(&self) -> ModelState;
+}

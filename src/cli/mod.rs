@@ -1,0 +1,85 @@
+//! The command line: one file per verb. Every verb that reports takes `--json` and then prints exactly one JSON document
+//! on stdout; logs go to stderr. Exit codes: 0 fine, 1 found something wrong, 2 wrong usage.
+
+mod audit;
+mod bench;
+mod check;
+mod models;
+mod policy;
+mod replay;
+mod serve;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+
+/// A multi-model semantic router and cascade orchestrator that speaks the OpenAI API.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, about, propagate_version = true, subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Serve the OpenAI API.
+    Serve(serve::ServeArgs),
+    /// Check the whole configuration before anything starts.
+    Check(check::CheckArgs),
+    /// Write, check, explain and test policies.
+    Policy(policy::PolicyArgs),
+    /// Replay recorded decisions under a policy.
+    Replay(replay::ReplayArgs),
+    /// Read and verify the record.
+    Audit(audit::AuditArgs),
+    /// Models and libraries: what is there, fetch it, verify it.
+    Models(models::ModelsArgs),
+    /// Measure.
+    Bench(bench::BenchArgs),
+}
+
+/// Where weir keeps its data; shared by the verbs that read or write it.
+#[derive(Clone, Debug, Args)]
+pub struct DataDir {
+    /// Data directory: event log, embedded store, cached models [default: the platform's, or WEIR_HOME]
+    #[arg(long, value_name = "DIR", env = "WEIR_HOME")]
+    pub data_dir: Option<PathBuf>,
+}
+
+impl DataDir {
+    /// The directory given, else the platform's place for program data, else `./weir-data`.
+    pub fn path(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(|| {
+            directories::ProjectDirs::from("", "", "weir")
+                .map(|dirs| dirs.data_dir().to_owned())
+                .unwrap_or_else(|| PathBuf::from("weir-data"))
+        })
+    }
+}
+
+/// Parses the command line and runs the verb.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Serve(args) => serve::run(args),
+        Verb::Check(args) => check::run(args),
+        Verb::Policy(args) => policy::run(args),
+        Verb::Replay(args) => replay::run(args),
+        Verb::Audit(args) => audit::run(args),
+        Verb::Models(args) => models::run(args),
+        Verb::Bench(args) => bench::run(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("weir: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// The runtime for verbs that do I/O.
+pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}

@@ -1,0 +1,145 @@
+//! What a policy may know about a request. No prompt text: whatever rules may ask of the text is a named signal.
+//!
+//! The JSON form of a [`Context`] is at once what is recorded, what is hashed, and the variables of CEL conditions
+//! (`request`, `signals`, `session`, `key`, `fleet`).
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Micros, Need};
+
+/// The request without its text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestView {
+    pub model: String,
+    pub stream: bool,
+    /// What the client asked for; 0 when it did not say.
+    pub max_tokens: u32,
+    pub n: u32,
+    pub needs: Vec<Need>,
+    pub metadata: BTreeMap<String, String>,
+    /// Above zero: the client repeats a request on its own account.
+    pub client_retry: u32,
+}
+
+/// What was measured on the text.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Signals {
+    /// Estimated or counted prompt tokens of the whole conversation.
+    pub tokens: u32,
+    /// Tokens (same estimate) of the query alone.
+    pub query_tokens: u32,
+    /// ISO 639-1 code of the query's language, or `und`.
+    pub language: String,
+    /// Share of the query's lines that look like code, 0 to 1.
+    pub code_share: f64,
+    /// 100 minus Flesch reading ease, clipped to 0..100 (GreenServ, arXiv 2601.17551, section 3).
+    pub complexity: f64,
+    /// Number of user messages, 1 for a first question.
+    pub turn: u32,
+    /// First 16 hexadecimal digits of the system prompt's BLAKE3; empty without one.
+    pub system_prompt: String,
+    /// Whether tools or a response format were asked for.
+    pub tools: bool,
+    pub response_format: bool,
+    pub pii: PiiSignals,
+    /// Per named example set of the policy: the greatest cosine to one of its texts; -1 without an embedding.
+    pub similarity: BTreeMap<String, f64>,
+    /// Whether the query was embedded (`no_embedding` decides otherwise).
+    pub embedded: bool,
+}
+
+/// Personal data found by pattern.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PiiSignals {
+    /// Matches of all kinds.
+    pub count: u32,
+    pub email: u32,
+    pub phone: u32,
+    /// Digit runs that pass the Luhn check.
+    pub card: u32,
+    pub iban: u32,
+    pub ssn: u32,
+}
+
+/// The conversation, as far as weir remembers it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SessionView {
+    /// Hash of the session id; empty without one.
+    pub id: String,
+    /// Requests of this session decided before, plus one.
+    pub turn: u32,
+    /// Arm of the session's last decision; empty for a first one.
+    pub last_arm: String,
+}
+
+/// Who asks.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct KeyView {
+    /// Name of the API key as configured, never the key; empty without authentication.
+    pub id: String,
+    pub tenant: String,
+    pub tier: String,
+}
+
+/// One model's state when the decision was made.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ModelState {
+    /// Whether calls may be sent there at all.
+    pub available: bool,
+    /// Calls under way.
+    pub running: u32,
+    /// Calls waiting for a place.
+    pub waiting: u32,
+}
+
+/// Which embedder produced a vector. Another embedder is another policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EmbedderIdentity {
+    pub name: String,
+    /// SHA-256 of the weights.
+    pub weights: String,
+    pub precision: String,
+    pub pooling: String,
+    /// Longest text in tokens and how a longer one is cut.
+    pub window: String,
+    pub dimensions: u32,
+}
+
+/// A unit vector and where it is from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    pub vector: Arc<[f32]>,
+    pub embedder: Arc<EmbedderIdentity>,
+}
+
+/// All that a policy decides upon, besides its own state. A pure function of it and the state decides.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Context {
+    pub now: Micros,
+    /// Hash of request id and policy name, as 16 hexadecimal digits: JSON numbers hold only 53 bits.
+    #[serde(with = "hex_seed")]
+    pub seed: u64,
+    pub request: RequestView,
+    pub signals: Signals,
+    pub session: SessionView,
+    pub key: KeyView,
+    pub fleet: BTreeMap<String, ModelState>,
+    /// Recorded and hashed apart from the rest, so that it can be erased.
+    #[serde(skip)]
+    pub embedding: Option<Embedding>,
+}
+
+mod hex_seed {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(seed: &u64, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(&format!("{seed:016x}"))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+        let text = String::deserialize(d)?;
+        u64::from_str_radix(&text, 16).map_err(serde::de::Error::custom)
+    }
+}

@@ -1,0 +1,114 @@
+//! A policy's verdict on one context, with everything that explains it.
+
+use serde::{Deserialize, Serialize};
+
+use super::{CallSpec, Hash, Plan};
+
+/// What decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DecidedBy {
+    /// A rule's `use`.
+    Rule,
+    /// The selector drew an arm.
+    Select,
+    /// The client named a plan or a model.
+    Pinned,
+    /// Beside the deciding policy; nothing was called.
+    Shadow,
+    /// Nothing may serve this request.
+    Refused,
+}
+
+/// Why an arm or a model was out before the draw. A closed list, so that it can be counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "by", content = "detail")]
+pub enum Elimination {
+    /// A rule's `allow_models` or `deny_models`; the rule's name.
+    Restriction(String),
+    /// The model cannot do what the request needs; the need.
+    Capability(String),
+    /// The prompt is longer than the model's context.
+    Context(String),
+    /// The model is not available now.
+    Unavailable(String),
+}
+
+/// One arm as it stood before the draw.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Candidate {
+    pub arm: String,
+    /// The selector's score (for LinUCB the upper bound); absent where it gave none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub score: Option<f64>,
+    /// Exact probability with which the draw takes this arm.
+    pub propensity: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eliminated: Option<Elimination>,
+}
+
+/// What became of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleOutcome {
+    /// The condition was false.
+    NoMatch,
+    /// True, and its `use` decided.
+    Used,
+    /// True, and its restrictions were added.
+    Restricted,
+    /// True, but its `use` cannot serve this request (eliminated); the next rules were tried.
+    NotUsable,
+    /// The condition failed to evaluate; `on_error` took effect as if it were true.
+    ErrorTaken,
+    /// The condition failed to evaluate; `on_error` skipped it.
+    ErrorSkipped,
+}
+
+/// One rule as it was tried.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RuleTrace {
+    pub rule: String,
+    pub outcome: RuleOutcome,
+    /// The evaluation error, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// The result of `decide(policy, state, context)`; a pure function's value, compared byte for byte by `reproduce`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decision {
+    pub policy: String,
+    pub policy_hash: Hash,
+    /// Number of updates folded into the state that was used.
+    pub state_seq: u64,
+    pub decided_by: DecidedBy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
+    /// The chosen arm; empty when refused.
+    pub arm: String,
+    /// What will be run; absent when refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// Calls that may follow an error, in order; already within the restrictions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback: Vec<CallSpec>,
+    /// Kinds of error (`timeout`, `rate_limited`, ...) that the fallback answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fallback_on: Vec<String>,
+    /// Probability of the arm taken; 1 for rules and pins.
+    pub propensity: f64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+    /// The selector's feature vector, shared by the arms; empty where none was made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RuleTrace>,
+    /// Why nothing may serve the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
+    /// Why the embedding was missing, where the policy wanted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_embedding: Option<String>,
+}

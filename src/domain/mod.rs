@@ -1,0 +1,31 @@
+//! Floor 0: the data that every other floor speaks about, and nothing that acts.
+//!
+//! A request comes in ([`Request`]), is seen by policies as a [`Context`] that holds no prompt text, becomes a
+//! [`Decision`] for a [`Plan`] over the models of a [`Fleet`], is answered by [`Chunk`]s or a [`Completion`], and leaves
+//! [`Event`]s behind. No async, no SQL, no HTTP, no tensors here.
+
+pub mod canonical;
+mod completion;
+mod context;
+mod decision;
+mod error_kind;
+mod event;
+mod ids;
+mod model;
+mod plan;
+mod request;
+
+pub use completion::{Choice, Chunk, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
+pub use context::{
+    Context, EmbedderIdentity, Embedding, KeyView, ModelState, PiiSignals, RequestView, SessionView, Signals,
+};
+pub use decision::{Candidate, DecidedBy, Decision, Elimination, RuleOutcome, RuleTrace};
+pub use error_kind::ErrorKind;
+pub use event::{
+    Admin, Attempt, AttemptReason, DecisionRecord, Event, EventBody, EventKind, Feedback, Outcome, OutcomeStatus,
+    PolicyVersion, StateUpdate,
+};
+pub use ids::{DecisionId, Hash, Micros};
+pub use model::{Capabilities, Fleet, ModelCard, Need, Price};
+pub use plan::{CallSpec, Plan, Sampling};
+pub use request::{ContentPart, Message, Request, Role};

@@ -1,0 +1,77 @@
+//! Plans: what may be run for a request. Policies choose among them; the cascade machine runs them.
+
+use serde::{Deserialize, Serialize};
+
+/// Sampling parameters, as a client asks for them or as a plan overrides them. `None` means: not said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sampling {
+    /// Upper bound on generated tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// 0 is greedy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_p: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<i64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+}
+
+impl Sampling {
+    /// These parameters, with what `over` says taking precedence; stop strings of both count.
+    pub fn overridden_by(&self, over: &Sampling) -> Sampling {
+        let mut stop = self.stop.clone();
+        stop.extend(over.stop.iter().filter(|s| !self.stop.contains(s)).cloned());
+        Sampling {
+            max_tokens: over.max_tokens.or(self.max_tokens),
+            temperature: over.temperature.or(self.temperature),
+            top_p: over.top_p.or(self.top_p),
+            seed: over.seed.or(self.seed),
+            stop,
+        }
+    }
+}
+
+/// One call of one model: the leaf of every plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CallSpec {
+    /// Name of a fleet entry.
+    pub model: String,
+    /// What the plan sets where the client did not, or (`max_tokens`) where the client asked for more.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sampling: Sampling,
+    /// Text put before the client's system prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+}
+
+fn is_default(sampling: &Sampling) -> bool {
+    *sampling == Sampling::default()
+}
+
+impl CallSpec {
+    /// The plan of a bare model: one call, nothing overridden.
+    pub fn bare(model: impl Into<String>) -> Self {
+        Self { model: model.into(), sampling: Sampling::default(), system: None }
+    }
+}
+
+/// What may be run for a request. A tree; today its only node is the call, and `fallback` says which calls follow when
+/// it fails with an error of the listed kinds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plan {
+    Call(CallSpec),
+}
+
+impl Plan {
+    /// Every model that the plan can reach, in order of first mention.
+    pub fn models(&self) -> Vec<&str> {
+        match self {
+            Plan::Call(call) => vec![&call.model],
+        }
+    }
+}

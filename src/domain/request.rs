@@ -1,0 +1,105 @@
+//! What a client asked, in weir's own terms.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::{Need, Sampling};
+
+/// Who said a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    System,
+    Developer,
+    User,
+    Assistant,
+    Tool,
+    Function,
+}
+
+/// One part of a message. Parts that weir does not read itself (images, audio, files) stay JSON and go to remote
+/// backends untouched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ContentPart {
+    Text(String),
+    Other { kind: String },
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message {
+    pub role: Role,
+    pub content: Vec<ContentPart>,
+}
+
+impl Message {
+    /// A message of one text part.
+    pub fn text(role: Role, text: impl Into<String>) -> Self {
+        Self { role, content: vec![ContentPart::Text(text.into())] }
+    }
+
+    /// The text parts, joined by line feeds.
+    pub fn joined_text(&self) -> String {
+        let mut parts = self.content.iter().filter_map(|part| match part {
+            ContentPart::Text(text) => Some(text.as_str()),
+            ContentPart::Other { .. } => None,
+        });
+        let Some(first) = parts.next() else { return String::new() };
+        let mut out = first.to_owned();
+        for part in parts {
+            out.push('\n');
+            out.push_str(part);
+        }
+        out
+    }
+}
+
+/// A chat request as the gateway sees it. `body` is the client's own JSON: remote backends get it with nothing changed
+/// but `model` and what the plan overrides, so that fields weir has never heard of arrive.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The `model` that the client wrote: a policy, `auto`, a plan or a model.
+    pub model: String,
+    pub messages: Arc<[Message]>,
+    pub sampling: Sampling,
+    /// Number of choices asked for, at least 1.
+    pub n: u32,
+    pub logprobs: bool,
+    pub top_logprobs: u8,
+    pub stream: bool,
+    pub include_usage: bool,
+    /// What a model must be able to do to answer this at all.
+    pub needs: Vec<Need>,
+    pub metadata: BTreeMap<String, String>,
+    pub user: Option<String>,
+    /// Session identity: the header `x-weir-session`, else `metadata.session_id`.
+    pub session: Option<String>,
+    /// `x-stainless-retry-count`: above zero, the client itself says that it repeats a request.
+    pub client_retry: u32,
+    pub body: Bytes,
+}
+
+impl Request {
+    /// The text that is embedded and classified: the last user message.
+    pub fn query(&self) -> String {
+        self.messages.iter().rev().find(|m| m.role == Role::User).map(Message::joined_text).unwrap_or_default()
+    }
+
+    /// All system and developer text, joined by line feeds.
+    pub fn system_prompt(&self) -> Option<String> {
+        let texts: Vec<String> = self
+            .messages
+            .iter()
+            .filter(|m| matches!(m.role, Role::System | Role::Developer))
+            .map(Message::joined_text)
+            .collect();
+        (!texts.is_empty()).then(|| texts.join("\n"))
+    }
+
+    /// Number of user messages: 1 for a first question.
+    pub fn turn(&self) -> u32 {
+        self.messages.iter().filter(|m| m.role == Role::User).count() as u32
+    }
+}

@@ -1,0 +1,30 @@
+//! weir: a multi-model semantic router and cascade orchestrator that speaks the OpenAI API.
+//!
+//! The way of a request: [`http`] → [`domain::Request`] → [`signals`] (a [`domain::Context`]) → [`policy`]
+//! (a [`domain::Decision`]) → [`cascade`] ↔ [`dispatch`] → [`backend`] → back through `http`; every step is appended
+//! to the event log of [`audit`], from which [`learn`] folds policy state and [`replay`] walks the same road again.
+//!
+//! Floors: `domain` (0); `policy`, `cascade` (1, pure); `signals`, `backend`, `audit`, `engine`, `assets` (2);
+//! `learn`, `dispatch`, `gateway`, `replay` (3); `http`, `cli`, `config`, `app` (4). `tests/floors.rs` holds them.
+
+pub mod domain;
+
+pub mod cascade;
+pub mod policy;
+
+pub mod assets;
+pub mod audit;
+pub mod backend;
+pub mod engine;
+pub mod signals;
+
+pub mod dispatch;
+pub mod gateway;
+pub mod learn;
+pub mod replay;
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod telemetry;
