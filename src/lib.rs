@@ -28,3 +28,6 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod telemetry;
+
+/// weir's version and the commit it was built from; part of every decision's record.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("WEIR_COMMIT"));
