@@ -55,16 +55,31 @@ impl Weir {
 
     /// The same, but a weir that ends instead of listening is a result.
     pub fn try_start(config: &Path, data_dir: &Path, more: &[&str]) -> Result<Self, (Option<ExitStatus>, String)> {
-        let mut child = program()
-            .args(["serve", "--listen", "127.0.0.1:0", "--config"])
-            .arg(config)
-            .arg("--data-dir")
-            .arg(data_dir)
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = program();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data_dir);
+        Self::spawn(command.args(more))
+    }
+
+    /// The same with no file larger than `kib` KiB: what a full disk feels like.
+    pub fn start_limited(config: &Path, data_dir: &Path, kib: u32) -> Self {
+        let mut command = program();
+        let weir = command.get_program().to_owned();
+        let environment: Vec<_> = command.get_envs().map(|(k, v)| (k.to_owned(), v.map(ToOwned::to_owned))).collect();
+        command = Command::new("bash");
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        // SIGXFSZ ignored: the write fails instead. `ulimit -f` counts KiB.
+        command.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"")).arg(weir);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data_dir);
+        Self::spawn(&mut command).unwrap_or_else(|(status, stderr)| panic!("weir did not start ({status:?}):\n{stderr}"))
+    }
+
+    fn spawn(command: &mut Command) -> Result<Self, (Option<ExitStatus>, String)> {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
         let mut errors = child.stderr.take().unwrap();
         let kept = Arc::clone(&stderr);
