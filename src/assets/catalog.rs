@@ -249,11 +249,7 @@ fn onnxruntime(platform: &str) -> Asset {
                     package: "onnxruntime".into(),
                     version: ONNXRUNTIME.into(),
                     path: format!("onnxruntime/capi/{name}"),
-                    tags: Some(WheelTags {
-                        python: "3.11".into(),
-                        abi: "cp311".into(),
-                        platform: (*tag).into(),
-                    }),
+                    tags: Some(WheelTags { python: "3.11".into(), abi: "cp311".into(), platform: (*tag).into() }),
                 };
                 file("library", name, *bytes, sha256, vec![source])
             })

