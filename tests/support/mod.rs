@@ -1,5 +1,7 @@
 //! What several integration tests share.
 
+pub mod hub;
+
 use std::path::PathBuf;
 
 /// The data directory whose `models/` the tests share, so that real models are fetched once and not once per test:
