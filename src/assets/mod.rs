@@ -66,11 +66,15 @@ impl Assets {
 
     /// The same with another catalogue.
     pub fn with_catalog(data_dir: &Path, options: Options, catalog: Catalog) -> Self {
-        let python = options.python.clone().map_or_else(|| vec!["python3".into(), "python".into()], |p| vec![p]);
-        let npm = options.npm.clone().unwrap_or_else(|| "npm".into());
+        // Package managers run in a folder of their own: paths must mean the same there. A bare name is looked up.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let program = |path: &PathBuf| if path.components().count() > 1 { absolute(path) } else { path.clone() };
+        let python =
+            options.python.as_ref().map_or_else(|| vec!["python3".into(), "python".into()], |p| vec![program(p)]);
+        let npm = options.npm.as_ref().map_or_else(|| "npm".into(), program);
         let endpoint = options.hub.clone().unwrap_or_else(|| download::ENDPOINT.to_owned());
         let hub = Hub::new(endpoint, options.hub_token.clone());
-        let models = data_dir.join("models");
+        let models = absolute(&data_dir.join("models"));
         Self(Arc::new(Inner { models, options, catalog, programs: Programs { python, npm }, hub }))
     }
 

@@ -108,6 +108,8 @@ fn run(
             .args(arguments)
             // Downloads in progress lie there: they are seen growing, and are swept away with the rest.
             .env("TMPDIR", scratch)
+            // `python -m` would run a pip.py of the folder that weir happens to be started in.
+            .current_dir(scratch)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
