@@ -17,6 +17,7 @@ pub mod audit;
 pub mod backend;
 pub mod engine;
 pub mod signals;
+pub mod tls;
 
 pub mod dispatch;
 pub mod gateway;
