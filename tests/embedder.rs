@@ -42,11 +42,9 @@ fn files() -> EmbedderFiles {
         tokenizer: file("bge-small-en", "tokenizer.json"),
         name: "bge-small-en".into(),
         weights_sha256: "68807e3ff2abb83cdd708d8243fd398246e397bfee2ba611c2bad728e27df743".into(),
-        precision: "int8".into(),
         pooling: Pooling::Cls,
         window: 512,
-        threads: 1,
-        sessions: 2,
+        threads: 2,
     }
 }
 
@@ -166,7 +164,8 @@ async fn a_deadline_that_passes_is_a_reason_and_harms_nobody_else() {
     assert_eq!(late, "the embedding took longer than 0 ms");
     let found = embed_within(Some(&embedder), "hello", Duration::from_secs(60)).await.unwrap();
     assert_eq!(found.embedder.window, "512: first 256 + last 256");
-    assert_eq!((found.embedder.pooling.as_str(), found.embedder.dimensions), ("cls, l2", 384));
+    assert_eq!((found.embedder.pooling.as_str(), found.embedder.precision.as_str()), ("cls, l2", "int8"));
+    assert_eq!(found.embedder.dimensions, 384);
 }
 
 fn error_of(change: impl FnOnce(&mut EmbedderFiles)) -> (&'static str, String) {

@@ -2,7 +2,7 @@
 //!
 //! A dynamically quantised model scales its activations over the whole batch, so that a text embedded in company gets
 //! other bits than alone (bge: cosine .995 to .998). Hence one text per run, always. Each session lives on its own OS
-//! thread, apart from tokio's workers, and takes texts from one queue. ONNX Runtime's threads do not spin while idle: they
+//! thread, apart from tokio's workers, and takes texts from one queue. ONNX Runtime does not spin while idle: it
 //! would take the cores from everything else.
 //!
 //! Leaves to others: where the files come from (`assets`), how long to wait ([`super::embed_within`]).
@@ -38,15 +38,12 @@ pub struct EmbedderFiles {
     pub name: String,
     /// SHA-256 of the weights in hexadecimal, as checked by whoever fetched them.
     pub weights_sha256: String,
-    /// Of the weights, for the record: `int8`, `f32`.
-    pub precision: String,
     pub pooling: Pooling,
     /// Longest text in tokens, special tokens counted; 512 for BERT. A longer one keeps its two ends.
     pub window: usize,
-    /// Threads that one text is computed on.
+    /// Texts embedded at once, at least 1. Each has an OS thread and a session (a copy of the weights) of its own and is
+    /// computed on that thread alone: short texts gain little from more, and a pool that does not spin wakes slowly.
     pub threads: usize,
-    /// Texts embedded at once; each holds its own copy of the weights.
-    pub sessions: usize,
 }
 
 struct Job {
@@ -76,11 +73,13 @@ impl OrtEmbedder {
         let environment = environment(&files.onnxruntime)?;
         let tokenizer = Arc::new(load_tokenizer(files)?);
 
-        let (queue, jobs) = mpsc::channel::<Job>(files.sessions.max(1) * 2);
+        let precision = precision(files)?;
+        let threads = files.threads.max(1);
+        let (queue, jobs) = mpsc::channel::<Job>(threads * 2);
         let jobs = Arc::new(Mutex::new(jobs));
         let mut workers = Vec::new();
         let mut dimensions = 0;
-        for index in 0..files.sessions.max(1) {
+        for index in 0..threads {
             let mut encoder = Encoder::load(&environment, tokenizer.clone(), files)?;
             dimensions = encoder.embed("weir").map_err(|e| model_error(files, &e))?.len();
             let jobs = jobs.clone();
@@ -94,7 +93,7 @@ impl OrtEmbedder {
         let identity = EmbedderIdentity {
             name: files.name.clone(),
             weights: files.weights_sha256.clone(),
-            precision: files.precision.clone(),
+            precision: precision.into(),
             pooling: files.pooling.as_str().into(),
             window: format!("{}: first {} + last {}", files.window, half.0, half.1),
             dimensions: dimensions as u32,
@@ -154,8 +153,8 @@ struct Encoder {
 
 impl Encoder {
     fn load(environment: &Environment, tokenizer: Arc<Tokenizer>, files: &EmbedderFiles) -> Result<Self, EmbedError> {
-        let session = session(environment, &files.model, files.threads.max(1))
-            .map_err(|message| model_error(files, &EmbedError::Run(message)))?;
+        let session =
+            session(environment, &files.model).map_err(|message| model_error(files, &EmbedError::Run(message)))?;
         let has = |name: &str| session.inputs().iter().any(|input| input.name() == name);
         if !has("input_ids") || !has("attention_mask") {
             let message = "it has no inputs `input_ids` and `attention_mask`, so it is no text encoder";
@@ -221,15 +220,23 @@ fn unit(vector: Vec<f64>) -> Result<Arc<[f32]>, EmbedError> {
     Ok(vector.iter().map(|x| (x / length) as f32).collect())
 }
 
-fn session(environment: &Environment, model: &Path, threads: usize) -> Result<Session, String> {
+fn session(environment: &Environment, model: &Path) -> Result<Session, String> {
     let builder = Session::builder(environment).map_err(|e| e.to_string())?;
-    let builder = builder.with_intra_threads(threads).map_err(|e| e.to_string())?;
+    let builder = builder.with_intra_threads(1).map_err(|e| e.to_string())?;
     let builder = builder.with_inter_threads(1).map_err(|e| e.to_string())?;
     let builder = builder.with_intra_op_spinning(false).map_err(|e| e.to_string())?;
     let builder = builder.with_inter_op_spinning(false).map_err(|e| e.to_string())?;
     // A memory pattern is kept per input shape, and every length is a shape.
     let mut builder = builder.with_memory_pattern(false).map_err(|e| e.to_string())?;
     builder.commit_from_file(model).map_err(|e| e.to_string())
+}
+
+/// `int8` when the graph holds the operators of dynamic quantisation, else `f32`. ONNX Runtime does not tell; the names of
+/// operators stand in the file as they are.
+fn precision(files: &EmbedderFiles) -> Result<&'static str, EmbedError> {
+    let bytes = std::fs::read(&files.model).map_err(|e| model_error(files, &EmbedError::Run(e.to_string())))?;
+    let quantised = regex::bytes::Regex::new("DynamicQuantize|MatMulInteger").expect("a constant pattern");
+    Ok(if quantised.is_match(&bytes) { "int8" } else { "f32" })
 }
 
 fn load_tokenizer(files: &EmbedderFiles) -> Result<Tokenizer, EmbedError> {
