@@ -252,7 +252,11 @@ fn tokenizer_error(files: &EmbedderFiles, error: &tokenizers::Error) -> EmbedErr
 }
 
 fn model_error(files: &EmbedderFiles, error: &EmbedError) -> EmbedError {
-    EmbedError::Model { asset: files.name.clone(), path: files.model.clone(), message: error.to_string() }
+    let message = match error {
+        EmbedError::Run(message) => message.clone(),
+        other => other.to_string(),
+    };
+    EmbedError::Model { asset: files.name.clone(), path: files.model.clone(), message }
 }
 
 /// ONNX Runtime allows one environment per process and `ort` keeps only a weak reference to it, so it is held here for good.
