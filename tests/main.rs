@@ -2,5 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod assets;
+mod bad_input;
+mod embedder;
 mod floors;
+mod real_model;
+mod record;
 mod support;
