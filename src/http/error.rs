@@ -10,7 +10,7 @@
 //! | 429 | RateLimitError | every arm that may answer is out of places |
 //! | 5xx | InternalServerError | 502 and 504: a backend; 503: weir itself (record, store, shutdown) |
 
-use std::{borrow::Cow, time::Duration};
+use std::time::Duration;
 
 use axum::{
     body::Body,
@@ -43,15 +43,16 @@ pub struct ApiError {
     pub status: StatusCode,
     /// OpenAI's `type`.
     pub class: &'static str,
-    pub code: Option<Cow<'static, str>>,
+    pub code: Option<&'static str>,
     pub param: Option<String>,
     pub message: String,
-    pub retry_after: Option<Duration>,
+    /// Seconds.
+    pub retry_after: Option<u32>,
     /// False where another try cannot help although the status suggests it.
     pub retry: bool,
     pub id: Option<DecisionId>,
     /// An upstream's own error object, sent instead of ours.
-    pub body: Option<Bytes>,
+    pub body: Option<Box<Bytes>>,
 }
 
 /// The object that clients get.
@@ -80,7 +81,7 @@ impl ApiError {
         Self {
             status,
             class,
-            code: Some(Cow::Borrowed(code)),
+            code: Some(code),
             param: None,
             message: message.into(),
             retry_after: None,
@@ -122,21 +123,21 @@ impl ApiError {
     }
 
     /// Fixed label for logs.
-    pub fn kind(&self) -> &str {
-        self.code.as_deref().unwrap_or(self.class)
+    pub fn kind(&self) -> &'static str {
+        self.code.unwrap_or(self.class)
     }
 
     /// The JSON that the client gets.
     pub fn json(&self) -> Bytes {
         if let Some(body) = &self.body {
-            return body.clone();
+            return Bytes::clone(body);
         }
         let body = ErrorBody {
             error: ErrorObject {
                 message: &self.message,
                 class: self.class,
                 param: self.param.as_deref(),
-                code: self.code.as_deref(),
+                code: self.code,
             },
         };
         serde_json::to_vec(&body).map(Bytes::from).unwrap_or_else(|_| Bytes::from_static(b"{\"error\":{}}"))
@@ -153,7 +154,9 @@ impl ApiError {
     }
 
     fn after(mut self, wait: Option<Duration>) -> Self {
-        self.retry_after = wait;
+        // Whole seconds, rounded up: sooner would be too soon.
+        self.retry_after =
+            wait.map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 1) + u32::from(wait.subsec_nanos() > 0));
         self
     }
 }
@@ -161,7 +164,7 @@ impl ApiError {
 impl From<Invalid> for ApiError {
     fn from(invalid: Invalid) -> Self {
         let mut error = Self::invalid("", invalid.message);
-        error.code = invalid.code.map(Cow::Borrowed);
+        error.code = invalid.code;
         error.param = invalid.param;
         error
     }
@@ -224,7 +227,7 @@ fn backend(error: BackendError) -> ApiError {
         ErrorKind::BadRequest | ErrorKind::ContextTooLong | ErrorKind::ModelNotFound | ErrorKind::Unsupported
     );
     if theirs && let Some(body) = error.body.filter(|body| is_error_object(body)) {
-        out.body = Some(body);
+        out.body = Some(Box::new(body));
         if error.kind == ErrorKind::BadRequest
             && let Some(status) = error.status.filter(|s| (400..500).contains(s)).and_then(|s| S::from_u16(s).ok())
         {
@@ -254,9 +257,7 @@ impl IntoResponse for ApiError {
             insert(headers, REQUEST_ID, &id.to_string());
         }
         if let Some(wait) = self.retry_after {
-            // Whole seconds, rounded up: sooner would be too soon.
-            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait));
         }
         if !self.retry {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
