@@ -5,6 +5,7 @@ mod assets;
 mod bad_input;
 mod embedder;
 mod floors;
+mod http;
 mod real_model;
 mod record;
 mod support;

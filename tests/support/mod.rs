@@ -1,6 +1,8 @@
 //! What several integration tests share.
 
 pub mod hub;
+pub mod postgres;
+pub mod weir;
 
 use std::path::PathBuf;
 
