@@ -26,7 +26,8 @@ use crate::{
     learn::{Learner, Published},
     policy::{self, Policy},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
-    telemetry::{Metrics, now_micros},
+    clock::now_micros,
+    telemetry::Metrics,
 };
 
 /// How long a start waits for a store that does not answer.
@@ -85,7 +86,7 @@ pub struct Running {
 /// # Errors
 /// [`StartError`]; nothing is left running then.
 pub async fn start(config: Config) -> Result<Running, StartError> {
-    crate::tls::install();
+    crate::tls::install_provider();
     if !config.listen.ip().is_loopback() && config.keys.is_empty() {
         return Err(StartError::Open(config.listen));
     }

@@ -20,7 +20,7 @@ use crate::{
     audit::{AuditStore, DecisionView, EventLog, Follower, Logged, StoreError},
     domain::{DecidedBy, DecisionId, Event, EventBody, Hash, OutcomeStatus, StateUpdate},
     policy::{Observed, Policy, State},
-    telemetry::now_micros,
+    clock::now_micros,
 };
 
 /// A snapshot is saved after this many updates, so that a start folds at most as many.

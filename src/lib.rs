@@ -15,6 +15,7 @@ pub mod policy;
 pub mod assets;
 pub mod audit;
 pub mod backend;
+pub mod clock;
 pub mod engine;
 pub mod signals;
 pub mod tls;

@@ -158,7 +158,7 @@ impl Drop for Weir {
 
 /// A client without TLS needs; one per call, so that no connection outlives a killed weir.
 pub fn client() -> reqwest::Client {
-    weir::tls::install();
+    weir::tls::install_provider();
     reqwest::Client::builder().no_proxy().build().unwrap()
 }
 

@@ -1,161 +1,38 @@
 //! The way of one request through weir: signals, decision, dispatch, record. Everything the HTTP edge may do is a method
 //! of [`Gateway`]; nothing here knows status codes.
 
+mod sessions;
+mod types;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
-
-use futures_util::stream::BoxStream;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::{AuditStore, DecisionFilter, DecisionRow, DecisionView, EventLog, Feeder, StoreError},
-    backend::{Backend, BackendError},
+    backend::Backend,
+    clock::now_micros,
     dispatch::Dispatcher,
     domain::{
-        Chunk, Completion, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, Event, EventBody,
-        Feedback, Fleet, Hash, KeyView, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals, Usage,
-        canonical,
+        Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, Event, EventBody, Feedback, Fleet,
+        Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals, Usage, canonical,
     },
     learn::Published,
     policy::Policy,
     signals::{self, Embedder},
-    telemetry::{Metrics, now_micros},
+    telemetry::Metrics,
 };
+
+use sessions::Sessions;
+pub use types::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served, UnknownModel};
 
 /// The name behind which the default policy decides.
 pub const AUTO: &str = "auto";
-
-/// What becomes of a `model` that nothing here is called.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum UnknownModel {
-    /// 404, listing what is served.
-    Error,
-    /// The default policy decides.
-    Auto,
-    /// On to the named fleet entry, with the client's own model name.
-    PassThrough(String),
-}
-
-/// Who sent a request.
-#[derive(Clone, Debug, Default)]
-pub struct Caller {
-    pub key: KeyView,
-    /// The client's `authorization` header, for fleet entries that are configured to forward it.
-    pub authorization: Option<String>,
-}
-
-/// An answer on its way to the client.
-pub struct Answer {
-    pub id: DecisionId,
-    /// The model that answers; for a stream, the one that began.
-    pub model: String,
-    pub policy: String,
-    pub arm: String,
-    pub created: i64,
-    pub body: AnswerBody,
-}
-
-/// Whole or streamed.
-pub enum AnswerBody {
-    Whole(Completion),
-    /// Chunks in order. An `Err` is the last item and must reach the client as an error event, never as `[DONE]`.
-    /// Dropping the stream cancels the request.
-    Stream(BoxStream<'static, Result<Chunk, GatewayError>>),
-}
-
-/// One entry of `GET /v1/models`.
-#[derive(Clone, Debug, Serialize)]
-pub struct Served {
-    pub id: String,
-    /// `policy`, `plan` or `model`.
-    pub kind: &'static str,
-    pub created: i64,
-    pub owned_by: String,
-}
-
-/// A decision that was asked for without an answer (`POST /v1/decision`, `weir policy explain`).
-#[derive(Clone, Debug, Serialize)]
-pub struct Explained {
-    pub id: DecisionId,
-    pub decision: Decision,
-    pub context: Context,
-}
-
-/// Embeddings of several texts.
-pub struct Embedded {
-    pub model: String,
-    pub vectors: Vec<Arc<[f32]>>,
-    pub tokens: u32,
-}
-
-/// Whether this weir can serve, and what keeps it from it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Readiness {
-    pub ready: bool,
-    /// Component name to `ok` or what is wrong with it. A degraded component need not make weir unready.
-    pub components: BTreeMap<String, String>,
-}
-
-/// Why a request got no answer. The HTTP edge maps `kind()` to a status and an OpenAI error object.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum GatewayError {
-    /// Nothing is served under that name.
-    #[error("the model `{name}` is not served here; served are: {}", served.join(", "))]
-    UnknownModel { name: String, served: Vec<String> },
-    /// The policy refused, or every arm was eliminated.
-    #[error("{reason}")]
-    Refused { id: DecisionId, reason: String },
-    /// No arm can do what the request needs.
-    #[error("no model of this policy can do what the request asks for: {}", needs.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", "))]
-    Incapable { id: DecisionId, needs: Vec<Need> },
-    /// The call failed, and so did what was to follow it.
-    #[error("{error}")]
-    Backend { id: DecisionId, model: String, error: BackendError },
-    /// The event log cannot be written.
-    #[error("the decision could not be recorded: {0}")]
-    NotRecorded(String),
-    /// No such decision, or nothing that may be done with it.
-    #[error("{0}")]
-    NotFound(String),
-    /// The request is not one.
-    #[error("{message}")]
-    Invalid { message: String, param: Option<String> },
-    /// Stopping.
-    #[error("weir is shutting down; try again in a moment")]
-    Draining,
-    /// The store cannot be read.
-    #[error("the store is not available: {0}")]
-    Store(String),
-    /// No embedder is loaded.
-    #[error("{0}")]
-    NoEmbedder(String),
-}
-
-impl GatewayError {
-    /// Fixed label for metrics and logs.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            GatewayError::UnknownModel { .. } => "unknown_model",
-            GatewayError::Refused { .. } => "refused",
-            GatewayError::Incapable { .. } => "incapable",
-            GatewayError::Backend { error, .. } => error.kind.as_str(),
-            GatewayError::NotRecorded(_) => "not_recorded",
-            GatewayError::NotFound(_) => "not_found",
-            GatewayError::Invalid { .. } => "invalid",
-            GatewayError::Draining => "draining",
-            GatewayError::Store(_) => "store",
-            GatewayError::NoEmbedder(_) => "no_embedder",
-        }
-    }
-}
 
 /// What the gateway is built from; `app.rs` puts it together.
 pub struct Parts {
@@ -363,7 +240,10 @@ impl Gateway {
 
     /// Prometheus text.
     pub fn metrics(&self) -> String {
-        self.parts.metrics.set_store_lag(self.parts.feeder.lag());
+        let last = self.parts.log.last_seq();
+        let stored = last.saturating_sub(self.parts.feeder.lag());
+        // The learner follows the store batch by batch.
+        self.parts.metrics.log(last, stored, stored);
         self.parts.metrics.render()
     }
 
@@ -389,11 +269,12 @@ impl Gateway {
         };
         let mut context = self.context(id, policy, pinned.is_some(), request, caller).await;
         let state = self.parts.published.get(policy.hash()).unwrap_or_else(|| Arc::new(policy.initial_state()));
+        let begun = Instant::now();
         let decision = match pinned {
             Some(name) => policy.pin(name, &state, &context).ok_or_else(|| self.unknown(&request.model))?,
             None => policy.decide(&state, &context),
         };
-        self.parts.metrics.decided(&decision);
+        self.parts.metrics.decision(&decision.policy, &decision.arm, decision.decided_by, begun.elapsed());
         if !context.session.id.is_empty() && !dry {
             self.sessions.decided(&context.session.id, &decision.arm);
         }
@@ -421,7 +302,7 @@ impl Gateway {
             if self.parts.record_or_refuse {
                 return Err(GatewayError::NotRecorded(error.to_string()));
             }
-            self.parts.metrics.unrecorded();
+            tracing::error!(%error, decision = %id, "served without a record");
         }
         if !self.parts.keep_context {
             context.embedding = None;
@@ -451,7 +332,6 @@ impl Gateway {
                     embedding = Some(found);
                 }
                 Err(reason) => {
-                    self.parts.metrics.not_embedded();
                     tracing::debug!(decision = %id, %reason, "the query was not embedded");
                 }
             }
@@ -563,41 +443,4 @@ fn seed(id: DecisionId, policy: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_le_bytes(first)
-}
-
-/// What is remembered of conversations: the last arm and the number of requests, for the most recent ones.
-#[derive(Default)]
-struct Sessions(Mutex<SessionTable>);
-
-#[derive(Default)]
-struct SessionTable {
-    by_id: BTreeMap<String, (u32, String)>,
-    /// Order of first sight; the oldest is forgotten first.
-    order: VecDeque<String>,
-}
-
-/// Conversations remembered at most; an older one starts anew.
-const SESSIONS: usize = 100_000;
-
-impl Sessions {
-    fn view(&self, id: &str) -> SessionView {
-        let table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (turn, last_arm) = table.by_id.get(id).cloned().unwrap_or_default();
-        SessionView { id: id.to_owned(), turn: turn + 1, last_arm }
-    }
-
-    fn decided(&self, id: &str, arm: &str) {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = table.by_id.get_mut(id) {
-            *entry = (entry.0 + 1, arm.to_owned());
-            return;
-        }
-        if table.order.len() >= SESSIONS
-            && let Some(oldest) = table.order.pop_front()
-        {
-            table.by_id.remove(&oldest);
-        }
-        table.order.push_back(id.to_owned());
-        table.by_id.insert(id.to_owned(), (1, arm.to_owned()));
-    }
 }
