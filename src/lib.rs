@@ -5,7 +5,7 @@
 //! to the event log of [`audit`], from which [`learn`] folds policy state and [`replay`] walks the same road again.
 //!
 //! Floors: `domain` (0); `policy`, `cascade` (1, pure); `signals`, `backend`, `audit`, `engine`, `assets` (2);
-//! `learn`, `dispatch`, `gateway`, `replay` (3); `http`, `cli`, `config`, `app` (4). `tests/floors.rs` holds them.
+//! `learn`, `dispatch`, `gateway`, `replay` (3); `http`, `cli`, `config`, `app`, `bench` (4). `tests/floors.rs` holds them.
 
 pub mod domain;
 
@@ -17,6 +17,7 @@ pub mod audit;
 pub mod backend;
 pub mod engine;
 pub mod signals;
+pub mod tls;
 
 pub mod dispatch;
 pub mod gateway;
@@ -24,7 +25,11 @@ pub mod learn;
 pub mod replay;
 
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod http;
 pub mod telemetry;
+
+/// weir's version and the commit it was built from; part of every decision's record.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("WEIR_COMMIT"));

@@ -1,4 +1,11 @@
 //! The integration crate: a file per behaviour.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod assets;
+mod bad_input;
+mod embedder;
 mod floors;
+mod http;
+mod real_model;
+mod record;
+mod support;
