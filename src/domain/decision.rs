@@ -59,6 +59,8 @@ pub enum RuleOutcome {
     Restricted,
     /// True, but its `use` cannot serve this request (eliminated); the next rules were tried.
     NotUsable,
+    /// True, but its restrictions left no arm, and `if_none_left: ignore` dropped them.
+    Dropped,
     /// The condition failed to evaluate; `on_error` took effect as if it were true.
     ErrorTaken,
     /// The condition failed to evaluate; `on_error` skipped it.

@@ -1,1 +1,231 @@
-//! (being written)
+//! Floor 1: policies. A YAML file is read ([`parse`]) and compiled ([`compile`]) into a [`Policy`], whose
+//! [`decide`](Policy::decide) is a pure function of a state and a context: no clock, no randomness but the context's
+//! seed, no I/O, one order of arithmetic. What is decided here can be derived again from the record, byte for byte.
+//!
+//! The way of a file: `source` (YAML with places) → `schema` (shape) → `spec` (types) → `compile` (meaning; `cel` checks
+//! conditions). The way of a decision: `rules` (conditions, restrictions, masks) → `select` (probabilities, from
+//! `features` and `state`) → `decide` (floor and `draw`). Calls, retries and streams belong to `cascade` and `dispatch`;
+//! measuring signals and embedding texts to `signals`.
+
+mod cel;
+mod compile;
+mod decide;
+mod diagnostic;
+mod draw;
+pub mod explain;
+mod features;
+mod linalg;
+mod reward;
+mod rules;
+mod schema;
+mod select;
+mod source;
+mod spec;
+mod state;
+pub mod testing;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+pub use self::{
+    cel::variables::{Documented, reference as variables},
+    compile::{compile, from_version},
+    diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
+    schema::schema,
+    spec::{
+        BoundsSpec, EmbeddingFeatureSpec, ExpectSpec, FallbackSpec, FeatureSpec, FixedSpec, IfNoneLeft, LinUcbSpec,
+        MadeFeatureSpec, ModelSpec, OnError, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec,
+        SetSpec, SimilaritySpec, Spec, TestSpec,
+    },
+    state::{FoldError, State},
+};
+use crate::domain::{
+    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, PolicyVersion, StateUpdate,
+};
+
+/// Reads a policy file: YAML, shape and types, with every error at once.
+///
+/// # Errors
+/// All that is wrong with text and shape. What names mean is checked by [`compile`].
+pub fn parse(file: &str, yaml: &[u8]) -> Result<Spec, Diagnostics> {
+    let (source, value, mut findings) = source::read(file, yaml);
+    let mut spec = None;
+    if let Some(value) = value {
+        findings.extend(schema::check(&source, &value));
+        if !findings.iter().any(|f| f.severity == Severity::Error) {
+            match serde_json::from_value::<Spec>(value) {
+                Ok(parsed) => spec = Some(Spec { source: source.clone(), ..parsed }),
+                // What passed the schema fails here only for numbers of the wrong kind, such as 1.0 for a count.
+                Err(error) => findings.push(source.value("", DiagnosticKind::Value, error.to_string())),
+            }
+        }
+    }
+    match spec {
+        Some(spec) => Ok(spec),
+        None => {
+            let mut all = Diagnostics(findings);
+            all.sort();
+            Err(all)
+        }
+    }
+}
+
+/// What compiling a policy is handed beside the file; all of it is part of the policy's hash.
+pub struct Inputs<'a> {
+    pub fleet: &'a Fleet,
+    /// Per example set, the texts' unit vectors in order; empty without an embedder.
+    pub examples: BTreeMap<String, Vec<Arc<[f32]>>>,
+    pub embedder: Option<Arc<EmbedderIdentity>>,
+}
+
+/// What became known of a request after its decision.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// By name; the last value of each.
+    pub feedback: BTreeMap<String, f64>,
+    pub cost_usd: f64,
+    pub latency_us: i64,
+    pub ttft_us: Option<i64>,
+    pub status: OutcomeStatus,
+}
+
+/// Something that can be called: a plan of the file, or a model of it as a plan.
+#[derive(Debug)]
+struct Target {
+    name: String,
+    /// Places in the fleet, in name order: the call goes to the first that nothing eliminates.
+    models: Vec<usize>,
+    /// The call, but for its model.
+    call: CallSpec,
+}
+
+/// Calls after an error.
+#[derive(Debug)]
+struct Fallback {
+    on: Vec<ErrorKind>,
+    /// Places in the targets.
+    to: Vec<usize>,
+    retries: u32,
+}
+
+/// A compiled policy: immutable, cheap to share.
+#[derive(Debug)]
+pub struct Policy {
+    name: String,
+    description: String,
+    hash: Hash,
+    version: PolicyVersion,
+    warnings: Diagnostics,
+    cards: Vec<ModelCard>,
+    targets: Vec<Target>,
+    rules: Vec<rules::Rule>,
+    program: cel::Program,
+    evaluator: cel::Evaluator,
+    /// Names of the arms, and their places in the targets.
+    arms: Vec<String>,
+    arm_targets: Vec<usize>,
+    selector: select::Selector,
+    min_propensity: f64,
+    no_embedding: Option<usize>,
+    reward: Option<reward::Reward>,
+    fallback: Option<Fallback>,
+    examples: BTreeMap<String, Vec<Arc<[f32]>>>,
+    embedder: Option<Arc<EmbedderIdentity>>,
+    tests: Vec<TestSpec>,
+}
+
+impl Policy {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is for, in the author's words; may be empty.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// Covers everything that compiling was handed: YAML, fleet, example vectors, embedder.
+    pub fn hash(&self) -> Hash {
+        self.hash
+    }
+
+    /// All that it takes to compile this policy again.
+    pub fn version(&self) -> PolicyVersion {
+        self.version.clone()
+    }
+
+    /// What is allowed but will surprise.
+    pub fn warnings(&self) -> &Diagnostics {
+        &self.warnings
+    }
+
+    /// Whether decisions look at the query's embedding, by the selector or by a rule.
+    pub fn needs_embedding(&self) -> bool {
+        self.selector.needs_embedding() || self.program.uses_similarity()
+    }
+
+    /// Whether rewards change later decisions.
+    pub fn learns(&self) -> bool {
+        self.linucb().is_some()
+    }
+
+    /// Names that a client may pin: plans and models of the file.
+    pub fn plan_names(&self) -> Vec<&str> {
+        self.targets.iter().map(|t| t.name.as_str()).collect()
+    }
+
+    /// The selector's arms in order.
+    pub fn arms(&self) -> Vec<&str> {
+        self.arms.iter().map(String::as_str).collect()
+    }
+
+    /// The cases of the file's `tests`.
+    pub fn tests(&self) -> &[TestSpec] {
+        &self.tests
+    }
+
+    /// Per example set, the greatest cosine of `embedding` to one of its texts; all vectors are of unit length.
+    pub fn similarities(&self, embedding: &[f32]) -> BTreeMap<String, f64> {
+        self.examples
+            .iter()
+            .map(|(name, vectors)| {
+                let best = vectors.iter().map(|v| linalg::dot_f32(v, embedding)).fold(-1.0, f64::max);
+                (name.clone(), best)
+            })
+            .collect()
+    }
+
+    /// The state before anything was learnt.
+    pub fn initial_state(&self) -> State {
+        match self.linucb() {
+            Some(l) => State::empty(self.hash, l.features.dimensions(), l.ridge),
+            None => State::empty(self.hash, 0, 1.0),
+        }
+    }
+
+    /// What a request was worth; `None` when nothing may be learnt from it (yet).
+    pub fn reward(&self, observed: &Observed) -> Option<f64> {
+        self.reward.as_ref()?.of(observed)
+    }
+
+    /// The feedback that counts as quality and how long it is waited for, in microseconds; `None` when rewards do not
+    /// depend on feedback.
+    pub fn awaits_feedback(&self) -> Option<(&str, Micros)> {
+        let quality = self.reward.as_ref()?.quality.as_ref()?;
+        Some((&quality.from, quality.wait))
+    }
+
+    /// Folds one update into the state; `update.seq` must be `state.seq + 1`.
+    ///
+    /// # Errors
+    /// When the update cannot follow this state or does not belong to this policy; the state is unchanged then.
+    pub fn fold(&self, state: &mut State, update: &StateUpdate) -> Result<(), FoldError> {
+        let linucb = self.linucb().ok_or(FoldError::DoesNotLearn)?;
+        if !self.arms.contains(&update.arm) {
+            return Err(FoldError::UnknownArm(update.arm.clone()));
+        }
+        state.fold(update, linucb.half_life)
+    }
+}
+
+#[cfg(test)]
+mod tests;

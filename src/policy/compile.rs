@@ -1,0 +1,712 @@
+//! From what a file says to what it means: names resolved against file and fleet, conditions checked, parts that
+//! contradict each other found. Every error at once, each with its place.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::Serialize;
+
+use super::{
+    Fallback, Inputs, Policy, Target,
+    cel::{self, Names, Program},
+    diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
+    features::{Feature, Features, NAMES},
+    parse,
+    reward::{Quality, Reward, Scaled},
+    rules::Rule,
+    select::{
+        Selector,
+        fixed::Fixed,
+        linucb::LinUcb,
+        similarity::{Set, Similarity},
+    },
+    source::{Source, step},
+    spec::{FeatureSpec, FixedSpec, IfNoneLeft, LinUcbSpec, OnError, ScaledSpec, Spec, duration_us},
+};
+use crate::domain::{
+    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, PolicyVersion, Sampling, canonical,
+};
+
+/// Error kinds that another try elsewhere may well cure.
+const TRANSIENT: &[ErrorKind] = &[
+    ErrorKind::Timeout,
+    ErrorKind::RateLimited,
+    ErrorKind::ServerError,
+    ErrorKind::Unreachable,
+    ErrorKind::Cut,
+    ErrorKind::Garbage,
+];
+/// Error kinds that no other model can cure: the request's own fault, or nobody there to answer.
+const FINAL: &[ErrorKind] = &[ErrorKind::BadRequest, ErrorKind::Cancelled];
+
+/// Compiles a policy.
+///
+/// # Errors
+/// All errors of meaning, in the order of the file.
+pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> {
+    let mut c = Compiler {
+        spec,
+        source: &spec.source,
+        cards: inputs.fleet.0.values().map(|card| card.name.as_str()).collect(),
+        targets: Vec::new(),
+        models: BTreeMap::new(),
+        findings: Vec::new(),
+    };
+    c.name();
+    c.models(inputs.fleet);
+    c.plans();
+    c.examples(inputs);
+    let mut program = Program::default();
+    let rules = c.rules(&mut program);
+    let (arms, arm_targets) = c.arms();
+    let dimensions = inputs.embedder.as_ref().map_or(0, |e| e.dimensions as usize);
+    let selector = c.selector(&arms, dimensions);
+    let min_propensity = c.floor(&arms);
+    let reward = c.reward();
+    let fallback = c.fallback();
+    c.tests(&arms);
+    let no_embedding = c.no_embedding(&arms, selector.as_ref());
+    c.surprises(selector.as_ref(), min_propensity, arms.len());
+    let version = c.version(inputs);
+    let mut findings = Diagnostics(c.findings);
+    findings.sort();
+    let targets = c.targets;
+    match (selector, version) {
+        (Some(selector), Some(version)) if !findings.has_errors() => Ok(Policy {
+            name: spec.policy.clone(),
+            description: spec.description.clone(),
+            hash: version.hash,
+            version,
+            warnings: findings,
+            cards: inputs.fleet.0.values().cloned().collect(),
+            targets,
+            rules,
+            program,
+            evaluator: cel::Evaluator::new(),
+            arms,
+            arm_targets,
+            selector,
+            min_propensity,
+            no_embedding,
+            reward,
+            fallback,
+            examples: inputs.examples.clone(),
+            embedder: inputs.embedder.clone(),
+            tests: spec.tests.clone(),
+        }),
+        _ => Err(findings),
+    }
+}
+
+/// Compiles again what a record says was compiled.
+///
+/// # Errors
+/// When the record's YAML, vectors or hash are not what they were.
+pub fn from_version(v: &PolicyVersion) -> Result<Policy, Diagnostics> {
+    let spec = parse(&v.file, v.yaml.as_bytes())?;
+    let broken = |what: String| Diagnostics(vec![spec.source.at(0..0, String::new(), Kind::Conflict, what)]);
+    let mut examples = BTreeMap::new();
+    for (name, vectors) in &v.examples {
+        let decoded: Option<Vec<Arc<[f32]>>> =
+            vectors.iter().map(|text| canonical::vector_from_base64(text).map(Into::into)).collect();
+        let decoded = decoded.ok_or_else(|| broken(format!("the recorded vectors of `{name}` are damaged")))?;
+        examples.insert(name.clone(), decoded);
+    }
+    let inputs = Inputs { fleet: &v.fleet, examples, embedder: v.embedder.clone().map(Arc::new) };
+    let policy = compile(&spec, &inputs)?;
+    if policy.hash != v.hash {
+        return Err(broken(format!(
+            "the recorded policy has the hash {}, compiled again it has {}: the record was altered, or this weir compiles differently",
+            v.hash, policy.hash
+        )));
+    }
+    Ok(policy)
+}
+
+/// What the hash covers.
+#[derive(Serialize)]
+struct Identity<'a> {
+    language: u32,
+    yaml: &'a str,
+    fleet: &'a Fleet,
+    examples: &'a BTreeMap<String, Vec<String>>,
+    embedder: Option<&'a EmbedderIdentity>,
+}
+
+struct Compiler<'a> {
+    spec: &'a Spec,
+    source: &'a Arc<Source>,
+    /// Names of the fleet's entries, in order.
+    cards: Vec<&'a str>,
+    targets: Vec<Target>,
+    /// This file's model names, and the places in the fleet that they stand for.
+    models: BTreeMap<&'a str, Vec<usize>>,
+    findings: Vec<Diagnostic>,
+}
+
+impl<'a> Compiler<'a> {
+    fn wrong(&mut self, pointer: &str, kind: Kind, message: impl Into<String>, help: Option<String>) {
+        self.findings.push(self.source.value(pointer, kind, message).maybe_help(help));
+    }
+
+    fn name(&mut self) {
+        let name = &self.spec.policy;
+        let fine = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+            && name.starts_with(|c: char| c.is_ascii_alphanumeric());
+        if !fine {
+            self.wrong(
+                "/policy",
+                Kind::Value,
+                format!("`{name}` cannot be a policy's name"),
+                Some("letters, digits, `-`, `_` and `.`, beginning with a letter or digit".into()),
+            );
+        } else if name == "auto" {
+            self.wrong(
+                "/policy",
+                Kind::Conflict,
+                "`auto` stands for the default policy and cannot be a name",
+                Some("choose another name".into()),
+            );
+        }
+    }
+
+    fn models(&mut self, fleet: &Fleet) {
+        for (alias, model) in &self.spec.models {
+            let at = step("/models", alias);
+            let mut places = Vec::new();
+            match (&model.name, &model.tag) {
+                (Some(name), None) => match self.cards.iter().position(|card| card == name) {
+                    Some(place) => places.push(place),
+                    None => {
+                        let help = suggest("fleet entries", name, self.cards.iter().copied());
+                        self.wrong(&step(&at, "name"), Kind::UnknownName, format!("the fleet has no entry `{name}`"), help);
+                    }
+                },
+                (None, Some(tag)) => {
+                    places = fleet.tagged(tag).filter_map(|c| self.cards.iter().position(|n| *n == c.name)).collect();
+                    if places.is_empty() {
+                        let tags: BTreeSet<&str> = fleet.0.values().flat_map(|c| &c.tags).map(String::as_str).collect();
+                        let help = suggest("tags", tag, tags.iter().copied());
+                        self.wrong(&step(&at, "tag"), Kind::UnknownName, format!("no fleet entry has the tag `{tag}`"), help);
+                    }
+                }
+                _ => self.wrong(
+                    &at,
+                    Kind::Conflict,
+                    format!("`{alias}` needs exactly one of `name` and `tag`"),
+                    Some(format!("e.g. `{alias}: {{name: FLEET-ENTRY}}`")),
+                ),
+            }
+            self.models.insert(alias, places.clone());
+            let call = CallSpec { model: String::new(), sampling: Sampling::default(), system: None };
+            self.targets.push(Target { name: alias.clone(), models: places, call });
+        }
+    }
+
+    fn plans(&mut self) {
+        for (name, plan) in &self.spec.plans {
+            let at = step("/plans", name);
+            if self.spec.models.contains_key(name) {
+                let d = self.source.key(&at, Kind::Conflict, format!("`{name}` is a model already"));
+                self.findings.push(d.help("every model is a plan of its own name; give this plan another"));
+                continue;
+            }
+            let models = self.models.get(plan.call.as_str()).cloned();
+            if models.is_none() {
+                let help = suggest("models", &plan.call, self.spec.models.keys().map(String::as_str));
+                let message = format!("there is no model `{}`", plan.call);
+                self.wrong(&step(&at, "call"), Kind::UnknownName, message, help);
+            }
+            let sampling = Sampling {
+                max_tokens: plan.max_tokens,
+                temperature: plan.temperature,
+                top_p: plan.top_p,
+                seed: plan.seed,
+                stop: plan.stop.clone(),
+            };
+            let call = CallSpec { model: String::new(), sampling, system: plan.system.clone() };
+            self.targets.push(Target { name: name.clone(), models: models.unwrap_or_default(), call });
+        }
+    }
+
+    fn examples(&mut self, inputs: &Inputs<'_>) {
+        for (name, texts) in &self.spec.examples {
+            let at = step("/examples", name);
+            let identifier = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                && !name.starts_with(|c: char| c.is_ascii_digit());
+            if !identifier || name.is_empty() {
+                let d = self.source.key(&at, Kind::Value, format!("`{name}` cannot be the name of an example set"));
+                self.findings.push(d.help("letters, digits and `_`, so that conditions can say `signals.similarity.NAME`"));
+            }
+            if texts.is_empty() {
+                self.wrong(&at, Kind::Value, format!("the example set `{name}` is empty"), Some("give it a few typical texts".into()));
+            }
+            for (i, text) in texts.iter().enumerate().filter(|(_, t)| t.trim().is_empty()) {
+                let _ = text;
+                self.wrong(&step(&at, &i.to_string()), Kind::Value, "this example is empty", None);
+            }
+            if let Some(embedder) = &inputs.embedder {
+                let vectors = inputs.examples.get(name).map(Vec::as_slice).unwrap_or_default();
+                if vectors.len() != texts.len() || vectors.iter().any(|v| v.len() != embedder.dimensions as usize) {
+                    self.wrong(&at, Kind::Conflict, format!("the texts of `{name}` were not embedded"), None);
+                }
+            }
+        }
+    }
+
+    /// Every target's name, for hints.
+    fn target_names(&self) -> Vec<&'a str> {
+        self.spec.models.keys().chain(self.spec.plans.keys()).map(String::as_str).collect()
+    }
+
+    fn target(&mut self, pointer: &str, name: &str) -> Option<usize> {
+        let found = self.targets.iter().position(|t| t.name == name);
+        if found.is_none() && !self.spec.plans.contains_key(name) {
+            let known = self.target_names();
+            let help = suggest("plans and models", name, known.iter().copied());
+            self.wrong(pointer, Kind::UnknownName, format!("there is no plan or model `{name}`"), help);
+        }
+        found
+    }
+
+    fn model_set(&mut self, pointer: &str, names: &[String]) -> Vec<bool> {
+        let mut set = vec![false; self.cards.len()];
+        for (i, name) in names.iter().enumerate() {
+            match self.models.get(name.as_str()) {
+                Some(places) => places.iter().for_each(|p| set[*p] = true),
+                None => {
+                    let help = match self.spec.plans.contains_key(name) {
+                        true => Some("this is a plan; restrictions name models, and bind every plan that calls them".to_owned()),
+                        false => suggest("models", name, self.spec.models.keys().map(String::as_str)),
+                    };
+                    let message = format!("there is no model `{name}`");
+                    self.wrong(&step(pointer, &i.to_string()), Kind::UnknownName, message, help);
+                }
+            }
+        }
+        set
+    }
+
+    fn rules(&mut self, program: &mut Program) -> Vec<Rule> {
+        let names = Names {
+            examples: self.spec.examples.keys().map(String::as_str).collect(),
+            fleet: self.cards.clone(),
+        };
+        let mut seen = BTreeSet::new();
+        let mut out = Vec::new();
+        for (i, rule) in self.spec.rules.iter().enumerate() {
+            let at = format!("/rules/{i}");
+            if !seen.insert(rule.name.as_str()) {
+                let message = format!("another rule is named `{}` already", rule.name);
+                self.wrong(&step(&at, "name"), Kind::Conflict, message, Some("explanations name rules; make it unique".into()));
+            }
+            let restricts = rule.allow_models.is_some() || !rule.deny_models.is_empty();
+            if !restricts && rule.use_.is_none() {
+                self.wrong(
+                    &at,
+                    Kind::Conflict,
+                    format!("the rule `{}` does nothing", rule.name),
+                    Some("give it `use`, `allow_models` or `deny_models`".into()),
+                );
+            }
+            if rule.if_none_left.is_some() && !restricts {
+                self.wrong(
+                    &step(&at, "if_none_left"),
+                    Kind::Conflict,
+                    "`if_none_left` is about restrictions, and this rule has none",
+                    Some("remove it".into()),
+                );
+            }
+            let use_ = rule.use_.as_ref().and_then(|name| self.target(&step(&at, "use"), name));
+            let allow = rule.allow_models.as_ref().map(|names| self.model_set(&step(&at, "allow_models"), names));
+            let deny = self.model_set(&step(&at, "deny_models"), &rule.deny_models);
+            match cel::check(&rule.when, &names, program) {
+                Ok(condition) => out.push(Rule {
+                    name: rule.name.clone(),
+                    condition,
+                    use_,
+                    allow,
+                    deny,
+                    ignorable: rule.if_none_left == Some(IfNoneLeft::Ignore),
+                    apply_on_error: rule.on_error.map_or(restricts, |e| e == OnError::Apply),
+                }),
+                Err(problems) => {
+                    let when = step(&at, "when");
+                    for p in problems {
+                        let d = self.source.inside(&when, &rule.when, p.at, Kind::Condition, p.message);
+                        self.findings.push(d.maybe_help(p.help));
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn arms(&mut self) -> (Vec<String>, Vec<usize>) {
+        let mut seen = BTreeSet::new();
+        let mut targets = Vec::new();
+        for (i, name) in self.spec.select.arms.iter().enumerate() {
+            let at = format!("/select/arms/{i}");
+            if !seen.insert(name.as_str()) {
+                self.wrong(&at, Kind::Conflict, format!("`{name}` is an arm already"), Some("name each arm once".into()));
+            }
+            targets.extend(self.target(&at, name));
+        }
+        (self.spec.select.arms.clone(), targets)
+    }
+
+    fn arm(&mut self, pointer: &str, name: &str, arms: &[String]) -> Option<usize> {
+        let found = arms.iter().position(|a| a == name);
+        if found.is_none() {
+            let help = suggest("arms", name, arms.iter().map(String::as_str));
+            self.wrong(pointer, Kind::UnknownName, format!("`{name}` is not an arm"), help);
+        }
+        found
+    }
+
+    fn selector(&mut self, arms: &[String], embedding: usize) -> Option<Selector> {
+        let select = &self.spec.select;
+        let given = [
+            select.fixed.as_ref().map(|_| "static"),
+            select.similarity.as_ref().map(|_| "similarity"),
+            select.linucb.as_ref().map(|_| "linucb"),
+        ];
+        let given: Vec<&str> = given.into_iter().flatten().collect();
+        if given.len() != 1 {
+            let message = match given.len() {
+                0 => "no selector is given".to_owned(),
+                _ => format!("{} selectors are given: `{}`", given.len(), given.join("`, `")),
+            };
+            let help = "exactly one of `static`, `similarity` and `linucb`".to_owned();
+            self.wrong("/select", Kind::Conflict, message, Some(help));
+        }
+        if select.linucb.is_none() && !select.features.is_empty() {
+            let message = "`features` are what `linucb` learns from; this selector does not look at them";
+            let d = self.source.key("/select/features", Kind::Conflict, message);
+            self.findings.push(d.help("remove them, or use `linucb`"));
+        }
+        let features = self.features();
+        if let Some(spec) = &select.linucb {
+            return self.linucb(spec, features, embedding).map(Selector::LinUcb);
+        }
+        if let Some(spec) = &select.similarity {
+            let mut sets = Vec::new();
+            for (name, set) in &spec.sets {
+                let at = step("/select/similarity/sets", name);
+                if !self.spec.examples.contains_key(name) {
+                    let help = suggest("example sets", name, self.spec.examples.keys().map(String::as_str));
+                    let d = self.source.key(&at, Kind::UnknownName, format!("there is no example set `{name}`"));
+                    self.findings.push(d.maybe_help(help));
+                }
+                if let Some(arm) = self.arm(&step(&at, "arm"), &set.arm, arms) {
+                    sets.push(Set { name: name.clone(), arm, above: set.above.unwrap_or(0.75) });
+                }
+            }
+            let default = self.arm("/select/similarity/default", &spec.default, arms)?;
+            return Some(Selector::Similarity(Similarity { sets, default }));
+        }
+        self.fixed(select.fixed.as_ref()?, arms).map(Selector::Fixed)
+    }
+
+    fn fixed(&mut self, spec: &FixedSpec, arms: &[String]) -> Option<Fixed> {
+        let at = "/select/static";
+        let mut weights = vec![0.0; arms.len()];
+        match spec {
+            FixedSpec::Arm(name) => weights[self.arm(at, name, arms)?] = 1.0,
+            FixedSpec::Weights(map) => {
+                for (name, weight) in map {
+                    let at = step(at, name);
+                    if !(weight.is_finite() && *weight >= 0.0) {
+                        self.wrong(&at, Kind::Value, format!("a weight is at least 0; this is {weight}"), None);
+                    }
+                    if let Some(i) = self.arm(&at, name, arms) {
+                        weights[i] = *weight;
+                    }
+                }
+                let sum: f64 = weights.iter().sum();
+                if !(sum > 0.0 && sum.is_finite()) {
+                    self.wrong(at, Kind::Value, "no arm has a weight above 0", Some("give at least one".into()));
+                }
+            }
+        }
+        Some(Fixed { weights })
+    }
+
+    fn linucb(&mut self, spec: &LinUcbSpec, features: Vec<Feature>, embedding: usize) -> Option<LinUcb> {
+        let half_life = match spec.half_life.as_deref().map(duration_us) {
+            Some(Err(message)) => {
+                self.wrong("/select/linucb/half_life", Kind::Value, message, None);
+                None
+            }
+            Some(Ok(us)) => Some(us),
+            None => None,
+        };
+        if self.spec.reward.is_none() {
+            let d = self.source.key("/select/linucb", Kind::Conflict, "`linucb` learns from a reward, and there is none");
+            self.findings.push(d.help("add `reward:`, e.g. `reward: {quality: {weight: 1, from: feedback.score}}`"));
+        }
+        Some(LinUcb {
+            alpha: spec.alpha.unwrap_or(0.5),
+            ridge: spec.ridge.unwrap_or(1.0),
+            half_life,
+            min_pulls: spec.min_pulls.unwrap_or(5),
+            features: Features::new(features, embedding),
+        })
+    }
+
+    fn features(&mut self) -> Vec<Feature> {
+        let mut out: Vec<Feature> = Vec::new();
+        for (i, feature) in self.spec.select.features.iter().enumerate() {
+            let at = format!("/select/features/{i}");
+            let made = match feature {
+                FeatureSpec::Named(name) => match NAMES.iter().position(|n| n == name) {
+                    Some(n) => Feature::Named(n),
+                    None if name == "task" => {
+                        let d = self.source.value(&at, Kind::NotYet, "this version of weir does not have the feature `task` yet");
+                        self.findings.push(d.help("remove it"));
+                        continue;
+                    }
+                    None => {
+                        let help = match name.as_str() {
+                            "embedding" => Some("write `{embedding: {project: 32}}`".to_owned()),
+                            "language" => Some("write `{language: [en, de]}`".to_owned()),
+                            "similarity" => Some("write `{similarity: NAME}`".to_owned()),
+                            _ => suggest("features", name, NAMES.iter().copied()),
+                        };
+                        self.wrong(&at, Kind::UnknownName, format!("there is no feature `{name}`"), help);
+                        continue;
+                    }
+                },
+                FeatureSpec::Made(made) => match (&made.embedding, &made.language, &made.similarity) {
+                    (Some(e), None, None) => Feature::Embedding { project: e.project as usize },
+                    (None, Some(codes), None) if !codes.is_empty() => Feature::Language(codes.clone()),
+                    (None, None, Some(name)) => {
+                        if !self.spec.examples.contains_key(name) {
+                            let help = suggest("example sets", name, self.spec.examples.keys().map(String::as_str));
+                            let message = format!("there is no example set `{name}`");
+                            self.wrong(&step(&at, "similarity"), Kind::UnknownName, message, help);
+                        }
+                        Feature::Similarity(name.clone())
+                    }
+                    _ => {
+                        let help = "exactly one of `embedding`, `language` (with codes) and `similarity`";
+                        self.wrong(&at, Kind::Conflict, "this is not one feature", Some(help.into()));
+                        continue;
+                    }
+                },
+            };
+            if out.contains(&made) {
+                self.wrong(&at, Kind::Conflict, "this feature is given twice", Some("name each feature once".into()));
+            }
+            out.push(made);
+        }
+        out
+    }
+
+    fn floor(&mut self, arms: &[String]) -> f64 {
+        let select = &self.spec.select;
+        let floor = select.min_propensity.unwrap_or(if select.linucb.is_some() { 0.02 } else { 0.0 });
+        if floor * arms.len() as f64 > 1.0 {
+            let most = 1.0 / arms.len() as f64;
+            let message = format!("{} arms cannot all have a probability of at least {floor}", arms.len());
+            self.wrong("/select/min_propensity", Kind::Conflict, message, Some(format!("at most {most:.4}")));
+        }
+        floor
+    }
+
+    fn no_embedding(&mut self, arms: &[String], selector: Option<&Selector>) -> Option<usize> {
+        match &self.spec.select.no_embedding {
+            Some(name) => self.arm("/select/no_embedding", name, arms),
+            None => {
+                if selector.is_some_and(Selector::needs_embedding) {
+                    let message = "this selector needs the query's embedding, and `no_embedding` is missing";
+                    let help = "name the arm for requests without one: `no_embedding: ARM`";
+                    self.wrong("/select", Kind::Value, message, Some(help.into()));
+                }
+                None
+            }
+        }
+    }
+
+    fn scaled(&mut self, pointer: &str, spec: &Option<ScaledSpec>) -> Option<Scaled> {
+        let spec = spec.as_ref()?;
+        self.sign(&step(pointer, "weight"), spec.weight);
+        Some(Scaled { weight: spec.weight, scale: spec.scale.unwrap_or(1.0) })
+    }
+
+    fn sign(&mut self, pointer: &str, weight: f64) {
+        if weight > 0.0 && weight.is_finite() {
+            let d = self.source.value(pointer, Kind::Conflict, "a weight above 0 rewards what is dear or slow");
+            self.findings.push(d.warning().help("costs have negative weights"));
+        }
+    }
+
+    fn reward(&mut self) -> Option<Reward> {
+        let spec = self.spec.reward.as_ref()?;
+        let quality = spec.quality.as_ref().map(|q| {
+            let from = q.from.strip_prefix("feedback.").unwrap_or_default().to_owned();
+            if from.is_empty() {
+                let help = Some("e.g. `from: feedback.score`".to_owned());
+                self.wrong("/reward/quality/from", Kind::Value, format!("`{}` is not `feedback.NAME`", q.from), help);
+            }
+            let wait = duration_us(q.wait.as_deref().unwrap_or("24h")).unwrap_or_else(|message| {
+                self.wrong("/reward/quality/wait", Kind::Value, message, None);
+                0
+            });
+            Quality { weight: q.weight, from, wait }
+        });
+        let reward = Reward {
+            quality,
+            cost_usd: self.scaled("/reward/cost_usd", &spec.cost_usd),
+            latency_s: self.scaled("/reward/latency_s", &spec.latency_s),
+        };
+        if reward.quality.is_none() && reward.cost_usd.is_none() && reward.latency_s.is_none() {
+            let help = "give at least one of `quality`, `cost_usd` and `latency_s`";
+            self.wrong("/reward", Kind::Value, "this reward has no parts", Some(help.into()));
+        }
+        Some(reward)
+    }
+
+    fn fallback(&mut self) -> Option<Fallback> {
+        let spec = self.spec.fallback.as_ref()?;
+        let mut on = BTreeSet::new();
+        for (i, name) in spec.on.iter().enumerate() {
+            match name.as_str() {
+                "transient" => on.extend(TRANSIENT),
+                "any" => on.extend(ErrorKind::ALL.iter().filter(|k| !FINAL.contains(k))),
+                _ => match ErrorKind::ALL.iter().find(|k| k.as_str() == name) {
+                    Some(kind) => {
+                        on.insert(*kind);
+                    }
+                    None => {
+                        let known = ErrorKind::ALL.iter().map(|k| k.as_str()).chain(["transient", "any"]);
+                        let help = suggest("kinds of error", name, known);
+                        let message = format!("there is no kind of error `{name}`");
+                        self.wrong(&format!("/fallback/on/{i}"), Kind::UnknownName, message, help);
+                    }
+                },
+            }
+        }
+        let to: Vec<usize> = spec
+            .to
+            .iter()
+            .enumerate()
+            .filter_map(|(i, name)| self.target(&format!("/fallback/to/{i}"), name))
+            .collect();
+        if spec.to.is_empty() && spec.retries == 0 {
+            let help = Some("give `to`, or `retries`".to_owned());
+            self.wrong("/fallback", Kind::Conflict, "this fallback leads nowhere", help);
+        }
+        Some(Fallback { on: on.into_iter().collect(), to, retries: spec.retries })
+    }
+
+    fn tests(&mut self, arms: &[String]) {
+        let mut seen = BTreeSet::new();
+        for (i, test) in self.spec.tests.iter().enumerate() {
+            let at = format!("/tests/{i}");
+            if !seen.insert(test.name.as_str()) {
+                let message = format!("another test is named `{}` already", test.name);
+                self.wrong(&step(&at, "name"), Kind::Conflict, message, None);
+            }
+            if test.prompt.is_some() == test.request.is_some() {
+                let message = format!("the test `{}` needs exactly one of `prompt` and `request`", test.name);
+                self.wrong(&at, Kind::Conflict, message, None);
+            }
+            for (pointer, message) in super::testing::unknown_overrides(test, &self.spec.examples) {
+                let d = self.source.key(&format!("{at}{pointer}"), Kind::UnknownKey, message.0);
+                self.findings.push(d.maybe_help(message.1));
+            }
+            for name in test.fleet.keys().filter(|n| !self.cards.contains(&n.as_str())).collect::<Vec<_>>() {
+                let help = suggest("fleet entries", name, self.cards.iter().copied());
+                let d = self.source.key(&step(&step(&at, "fleet"), name), Kind::UnknownName, format!("there is no fleet entry `{name}`"));
+                self.findings.push(d.maybe_help(help));
+            }
+            self.expectation(&step(&at, "expect"), &test.expect, arms);
+        }
+    }
+
+    fn expectation(&mut self, at: &str, expect: &super::spec::ExpectSpec, arms: &[String]) {
+        let says_something = expect.plan.is_some()
+            || expect.arm.is_some()
+            || expect.model.is_some()
+            || expect.rule.is_some()
+            || expect.refused.is_some()
+            || !expect.propensity.is_empty();
+        if !says_something {
+            self.wrong(at, Kind::Value, "this test expects nothing", Some("e.g. `expect: {plan: NAME}`".into()));
+        }
+        for (key, name) in [("plan", &expect.plan), ("arm", &expect.arm)] {
+            if let Some(name) = name {
+                let _ = self.target(&step(at, key), name);
+            }
+        }
+        if let Some(model) = &expect.model
+            && !self.cards.contains(&model.as_str())
+        {
+            let help = suggest("fleet entries", model, self.cards.iter().copied());
+            self.wrong(&step(at, "model"), Kind::UnknownName, format!("the fleet has no entry `{model}`"), help);
+        }
+        if let Some(rule) = &expect.rule
+            && !self.spec.rules.iter().any(|r| r.name == *rule)
+        {
+            let help = suggest("rules", rule, self.spec.rules.iter().map(|r| r.name.as_str()));
+            self.wrong(&step(at, "rule"), Kind::UnknownName, format!("there is no rule `{rule}`"), help);
+        }
+        for arm in expect.propensity.keys() {
+            self.arm(&step(&step(at, "propensity"), arm), arm, arms);
+        }
+    }
+
+    /// What is allowed and will surprise.
+    fn surprises(&mut self, selector: Option<&Selector>, floor: f64, arms: usize) {
+        let certain = match selector {
+            Some(Selector::Fixed(f)) => f.is_one_arm(),
+            Some(Selector::Similarity(_)) | Some(Selector::LinUcb(_)) => true,
+            None => false,
+        };
+        if certain && floor == 0.0 && arms > 1 {
+            let message = "every choice here is certain, so this policy's log can tell nothing about the arms that were not taken";
+            let d = self.source.key("/select", Kind::Replay, message).warning();
+            self.findings.push(d.help("set `min_propensity: 0.02` if you mean to compare policies by replay"));
+        }
+        if let Some(Selector::LinUcb(l)) = selector
+            && l.min_pulls == 0
+        {
+            let message = "with `min_pulls: 0` an arm whose bound starts below what another already earns is hardly tried";
+            let d = self.source.value("/select/linucb/min_pulls", Kind::Replay, message).warning();
+            self.findings.push(d.help("leave it at 5, or raise `alpha`: an untried arm's bound is alpha * |x| / sqrt(ridge)"));
+        }
+    }
+
+    fn version(&mut self, inputs: &Inputs<'_>) -> Option<PolicyVersion> {
+        let examples: BTreeMap<String, Vec<String>> = inputs
+            .examples
+            .iter()
+            .map(|(name, vectors)| (name.clone(), vectors.iter().map(|v| canonical::vector_to_base64(v)).collect()))
+            .collect();
+        let identity = Identity {
+            language: 1,
+            yaml: &self.source.text,
+            fleet: inputs.fleet,
+            examples: &examples,
+            embedder: inputs.embedder.as_deref(),
+        };
+        match canonical::to_bytes(&identity) {
+            Ok(bytes) => Some(PolicyVersion {
+                name: self.spec.policy.clone(),
+                hash: Hash::of(&bytes),
+                file: self.source.file.clone(),
+                yaml: self.source.text.to_string(),
+                fleet: inputs.fleet.clone(),
+                examples,
+                embedder: inputs.embedder.as_deref().cloned(),
+            }),
+            Err(error) => {
+                self.wrong("", Kind::Value, format!("the fleet cannot be hashed: {error}"), None);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! `decide(policy, state, context)`: total and pure. Rules, then the selector's probabilities, masks, renormalisation,
+//! the floor, and one draw from exactly the vector that is recorded.
+
+use super::{
+    Policy, Target,
+    draw::{self, Purpose},
+    rules::Ruling,
+    select::{Selector, Situation, Weighed},
+    state::State,
+};
+use crate::domain::{CallSpec, Candidate, Context, DecidedBy, Decision, Elimination, Plan, RuleOutcome};
+
+impl Policy {
+    /// Decides. A refusal is a decision without a plan.
+    pub fn decide(&self, state: &State, context: &Context) -> Decision {
+        let ruling = self.rule(context, false);
+        if let Some(n) = ruling.used
+            && let Some(target) = self.rules[n].use_
+            && let Ok(model) = self.available(&self.targets[target], &ruling.restricting, context)
+        {
+            let target = &self.targets[target];
+            let mut decision = self.blank(state, DecidedBy::Rule);
+            decision.rule = Some(self.rules[n].name.clone());
+            self.take(&mut decision, target, model, &ruling, context, true);
+            decision.propensity = 1.0;
+            decision.rules = ruling.trace;
+            return decision;
+        }
+        self.select(state, context, ruling)
+    }
+
+    /// The client named a plan of this policy, one of its models, or a fleet entry. The rules' restrictions bind; their
+    /// `use` does not. What the client named is what it gets: of the fallback, only the retries apply. `None` when
+    /// nothing has that name.
+    pub fn pin(&self, target: &str, state: &State, context: &Context) -> Option<Decision> {
+        let bare;
+        let target = match self.targets.iter().find(|t| t.name == target) {
+            Some(target) => target,
+            None => {
+                let model = self.cards.iter().position(|card| card.name == target)?;
+                bare = Target { name: target.to_owned(), models: vec![model], call: CallSpec::bare(target) };
+                &bare
+            }
+        };
+        let ruling = self.rule(context, true);
+        let mut decision = self.blank(state, DecidedBy::Pinned);
+        match self.available(target, &ruling.restricting, context) {
+            Ok(model) => {
+                self.take(&mut decision, target, model, &ruling, context, false);
+                decision.propensity = 1.0;
+            }
+            Err(reason) => {
+                decision.decided_by = DecidedBy::Refused;
+                if let Elimination::Restriction(rule) = &reason {
+                    decision.rule = Some(rule.clone());
+                }
+                decision.refusal = Some(format!("`{}` was asked for by name, but {}", target.name, because(&reason)));
+                decision.candidates =
+                    vec![Candidate { arm: target.name.clone(), score: None, propensity: 0.0, eliminated: Some(reason) }];
+            }
+        }
+        decision.rules = ruling.trace;
+        Some(decision)
+    }
+
+    fn blank(&self, state: &State, decided_by: DecidedBy) -> Decision {
+        Decision {
+            policy: self.name.clone(),
+            policy_hash: self.hash,
+            state_seq: state.seq,
+            decided_by,
+            rule: None,
+            arm: String::new(),
+            plan: None,
+            fallback: Vec::new(),
+            fallback_on: Vec::new(),
+            propensity: 0.0,
+            candidates: Vec::new(),
+            features: Vec::new(),
+            rules: Vec::new(),
+            refusal: None,
+            no_embedding: None,
+        }
+    }
+
+    fn call(&self, target: &Target, model: usize) -> CallSpec {
+        CallSpec { model: self.cards[model].name.clone(), ..target.call.clone() }
+    }
+
+    fn take(
+        &self,
+        decision: &mut Decision,
+        target: &Target,
+        model: usize,
+        ruling: &Ruling,
+        context: &Context,
+        others: bool,
+    ) {
+        let call = self.call(target, model);
+        decision.arm = target.name.clone();
+        if let Some(fallback) = &self.fallback {
+            decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();
+            decision.fallback = vec![call.clone(); fallback.retries as usize];
+            for target in fallback.to.iter().filter(|_| others).map(|t| &self.targets[*t]) {
+                if let Ok(model) = self.available(target, &ruling.restricting, context) {
+                    let next = self.call(target, model);
+                    if next != call && !decision.fallback.contains(&next) {
+                        decision.fallback.push(next);
+                    }
+                }
+            }
+        }
+        decision.plan = Some(Plan::Call(call));
+    }
+
+    fn select(&self, state: &State, context: &Context, ruling: Ruling) -> Decision {
+        let mut decision = self.blank(state, DecidedBy::Select);
+        let stands: Vec<Result<usize, Elimination>> = self
+            .arm_targets
+            .iter()
+            .map(|t| self.available(&self.targets[*t], &ruling.restricting, context))
+            .collect();
+        let alive: Vec<bool> = stands.iter().map(Result::is_ok).collect();
+        decision.no_embedding = self.missing_embedding(context);
+        let weighed = match (&decision.no_embedding, self.no_embedding) {
+            (Some(_), arm) => {
+                let mass = (0..alive.len()).map(|i| if Some(i) == arm && alive[i] { 1.0 } else { 0.0 }).collect();
+                Weighed { mass, scores: vec![None; alive.len()], features: Vec::new() }
+            }
+            (None, _) => self.selector.weigh(&Situation { arms: &self.arms, alive: &alive, state, context }),
+        };
+        let probabilities = propensities(weighed.mass, &alive, self.min_propensity);
+        let drawn = draw::pick(&probabilities, draw::unit(context.seed, Purpose::Arm as u32, 0));
+        decision.features = weighed.features;
+        match drawn.and_then(|i| Some((i, *stands.get(i)?.as_ref().ok()?))) {
+            Some((i, model)) => {
+                self.take(&mut decision, &self.targets[self.arm_targets[i]], model, &ruling, context, true);
+                decision.propensity = probabilities[i];
+            }
+            None => {
+                decision.decided_by = DecidedBy::Refused;
+                decision.features = Vec::new();
+                let reasons: Vec<String> = self
+                    .arms
+                    .iter()
+                    .zip(&stands)
+                    .filter_map(|(arm, s)| Some(format!("{arm}: {}", because(s.as_ref().err()?))))
+                    .collect();
+                decision.refusal = Some(format!("no arm can serve this request ({})", reasons.join("; ")));
+                let restriction = stands.iter().find_map(|s| match s {
+                    Err(Elimination::Restriction(rule)) => Some(rule.clone()),
+                    _ => None,
+                });
+                decision.rule = restriction;
+            }
+        }
+        decision.candidates = self
+            .arms
+            .iter()
+            .zip(stands)
+            .zip(weighed.scores.iter().zip(&probabilities))
+            .map(|((arm, stand), (score, propensity))| Candidate {
+                arm: arm.clone(),
+                score: *score,
+                propensity: *propensity,
+                eliminated: stand.err(),
+            })
+            .collect();
+        decision.rules = ruling.trace;
+        decision
+    }
+
+    /// Why the selector cannot work as meant; `None` when it can.
+    fn missing_embedding(&self, context: &Context) -> Option<String> {
+        if !self.selector.needs_embedding() {
+            return None;
+        }
+        let Some(compiled) = &self.embedder else {
+            return Some("the policy was compiled without an embedder".to_owned());
+        };
+        let Some(embedding) = &context.embedding else { return Some("the query was not embedded".to_owned()) };
+        if embedding.embedder != *compiled || embedding.vector.len() != compiled.dimensions as usize {
+            return Some(format!("the query was embedded by {}, the policy's examples by {}; another embedder is another policy", embedding.embedder.name, compiled.name));
+        }
+        None
+    }
+
+    /// Whether the selector is one that learns.
+    pub(super) fn linucb(&self) -> Option<&super::select::linucb::LinUcb> {
+        match &self.selector {
+            Selector::LinUcb(l) => Some(l),
+            _ => None,
+        }
+    }
+}
+
+/// Mass to probabilities: masked, normalised, floored. Where the selector left no mass on any arm that can serve, the
+/// first of these in the policy's order gets it. The floor is a mixture with the uniform distribution over the n arms
+/// that can serve: f + (1 - n f) p, so every one has at least f and the sum stays 1.
+fn propensities(mut mass: Vec<f64>, alive: &[bool], floor: f64) -> Vec<f64> {
+    for (m, alive) in mass.iter_mut().zip(alive) {
+        if !alive || !m.is_finite() || *m < 0.0 {
+            *m = 0.0;
+        }
+    }
+    let n = alive.iter().filter(|a| **a).count();
+    let total: f64 = mass.iter().sum();
+    if total > 0.0 && total.is_finite() {
+        mass.iter_mut().for_each(|m| *m /= total);
+    } else if let Some(first) = alive.iter().position(|a| *a) {
+        mass.iter_mut().for_each(|m| *m = 0.0);
+        mass[first] = 1.0;
+    }
+    if floor > 0.0 && n > 0 {
+        let rest = 1.0 - n as f64 * floor;
+        for (m, _) in mass.iter_mut().zip(alive).filter(|(_, alive)| **alive) {
+            *m = floor + rest * *m;
+        }
+    }
+    mass
+}
+
+/// An elimination in words.
+pub(super) fn because(reason: &Elimination) -> String {
+    match reason {
+        Elimination::Restriction(rule) => format!("the rule `{rule}` forbids it"),
+        Elimination::Capability(need) => format!("it cannot do `{need}`"),
+        Elimination::Context(detail) => format!("the request is too long for it ({detail})"),
+        Elimination::Unavailable(model) => format!("{model} is not available"),
+    }
+}
+
+/// Whether a rule took part: decided, or restricted.
+pub(super) fn took_part(outcome: RuleOutcome) -> bool {
+    matches!(
+        outcome,
+        RuleOutcome::Used | RuleOutcome::Restricted | RuleOutcome::NotUsable | RuleOutcome::ErrorTaken
+    )
+}

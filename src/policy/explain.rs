@@ -1,0 +1,124 @@
+//! A decision as text: every rule tried, every arm and why it was or was not possible, the draw, what will be called.
+
+use std::fmt::Write;
+
+use super::{
+    decide::because,
+    draw::{self, Purpose},
+};
+use crate::domain::{CallSpec, Context, DecidedBy, Decision, Plan, RuleOutcome};
+
+/// The explanation of `decision` on `context`, in lines of plain text.
+pub fn text(decision: &Decision, context: &Context) -> String {
+    let mut out = String::new();
+    // Writing into a String cannot fail.
+    let _ = write(&mut out, decision, context);
+    out
+}
+
+fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
+    let by = match d.decided_by {
+        DecidedBy::Rule => format!("by the rule `{}`", d.rule.as_deref().unwrap_or_default()),
+        DecidedBy::Select => "by the selector".to_owned(),
+        DecidedBy::Pinned => "because the client named it".to_owned(),
+        DecidedBy::Shadow => "beside the deciding policy".to_owned(),
+        DecidedBy::Refused => String::new(),
+    };
+    match d.decided_by {
+        DecidedBy::Refused => writeln!(out, "REFUSED: {}", d.refusal.as_deref().unwrap_or_default())?,
+        _ => writeln!(out, "{} {by} (probability {})", d.arm, number(d.propensity))?,
+    }
+    writeln!(out, "  policy      {} {} after {} updates", d.policy, d.policy_hash.short(), d.state_seq)?;
+    if let Some(Plan::Call(call)) = &d.plan {
+        writeln!(out, "  call        {}", describe(call))?;
+    }
+    if !d.fallback.is_empty() {
+        let calls: Vec<String> = d.fallback.iter().map(describe).collect();
+        writeln!(out, "  on error    {} -> {}", d.fallback_on.join(", "), calls.join(" -> "))?;
+    }
+    let s = &c.signals;
+    writeln!(
+        out,
+        "  signals     tokens {}, query_tokens {}, language {}, code_share {}, complexity {}, turn {}, pii {}",
+        s.tokens,
+        s.query_tokens,
+        if s.language.is_empty() { "und" } else { &s.language },
+        number(s.code_share),
+        number(s.complexity),
+        s.turn,
+        s.pii.count
+    )?;
+    for (name, cosine) in &s.similarity {
+        writeln!(out, "              similarity.{name} {}", number(*cosine))?;
+    }
+    if !c.request.needs.is_empty() {
+        let needs: Vec<&str> = c.request.needs.iter().map(|n| n.as_str()).collect();
+        writeln!(out, "  needs       {}", needs.join(", "))?;
+    }
+    if let Some(why) = &d.no_embedding {
+        writeln!(out, "  embedding   missing: {why}")?;
+    }
+    if !d.rules.is_empty() {
+        writeln!(out, "  rules")?;
+        let width = d.rules.iter().map(|r| r.rule.chars().count()).max().unwrap_or(0);
+        for r in &d.rules {
+            let outcome = match r.outcome {
+                RuleOutcome::NoMatch => "does not hold",
+                RuleOutcome::Used => "holds: decided",
+                RuleOutcome::Restricted => "holds: restricts",
+                RuleOutcome::NotUsable => "holds, but what it would use cannot serve this request",
+                RuleOutcome::Dropped => "holds, but would leave no arm: ignored",
+                RuleOutcome::ErrorTaken => "failed, and takes effect",
+                RuleOutcome::ErrorSkipped => "failed, and is skipped",
+            };
+            write!(out, "    {:width$}  {outcome}", r.rule)?;
+            match &r.error {
+                Some(error) => writeln!(out, " ({error})")?,
+                None => writeln!(out)?,
+            }
+        }
+    }
+    if !d.candidates.is_empty() {
+        writeln!(out, "  arms")?;
+        let width = d.candidates.iter().map(|a| a.arm.chars().count()).max().unwrap_or(0);
+        for a in &d.candidates {
+            let score = a.score.map_or_else(String::new, |s| format!("  score {}", number(s)));
+            let mark = if a.arm == d.arm { "  <- drawn" } else { "" };
+            let out_because = a.eliminated.as_ref().map_or_else(String::new, |e| format!("  out: {}", because(e)));
+            writeln!(out, "    {:width$}  probability {}{score}{mark}{out_because}", a.arm, number(a.propensity))?;
+        }
+    }
+    if d.decided_by == DecidedBy::Select {
+        let u = draw::unit(c.seed, Purpose::Arm as u32, 0);
+        writeln!(out, "  draw        {} from seed {:016x}", number(u), c.seed)?;
+    }
+    if !d.features.is_empty() {
+        let shown: Vec<String> = d.features.iter().take(16).map(|x| number(*x)).collect();
+        let more = d.features.len().saturating_sub(16);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        writeln!(out, "  features    {}{more}", shown.join(" "))?;
+    }
+    Ok(())
+}
+
+fn describe(call: &CallSpec) -> String {
+    let mut parts = Vec::new();
+    let s = &call.sampling;
+    parts.extend(s.temperature.map(|t| format!("temperature {}", number(t))));
+    parts.extend(s.top_p.map(|t| format!("top_p {}", number(t))));
+    parts.extend(s.max_tokens.map(|n| format!("max_tokens {n}")));
+    parts.extend(s.seed.map(|n| format!("seed {n}")));
+    parts.extend((!s.stop.is_empty()).then(|| format!("{} stop strings", s.stop.len())));
+    parts.extend(call.system.as_ref().map(|_| "a system prompt".to_owned()));
+    match parts.is_empty() {
+        true => call.model.clone(),
+        false => format!("{} with {}", call.model, parts.join(", ")),
+    }
+}
+
+/// At most four digits after the point, none that say nothing.
+fn number(x: f64) -> String {
+    let text = format!("{x:.4}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text.is_empty() || text == "-0" { "0".to_owned() } else { text.to_owned() }
+}

@@ -1,0 +1,246 @@
+//! The shape of a file: JSON Schema generated from [`Spec`](super::Spec), and its errors worded for people and mapped
+//! to places.
+
+use std::sync::{Arc, LazyLock};
+
+use jsonschema::{ValidationError, error::ValidationErrorKind};
+use serde_json::Value;
+
+use super::{
+    diagnostic::{Diagnostic, DiagnosticKind, suggest},
+    source::{Source, step},
+    spec::Spec,
+};
+
+/// Keys of the design that this version refuses by name, and the part of a file where each belongs.
+const LATER: &[(&str, &[&str])] = &[
+    ("", &["budget", "split", "shadow_decide"]),
+    ("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]),
+    (
+        "/select",
+        &[
+            "weighted",
+            "cheapest",
+            "fastest",
+            "knn",
+            "clusters",
+            "ridge",
+            "logistic",
+            "thompson",
+            "epsilon_greedy",
+            "graph",
+            "sticky",
+            "stickiness",
+        ],
+    ),
+    ("/reward", &["joules"]),
+];
+
+/// The JSON Schema (draft 2020-12) of policy files.
+pub fn schema() -> &'static Value {
+    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
+        let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+        let mut schema = settings.into_generator().into_root_schema_for::<Spec>().to_value();
+        if let Some(root) = schema.as_object_mut() {
+            root.insert("title".into(), "weir policy".into());
+        }
+        schema
+    });
+    &SCHEMA
+}
+
+/// Every way in which `value` departs from the schema.
+pub(super) fn check(source: &Arc<Source>, value: &Value) -> Vec<Diagnostic> {
+    let validator = match jsonschema::validator_for(schema()) {
+        Ok(validator) => validator,
+        // The schema is generated from our own types; that it compiles is tested.
+        Err(error) => return vec![source.value("", DiagnosticKind::Value, format!("weir's own schema: {error}"))],
+    };
+    let mut out = Vec::new();
+    for error in validator.iter_errors(value) {
+        word(source, &error, &mut out);
+    }
+    out
+}
+
+fn word(source: &Arc<Source>, error: &ValidationError<'_>, out: &mut Vec<Diagnostic>) {
+    use ValidationErrorKind as K;
+    let at = error.instance_path().as_str();
+    let got = error.instance();
+    let say = |message: String| source.value(at, DiagnosticKind::Value, message);
+    match error.kind() {
+        K::AdditionalProperties { unexpected } | K::UnevaluatedProperties { unexpected } => {
+            for key in unexpected {
+                out.push(unknown_key(source, at, key));
+            }
+        }
+        K::Required { property } => {
+            let name = property.as_str().unwrap_or_default();
+            out.push(say(format!("`{name}` is missing")).label("needed here").maybe_help(described(at, name)));
+        }
+        K::Type { .. } => {
+            let wanted = expected(schema_at(at));
+            out.push(say(format!("expected {wanted}, found {}", found(got))).label(format!("expected {wanted}")));
+        }
+        K::Enum { options } => {
+            let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let help = suggest("values", got.as_str().unwrap_or_default(), names.iter().copied());
+            out.push(say(format!("{} is not one of the values that are allowed here", found(got))).maybe_help(help));
+        }
+        K::Minimum { limit } => out.push(say(format!("{} is too small; at least {limit}", found(got)))),
+        K::ExclusiveMinimum { limit } => out.push(say(format!("{} is too small; more than {limit}", found(got)))),
+        K::Maximum { limit } => out.push(say(format!("{} is too large; at most {limit}", found(got)))),
+        K::ExclusiveMaximum { limit } => out.push(say(format!("{} is too large; less than {limit}", found(got)))),
+        K::MinItems { .. } | K::MinProperties { .. } => {
+            out.push(say("this is empty; at least one entry is needed".to_owned()));
+        }
+        K::MaxItems { limit } => out.push(say(format!("too many entries; at most {limit}"))),
+        K::MinLength { .. } => out.push(say("this text is empty".to_owned())),
+        K::AnyOf { context } | K::OneOfNotValid { context } => any_of(source, at, got, context, out),
+        // Formats such as `uint32` bound numbers; the schema's own wording of the rest is good enough.
+        _ => out.push(say(error.to_string())),
+    }
+}
+
+/// Of several shapes, the errors of the one that was meant: the branch whose type fits the value.
+fn any_of(
+    source: &Arc<Source>,
+    at: &str,
+    got: &Value,
+    context: &[Vec<ValidationError<'static>>],
+    out: &mut Vec<Diagnostic>,
+) {
+    let own_type = |e: &ValidationError<'_>| {
+        matches!(e.kind(), ValidationErrorKind::Type { .. }) && e.instance_path().as_str() == at
+    };
+    match context.iter().find(|branch| !branch.iter().any(own_type)) {
+        Some(branch) => branch.iter().for_each(|e| word(source, e, out)),
+        None => {
+            let wanted = expected(schema_at(at));
+            let message = format!("expected {wanted}, found {}", found(got));
+            out.push(source.value(at, DiagnosticKind::Value, message).label(format!("expected {wanted}")));
+        }
+    }
+}
+
+fn unknown_key(source: &Arc<Source>, at: &str, key: &str) -> Diagnostic {
+    let pointer = step(at, key);
+    if LATER.iter().any(|(place, keys)| fits(place, at) && keys.contains(&key)) {
+        return source
+            .key(&pointer, DiagnosticKind::NotYet, format!("this version of weir does not have `{key}` yet"))
+            .label("not yet")
+            .help("remove it; a key that did nothing would be worse than an error");
+    }
+    if key == "<<" {
+        return source
+            .key(&pointer, DiagnosticKind::UnknownKey, "merge keys (`<<`) are not part of YAML 1.2")
+            .help("write the keys out");
+    }
+    let known: Vec<&str> = properties(schema_at(at));
+    source
+        .key(&pointer, DiagnosticKind::UnknownKey, format!("there is no key `{key}` here"))
+        .label("unknown key")
+        .maybe_help(suggest("keys", key, known.iter().copied()))
+}
+
+/// Whether the pointer `at` is of the form `pattern`, in which `*` stands for any one step.
+fn fits(pattern: &str, at: &str) -> bool {
+    let (mut a, mut b) = (pattern.split('/'), at.split('/'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(x), Some(y)) if x == "*" || x == y => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The part of the schema that describes the node at an instance's pointer. Where several shapes are allowed, the one
+/// with keys, since that is what a pointer goes on into.
+fn schema_at(pointer: &str) -> &'static Value {
+    let mut node = schema();
+    for part in pointer.split('/').skip(1) {
+        let part = part.replace("~1", "/").replace("~0", "~");
+        node = shapes(node).iter().find_map(|shape| child(shape, &part)).unwrap_or(&Value::Null);
+    }
+    node
+}
+
+fn shapes(node: &'static Value) -> Vec<&'static Value> {
+    match node.get("anyOf").or_else(|| node.get("oneOf")).and_then(Value::as_array) {
+        Some(branches) => branches.iter().collect(),
+        None => vec![node],
+    }
+}
+
+fn child(node: &'static Value, key: &str) -> Option<&'static Value> {
+    node.get("properties")
+        .and_then(|p| p.get(key))
+        .or_else(|| node.get("items"))
+        .or_else(|| node.get("additionalProperties").filter(|v| v.is_object()))
+}
+
+fn properties(node: &'static Value) -> Vec<&'static str> {
+    shapes(node)
+        .iter()
+        .filter_map(|shape| shape.get("properties").and_then(Value::as_object))
+        .flat_map(|map| map.keys().map(String::as_str))
+        .collect()
+}
+
+/// The description of a property, as a remedy for its absence.
+fn described(at: &str, name: &str) -> Option<String> {
+    let node = shapes(schema_at(at)).iter().find_map(|s| s.get("properties").and_then(|p| p.get(name)))?;
+    let text = node.get("description").and_then(Value::as_str)?;
+    Some(format!("`{name}`: {}", text.replace('\n', " ")))
+}
+
+/// What a schema node accepts, in words.
+fn expected(node: &'static Value) -> String {
+    let mut words: Vec<String> = Vec::new();
+    for shape in shapes(node) {
+        let types: Vec<&str> = match shape.get("type") {
+            Some(Value::String(t)) => vec![t],
+            Some(Value::Array(types)) => types.iter().filter_map(Value::as_str).collect(),
+            _ => Vec::new(),
+        };
+        for t in types.into_iter().filter(|t| *t != "null") {
+            words.push(match t {
+                "string" => "text".to_owned(),
+                "integer" => "a whole number".to_owned(),
+                "number" => "a number".to_owned(),
+                "boolean" => "`true` or `false`".to_owned(),
+                "array" => "a list".to_owned(),
+                "object" => {
+                    let keys = properties(shape);
+                    match keys.len() {
+                        1..=4 => format!("a map with `{}`", keys.join("`, `")),
+                        _ => "a map".to_owned(),
+                    }
+                }
+                other => other.to_owned(),
+            });
+        }
+        if let Some(options) = shape.get("enum").and_then(Value::as_array) {
+            let names: Vec<&str> = options.iter().filter_map(Value::as_str).collect();
+            words.push(format!("one of `{}`", names.join("`, `")));
+        }
+    }
+    match words.len() {
+        0 => "another value".to_owned(),
+        _ => words.join(" or "),
+    }
+}
+
+/// A value in words.
+fn found(value: &Value) -> String {
+    match value {
+        Value::Null => "nothing".to_owned(),
+        Value::Bool(b) => format!("`{b}`"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) if s.chars().count() <= 40 => format!("the text {s:?}"),
+        Value::String(_) => "a text".to_owned(),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "a map".to_owned(),
+    }
+}

@@ -1,0 +1,383 @@
+//! What a policy file may say: the types that YAML is read into, and from which the JSON Schema is generated. What the
+//! parts mean together is checked and resolved by `compile`.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::source::Source;
+
+/// A policy: which plan answers a request.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Spec {
+    /// The policy's name, by which clients ask for it as `model`.
+    #[schemars(length(min = 1))]
+    pub policy: String,
+    /// What it is for, in a sentence; shown in listings.
+    #[serde(default)]
+    pub description: String,
+    /// This file's names for fleet entries.
+    #[schemars(extend("minProperties" = 1))]
+    pub models: BTreeMap<String, ModelSpec>,
+    /// Named sets of example texts; `signals.similarity.NAME` is the greatest cosine to one of them.
+    #[serde(default)]
+    pub examples: BTreeMap<String, Vec<String>>,
+    /// Named plans. Every model is a plan of its own name already.
+    #[serde(default)]
+    pub plans: BTreeMap<String, PlanSpec>,
+    /// Tried in order: restrictions add up, the first usable `use` wins.
+    #[serde(default)]
+    pub rules: Vec<RuleSpec>,
+    /// What decides where no rule does.
+    pub select: SelectSpec,
+    /// What the selector learns from.
+    #[serde(default)]
+    pub reward: Option<RewardSpec>,
+    /// What follows an error.
+    #[serde(default)]
+    pub fallback: Option<FallbackSpec>,
+    /// Cases that `weir policy test` runs.
+    #[serde(default)]
+    pub tests: Vec<TestSpec>,
+    /// The file that this was read from.
+    #[serde(skip)]
+    #[schemars(skip)]
+    pub(super) source: Arc<Source>,
+}
+
+impl Spec {
+    /// The file name that was given to `parse`.
+    pub fn file(&self) -> &str {
+        &self.source.file
+    }
+
+    /// The YAML text, byte for byte.
+    pub fn yaml(&self) -> &str {
+        &self.source.text
+    }
+}
+
+/// A fleet entry by name, or all that carry a tag. Exactly one of the two.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Name of a fleet entry.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// A tag. With several entries, a call goes to the first (by name) that nothing eliminates.
+    #[serde(default)]
+    pub tag: Option<String>,
+}
+
+/// One call of a model, with sampling that the plan sets where the client did not.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlanSpec {
+    /// A name of `models`.
+    pub call: String,
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 2.0))]
+    pub temperature: Option<f64>,
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
+    pub top_p: Option<f64>,
+    /// Upper bound on generated tokens.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u32>,
+    #[serde(default)]
+    pub seed: Option<i64>,
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub stop: Vec<String>,
+    /// Text put before the client's system prompt.
+    #[serde(default)]
+    pub system: Option<String>,
+}
+
+/// A condition and what follows from it.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuleSpec {
+    /// Unique; named in explanations and records.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// A CEL expression of type bool over `request`, `signals`, `session`, `key` and `fleet`.
+    #[schemars(length(min = 1))]
+    pub when: String,
+    /// The plan or model to use.
+    #[serde(default, rename = "use")]
+    pub use_: Option<String>,
+    /// Only these names of `models` may be called, by whatever plan.
+    #[serde(default)]
+    #[schemars(length(min = 1))]
+    pub allow_models: Option<Vec<String>>,
+    /// These names of `models` may not be called, by whatever plan.
+    #[serde(default)]
+    pub deny_models: Vec<String>,
+    /// What happens when the restrictions leave no arm that could serve the request. Default: refuse.
+    #[serde(default)]
+    pub if_none_left: Option<IfNoneLeft>,
+    /// What happens when the condition fails to evaluate. Default: a rule with restrictions takes effect, a `use` alone
+    /// does not.
+    #[serde(default)]
+    pub on_error: Option<OnError>,
+}
+
+/// What happens when restrictions leave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IfNoneLeft {
+    Refuse,
+    Ignore,
+}
+
+/// What a rule does whose condition fails to evaluate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// As if the condition were true.
+    Apply,
+    /// As if it were false.
+    Skip,
+}
+
+/// The selector. Exactly one of `static`, `similarity` and `linucb`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SelectSpec {
+    /// Plans or models, in order of preference where nothing else orders them.
+    #[schemars(length(min = 1))]
+    pub arms: Vec<String>,
+    /// One arm, or weights per arm.
+    #[serde(default, rename = "static")]
+    pub fixed: Option<FixedSpec>,
+    /// The arm of the nearest example set.
+    #[serde(default)]
+    pub similarity: Option<SimilaritySpec>,
+    /// A contextual bandit: disjoint LinUCB.
+    #[serde(default)]
+    pub linucb: Option<LinUcbSpec>,
+    /// What `linucb` sees of a request, beside a constant 1.
+    #[serde(default)]
+    pub features: Vec<FeatureSpec>,
+    /// Least probability of every arm that can serve the request. Default: 0.02 for `linucb`, else 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub min_propensity: Option<f64>,
+    /// The arm where the selector needs an embedding and there is none.
+    #[serde(default)]
+    pub no_embedding: Option<String>,
+}
+
+/// One arm's name, or a weight per arm.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FixedSpec {
+    Arm(String),
+    Weights(BTreeMap<String, f64>),
+}
+
+/// Arms by nearest example set.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SimilaritySpec {
+    /// Names of `examples`, and the arm that each stands for.
+    #[schemars(extend("minProperties" = 1))]
+    pub sets: BTreeMap<String, SetSpec>,
+    /// The arm where no set is near enough.
+    pub default: String,
+}
+
+/// One example set of a similarity selector.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetSpec {
+    pub arm: String,
+    /// Least cosine that counts as near. Default: 0.75.
+    #[serde(default)]
+    #[schemars(range(min = -1.0, max = 1.0))]
+    pub above: Option<f64>,
+}
+
+/// Disjoint LinUCB (Li et al., 2010): per arm a ridge regression of the reward, and a bonus for what is uncertain.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LinUcbSpec {
+    /// Width of the confidence bound. Default: 0.5.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub alpha: Option<f64>,
+    /// Regularisation. Default: 1.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub ridge: Option<f64>,
+    /// After this time an observation counts half, e.g. `7d`. Default: never.
+    #[serde(default)]
+    pub half_life: Option<String>,
+    /// Rewarded pulls until an arm may be left to the bound alone; before, it gets at least its fair share. Default: 5.
+    #[serde(default)]
+    pub min_pulls: Option<u64>,
+}
+
+/// A feature by name, or one with a parameter.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum FeatureSpec {
+    Named(String),
+    Made(MadeFeatureSpec),
+}
+
+/// A feature with a parameter. Exactly one key.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MadeFeatureSpec {
+    /// The query's embedding.
+    #[serde(default)]
+    pub embedding: Option<EmbeddingFeatureSpec>,
+    /// One-hot over these ISO 639-1 codes, with one more place for all others.
+    #[serde(default)]
+    pub language: Option<Vec<String>>,
+    /// The cosine to the named example set.
+    #[serde(default)]
+    pub similarity: Option<String>,
+}
+
+/// How the embedding enters.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddingFeatureSpec {
+    /// Dimensions after a fixed random projection.
+    #[schemars(range(min = 1, max = 256))]
+    pub project: u32,
+}
+
+/// Reward of one request: the sum of its parts, each times its weight. At least one part.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RewardSpec {
+    #[serde(default)]
+    pub quality: Option<QualitySpec>,
+    #[serde(default)]
+    pub cost_usd: Option<ScaledSpec>,
+    #[serde(default)]
+    pub latency_s: Option<ScaledSpec>,
+}
+
+/// Feedback as quality; without it a request teaches nothing.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct QualitySpec {
+    pub weight: f64,
+    /// `feedback.NAME`.
+    pub from: String,
+    /// How long feedback is waited for, e.g. `24h`. Default: 24h.
+    #[serde(default)]
+    pub wait: Option<String>,
+}
+
+/// A measured quantity, divided by what counts as 1.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScaledSpec {
+    /// Negative, to make it a cost.
+    pub weight: f64,
+    /// The quantity that counts as 1. Default: 1.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub scale: Option<f64>,
+}
+
+/// What follows an error.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FallbackSpec {
+    /// Kinds of error, or the groups `transient` and `any`.
+    #[schemars(length(min = 1))]
+    pub on: Vec<String>,
+    /// Plans or models to call then, in order.
+    #[serde(default)]
+    pub to: Vec<String>,
+    /// How often the failed call itself is repeated first. Default: 0.
+    #[serde(default)]
+    #[schemars(range(max = 5))]
+    pub retries: u32,
+}
+
+/// One case: a request, what is known beside it, and what must come out. Exactly one of `prompt` and `request`.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TestSpec {
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// The only message, from the user.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// A whole chat request in OpenAI's JSON.
+    #[serde(default)]
+    pub request: Option<BTreeMap<String, serde_json::Value>>,
+    /// Signals that are not measured but given.
+    #[serde(default)]
+    pub signals: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    pub session: BTreeMap<String, serde_json::Value>,
+    #[serde(default)]
+    pub key: BTreeMap<String, serde_json::Value>,
+    /// State of fleet entries by name; what is not given is available and idle.
+    #[serde(default)]
+    pub fleet: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
+    /// Seed of the draw. Default: 0.
+    #[serde(default)]
+    pub seed: u64,
+    pub expect: ExpectSpec,
+}
+
+/// What must come out of a test. All that is given must hold.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpectSpec {
+    /// The plan or model that is run. The same as `arm`.
+    #[serde(default)]
+    pub plan: Option<String>,
+    #[serde(default)]
+    pub arm: Option<String>,
+    /// The fleet entry that is called.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// The rule that decided, or restricted.
+    #[serde(default)]
+    pub rule: Option<String>,
+    #[serde(default)]
+    pub refused: Option<bool>,
+    /// Bounds on arms' probabilities.
+    #[serde(default)]
+    pub propensity: BTreeMap<String, BoundsSpec>,
+}
+
+/// Bounds, both inclusive.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BoundsSpec {
+    #[serde(default)]
+    pub at_least: Option<f64>,
+    #[serde(default)]
+    pub at_most: Option<f64>,
+}
+
+/// `90ms`, `30s`, `5m`, `24h`, `7d` in microseconds.
+pub(super) fn duration_us(text: &str) -> Result<i64, String> {
+    let wrong = || format!("`{text}` is not a length of time; write a number and a unit, as in `30s`, `5m`, `24h`, `7d`");
+    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number: i64 = text[..at].parse().map_err(|_| wrong())?;
+    let unit: i64 = match &text[at..] {
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        "d" => 86_400_000_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(unit).filter(|us| *us > 0).ok_or_else(|| format!("`{text}` is out of range"))
+}

@@ -1,0 +1,157 @@
+//! The `tests:` of a policy file: a context from a case, and whether the decision is what the case expects. How a
+//! request's signals are measured is the caller's business.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Policy, State, TestSpec, decide::took_part, diagnostic::suggest, source::step};
+use crate::domain::{Context, Decision, KeyView, ModelState, SessionView, Signals};
+
+/// What came of one case.
+#[derive(Clone, Debug, Serialize)]
+pub struct Case {
+    pub name: String,
+    pub passed: bool,
+    /// Each expectation that does not hold.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
+    pub decision: Decision,
+}
+
+/// Runs one case on `context`, which the caller has made from the case's request; what the case gives beside it is laid
+/// over here.
+///
+/// # Errors
+/// When a value that the case gives does not have its variable's type.
+pub fn run(policy: &Policy, state: &State, test: &TestSpec, context: Context) -> Result<Case, String> {
+    let context = overlay(test, context)?;
+    let decision = policy.decide(state, &context);
+    let failures = compare(test, &decision);
+    Ok(Case { name: test.name.clone(), passed: failures.is_empty(), failures, decision })
+}
+
+/// The context with what the case gives.
+///
+/// # Errors
+/// As for [`run`].
+pub fn overlay(test: &TestSpec, mut context: Context) -> Result<Context, String> {
+    context.signals = over(&context.signals, &test.signals, "signals")?;
+    context.session = over(&context.session, &test.session, "session")?;
+    context.key = over(&context.key, &test.key, "key")?;
+    for (name, given) in &test.fleet {
+        let idle = ModelState { available: true, ..ModelState::default() };
+        let state = over(context.fleet.get(name).unwrap_or(&idle), given, &format!("fleet.{name}"))?;
+        context.fleet.insert(name.clone(), state);
+    }
+    context.seed = test.seed;
+    Ok(context)
+}
+
+fn over<T>(base: &T, given: &BTreeMap<String, Value>, what: &str) -> Result<T, String>
+where
+    T: Serialize + serde::de::DeserializeOwned,
+{
+    let mut value = serde_json::to_value(base).map_err(|e| format!("{what}: {e}"))?;
+    for (key, given) in given {
+        match (value.get_mut(key), given) {
+            (Some(Value::Object(map)), Value::Object(given)) => {
+                map.extend(given.iter().map(|(k, v)| (k.clone(), v.clone())));
+            }
+            (Some(slot), given) => *slot = given.clone(),
+            (None, _) => return Err(format!("{what} has no `{key}`")),
+        }
+    }
+    serde_json::from_value(value).map_err(|e| format!("{what}: {e}"))
+}
+
+/// Keys of a case's `signals`, `session`, `key` and `fleet` that do not exist: where below the case, what, and a hint.
+pub(super) fn unknown_overrides(
+    test: &TestSpec,
+    examples: &BTreeMap<String, Vec<String>>,
+) -> Vec<(String, (String, Option<String>))> {
+    let mut out = Vec::new();
+    let mut compare = |at: &str, given: &BTreeMap<String, Value>, form: Result<Value, serde_json::Error>| {
+        let Ok(Value::Object(form)) = form else { return };
+        for (key, value) in given {
+            match form.get(key) {
+                None => {
+                    let help = suggest("names", key, form.keys().map(String::as_str));
+                    out.push((step(at, key), (format!("there is no `{key}` here"), help)));
+                }
+                Some(Value::Object(inner)) => {
+                    let free = key == "similarity";
+                    let known: Vec<&str> = match free {
+                        true => examples.keys().map(String::as_str).collect(),
+                        false => inner.keys().map(String::as_str).collect(),
+                    };
+                    for name in value.as_object().into_iter().flat_map(|m| m.keys()) {
+                        if !known.contains(&name.as_str()) {
+                            let help = suggest("names", name, known.iter().copied());
+                            out.push((step(&step(at, key), name), (format!("there is no `{name}` here"), help)));
+                        }
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+    };
+    compare("/signals", &test.signals, serde_json::to_value(Signals::default()));
+    compare("/session", &test.session, serde_json::to_value(SessionView::default()));
+    compare("/key", &test.key, serde_json::to_value(KeyView::default()));
+    for (name, given) in &test.fleet {
+        compare(&step("/fleet", name), given, serde_json::to_value(ModelState::default()));
+    }
+    out
+}
+
+fn compare(test: &TestSpec, decision: &Decision) -> Vec<String> {
+    let mut failures = Vec::new();
+    let expect = &test.expect;
+    let taken = match decision.arm.as_str() {
+        "" => "nothing (refused)".to_owned(),
+        arm => format!("`{arm}`"),
+    };
+    for name in [&expect.plan, &expect.arm].into_iter().flatten() {
+        if decision.arm != *name {
+            failures.push(format!("expected the plan `{name}`, got {taken}"));
+        }
+    }
+    if let Some(model) = &expect.model {
+        let called = decision.plan.as_ref().map(|p| p.models()).unwrap_or_default();
+        if called.first() != Some(&model.as_str()) {
+            let called = called.first().map_or_else(|| "nothing".to_owned(), |m| format!("`{m}`"));
+            failures.push(format!("expected a call of `{model}`, got one of {called}"));
+        }
+    }
+    if let Some(rule) = &expect.rule {
+        let took = |name: &str| decision.rules.iter().any(|t| t.rule == name && took_part(t.outcome));
+        if decision.rule.as_deref() != Some(rule.as_str()) && !took(rule) {
+            let others: Vec<&str> =
+                decision.rules.iter().filter(|t| took_part(t.outcome)).map(|t| t.rule.as_str()).collect();
+            let others = if others.is_empty() { "no rule".to_owned() } else { format!("`{}`", others.join("`, `")) };
+            failures.push(format!("expected the rule `{rule}` to take part; {others} did"));
+        }
+    }
+    if let Some(refused) = expect.refused {
+        if refused && decision.plan.is_some() {
+            failures.push(format!("expected a refusal, got {taken}"));
+        }
+        if !refused && decision.plan.is_none() {
+            let why = decision.refusal.as_deref().unwrap_or("no reason given");
+            failures.push(format!("refused: {why}"));
+        }
+    }
+    for (arm, bounds) in &expect.propensity {
+        let Some(candidate) = decision.candidates.iter().find(|c| c.arm == *arm) else {
+            failures.push(format!("`{arm}` was not drawn from: {taken} was decided before the selector"));
+            continue;
+        };
+        let p = candidate.propensity;
+        if bounds.at_least.is_some_and(|least| p < least) || bounds.at_most.is_some_and(|most| p > most) {
+            failures.push(format!("the probability of `{arm}` is {p}"));
+        }
+    }
+    failures
+}
