@@ -75,8 +75,7 @@ pub struct Running {
     gateway: Arc<Gateway>,
     log: EventLog,
     feeder: Feeder,
-    drain: Duration,
-    server: JoinHandle<std::io::Result<()>>,
+    server: JoinHandle<http::Drained>,
     stop: tokio::sync::watch::Sender<bool>,
     needs_key: bool,
 }
@@ -141,7 +140,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         .or_else(|| policies.first().map(|p| p.name().to_owned()))
         .unwrap_or_default();
     let needs_key = !config.keys.is_empty();
-    let options = http_options(&config);
+    let options = http_options(&config, &metrics);
     let gateway = Arc::new(Gateway::new(Parts {
         policies,
         default_policy,
@@ -164,11 +163,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     }));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let app = http::app(Arc::clone(&gateway) as Arc<dyn http::Service>, options);
-    let server = tokio::spawn(http::serve(listener, app, async move {
+    let serve_options = http::ServeOptions { drain: config.drain, ..http::ServeOptions::default() };
+    let server = tokio::spawn(http::serve(listener, app, serve_options, async move {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;
     }));
-    Ok(Running { address, gateway, log, feeder, drain: config.drain, server, stop, needs_key })
+    Ok(Running { address, gateway, log, feeder, server, stop, needs_key })
 }
 
 impl Running {
@@ -196,17 +196,16 @@ impl Running {
             _ = terminate.recv() => {}
             _ = tokio::signal::ctrl_c() => {}
             ended = &mut server => {
-                return match ended {
-                    Ok(result) => result.map_err(other),
-                    Err(error) => Err(StartError::Other(error.to_string())),
-                };
+                return Err(StartError::Other(format!("the server ended by itself: {ended:?}")));
             }
         }
         tracing::info!("stopping: no new requests; those under way may end");
         self.gateway.drain();
         let _ = self.stop.send(true);
-        if tokio::time::timeout(self.drain, server).await.is_err() {
-            tracing::warn!("requests were still under way after {:?}; they are recorded as interrupted", self.drain);
+        if let Ok(drained) = server.await
+            && drained.cut > 0
+        {
+            tracing::warn!(connections = drained.cut, "requests were still under way; they are recorded as cancelled");
         }
         if let Err(error) = self.feeder.flush(self.log.last_seq(), Duration::from_secs(10)).await {
             tracing::warn!(%error, "the store does not have everything yet; it is fed at the next start");
@@ -228,7 +227,7 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
                 continue;
             }
         };
-        match policy::compile(&spec, &policy::Inputs::unembedded(&fleet, &spec)) {
+        match policy::compile(&spec, &unembedded(&fleet)) {
             Ok(policy) if names.contains(&policy.name().to_owned()) => {
                 wrong.push(format!("{}: another file has a policy named `{}` already", file.file, policy.name()));
             }
@@ -278,7 +277,8 @@ pub async fn policy_for_replay(
     let version = store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
         StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
     })?;
-    let embedder = if spec.needs_embedder() {
+    let plain = policy::compile(&spec, &unembedded(&version.fleet)).map_err(|d| StartError::Policy(d.to_string()))?;
+    let embedder = if plain.needs_embedding() {
         let assets = Assets::new(data_dir, assets::Options::from_env());
         let name = version.embedder.as_ref().map_or("bge-small-en", |e| e.name.as_str()).to_owned();
         Some(load_embedder(&assets, &name, 1).await.map_err(StartError::Other)?)
@@ -494,9 +494,7 @@ async fn compile(
     embedder: Option<&Arc<dyn Embedder>>,
 ) -> Result<Vec<Arc<Policy>>, StartError> {
     // All files' errors at once, before anything is embedded.
-    let mut checked = config.clone();
-    checked.policies.clone_from(&config.policies);
-    check(&checked)?;
+    check(config)?;
     let mut policies = Vec::new();
     for file in &config.policies {
         let spec = policy::parse(&file.file, &file.yaml).map_err(|d| StartError::Policy(d.to_string()))?;
@@ -511,27 +509,35 @@ async fn compile(
     Ok(policies)
 }
 
+/// What a policy compiles with where nothing is embedded.
+fn unembedded(fleet: &Fleet) -> policy::Inputs<'_> {
+    policy::Inputs { fleet, examples: BTreeMap::new(), embedder: None }
+}
+
+/// Compiles a policy; its examples are embedded only where it looks at embeddings at all, so that an embedder that does
+/// not matter is no part of its identity.
 async fn compile_one(
     spec: &policy::Spec,
     fleet: &Fleet,
     embedder: Option<&Arc<dyn Embedder>>,
 ) -> Result<Policy, StartError> {
-    let mut inputs = policy::Inputs::unembedded(fleet, spec);
-    if let Some(embedder) = embedder.filter(|_| spec.needs_embedder()) {
-        inputs.embedder = Some(embedder.identity());
-        for (set, texts) in spec.examples() {
-            let mut vectors = Vec::with_capacity(texts.len());
-            for text in texts {
-                let vector = embedder.embed(text).await;
-                vectors.push(vector.map_err(|e| StartError::Other(format!("examples.{set}: {e}")))?);
-            }
-            inputs.examples.insert(set.clone(), vectors);
+    let wrong = |d: policy::Diagnostics| StartError::Policy(d.to_string());
+    let plain = policy::compile(spec, &unembedded(fleet)).map_err(wrong)?;
+    let Some(embedder) = embedder.filter(|_| plain.needs_embedding()) else { return Ok(plain) };
+    let mut inputs = unembedded(fleet);
+    inputs.embedder = Some(embedder.identity());
+    for (set, texts) in &spec.examples {
+        let mut vectors = Vec::with_capacity(texts.len());
+        for text in texts {
+            let vector = embedder.embed(text).await;
+            vectors.push(vector.map_err(|e| StartError::Other(format!("{}: examples.{set}: {e}", spec.file())))?);
         }
+        inputs.examples.insert(set.clone(), vectors);
     }
-    policy::compile(spec, &inputs).map_err(|d| StartError::Policy(d.to_string()))
+    policy::compile(spec, &inputs).map_err(wrong)
 }
 
-fn http_options(config: &Config) -> http::HttpOptions {
+fn http_options(config: &Config, metrics: &Arc<Metrics>) -> http::HttpOptions {
     http::HttpOptions {
         keys: config
             .keys
@@ -545,6 +551,7 @@ fn http_options(config: &Config) -> http::HttpOptions {
             })
             .collect(),
         body_limit: config.body_limit,
+        metrics: Arc::clone(metrics),
         ..http::HttpOptions::default()
     }
 }

@@ -65,7 +65,7 @@ pub struct ServeArgs {
 
 /// Serves until SIGTERM or Ctrl-C, then drains.
 pub fn run(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    telemetry::init(args.log_format);
+    telemetry::init(args.log_format)?;
     let config = args.config.assemble(args.listen)?;
     super::runtime()?.block_on(async {
         let running = app::start(config).await?;

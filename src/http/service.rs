@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 
 use crate::{
     domain::{DecisionId, Feedback, OutcomeStatus, Request},
-    gateway::{Answer, Caller, Embedded, Explained, GatewayError, Readiness, Served},
+    gateway::{Answer, Caller, Embedded, Explained, Gateway, GatewayError, Readiness, Served},
 };
 
 /// The gateway as the HTTP edge sees it. Every method may be called from many tasks at once; dropping a future, or the
@@ -71,4 +71,48 @@ pub struct DecisionsQuery {
     pub tenant: Option<String>,
     /// Name of the API key.
     pub key: Option<String>,
+}
+
+#[async_trait]
+impl Service for Gateway {
+    async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
+        Gateway::chat(self, request, caller).await
+    }
+
+    async fn decide(&self, request: Request, caller: Caller) -> Result<Explained, GatewayError> {
+        Gateway::decide(self, request, caller).await
+    }
+
+    async fn embeddings(&self, model: &str, texts: Vec<String>) -> Result<Embedded, GatewayError> {
+        Gateway::embeddings(self, model, texts).await
+    }
+
+    fn served(&self) -> Vec<Served> {
+        Gateway::served(self)
+    }
+
+    async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {
+        Gateway::feedback(self, id, feedback).await
+    }
+
+    async fn decisions(&self, query: DecisionsQuery) -> Result<Vec<Value>, GatewayError> {
+        let rows = Gateway::decisions(self, query.into()).await?;
+        rows.iter().map(json).collect()
+    }
+
+    async fn decision(&self, id: DecisionId) -> Result<Value, GatewayError> {
+        json(&Gateway::decision(self, id).await?)
+    }
+
+    async fn readiness(&self) -> Readiness {
+        Gateway::readiness(self).await
+    }
+
+    fn metrics(&self) -> String {
+        Gateway::metrics(self)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Value, GatewayError> {
+    serde_json::to_value(value).map_err(|e| GatewayError::Store(e.to_string()))
 }

@@ -163,6 +163,11 @@ impl Policy {
         self.selector.needs_embedding() || self.program.uses_similarity()
     }
 
+    /// Whether there are rules; without any, a pinned request's signals change nothing.
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
     /// Whether rewards change later decisions.
     pub fn learns(&self) -> bool {
         self.linucb().is_some()
