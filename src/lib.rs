@@ -5,7 +5,7 @@
 //! to the event log of [`audit`], from which [`learn`] folds policy state and [`replay`] walks the same road again.
 //!
 //! Floors: `domain` (0); `policy`, `cascade` (1, pure); `signals`, `backend`, `audit`, `engine`, `assets` (2);
-//! `learn`, `dispatch`, `gateway`, `replay` (3); `http`, `cli`, `config`, `app` (4). `tests/floors.rs` holds them.
+//! `learn`, `dispatch`, `gateway`, `replay` (3); `http`, `cli`, `config`, `app`, `bench` (4). `tests/floors.rs` holds them.
 
 pub mod domain;
 
@@ -24,6 +24,7 @@ pub mod learn;
 pub mod replay;
 
 pub mod app;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod http;

@@ -1,10 +1,159 @@
-//! `weir bench`.
+//! `weir bench`: measurements. Tables and JSON on stdout, progress on stderr.
 
-use std::process::ExitCode;
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
-#[derive(Debug, clap::Args)]
-pub struct BenchArgs {}
+use clap::{Args, Subcommand};
 
-pub fn run(_args: BenchArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`weir bench` is not built yet")
+use super::DataDir;
+use crate::bench::{
+    BenchError, bare_proxy,
+    gateway::Plan,
+    load::Mode,
+    mock_upstream,
+    report::Report,
+    subject::{self, Subject},
+};
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// What weir costs in front of a server: latency, processor time, memory, beside a bare proxy
+    Gateway(GatewayArgs),
+    /// A server of fixed answers
+    #[command(hide = true)]
+    MockUpstream(ListenArgs),
+    /// The least that a proxy does
+    #[command(hide = true)]
+    BareProxy {
+        #[command(flatten)]
+        listen: ListenArgs,
+        /// The server behind it
+        #[arg(long, value_name = "URL")]
+        upstream: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ListenArgs {
+    /// Address on the loopback interface
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weir bench gateway
+  weir bench gateway --seconds 10 --connections 64 --out eval/runs/today
+  weir bench gateway --subjects mock,bare-proxy,pass-through --json
+
+Everything runs on this machine over the loopback interface, each server in a process of its own. Use a release build and
+an idle machine. Exit code 1: some answer was wrong.")]
+struct GatewayArgs {
+    /// Directory for the raw results and the table
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Seconds of each run
+    #[arg(long, value_name = "N", default_value_t = 2.0)]
+    seconds: f64,
+    /// End each run after this many requests, if that is earlier
+    #[arg(long, value_name = "N")]
+    requests: Option<u64>,
+    /// Runs of each combination; the table shows medians
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repeat: usize,
+    /// Connections at once
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_values_t = [1, 8, 64])]
+    connections: Vec<usize>,
+    /// What to compare [default: all but `policy`, which --policy adds]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    subjects: Vec<Subject>,
+    /// Measure decisions of this policy, too; its models are `small` and `large`, by name or tag
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Only answers in one piece, or only streamed ones
+    #[arg(long, value_enum)]
+    mode: Option<ModeArg>,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum ModeArg {
+    Json,
+    Sse,
+}
+
+pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
+    let result = match args.what {
+        What::Gateway(args) => return gateway(args),
+        What::MockUpstream(args) => {
+            let listen = subject::loopback(args.listen)?;
+            super::runtime()?.block_on(mock_upstream::serve(listen))
+        }
+        What::BareProxy { listen, upstream } => {
+            let listen = subject::loopback(listen.listen)?;
+            super::runtime()?.block_on(bare_proxy::serve(listen, &upstream))
+        }
+    };
+    result?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
+    let mut subjects = args.subjects;
+    if subjects.is_empty() {
+        subjects = vec![
+            Subject::Mock,
+            Subject::BareProxy,
+            Subject::PassThrough,
+            Subject::Decision,
+            Subject::DecisionEmbedding,
+        ];
+        if args.policy.is_some() {
+            subjects.push(Subject::Policy);
+        }
+    }
+    subjects.sort();
+    subjects.dedup();
+    let plan = Plan {
+        subjects,
+        modes: match args.mode {
+            None => vec![Mode::Json, Mode::Sse],
+            Some(ModeArg::Json) => vec![Mode::Json],
+            Some(ModeArg::Sse) => vec![Mode::Sse],
+        },
+        connections: args.connections,
+        repeat: args.repeat,
+        seconds: args.seconds,
+        requests: args.requests,
+        policy: args.policy,
+        models_of: args.data_dir.path(),
+    };
+    if let Err(error @ BenchError::Usage(_)) = plan.check() {
+        eprintln!("weir: {error}");
+        return Ok(ExitCode::from(2));
+    }
+    let runs = super::runtime()?.block_on(plan.run(|step| eprintln!("{step}")))?;
+    let report = Report::of(&runs);
+    if let Some(dir) = &args.out {
+        report.write(&runs, dir)?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.table());
+    }
+    for run in runs.iter().filter(|run| run.errors > 0) {
+        let reason = run.error.as_deref().unwrap_or_default();
+        eprintln!("{}, {}: {} wrong answers; the first: {reason}", run.subject.title(), run.mode.as_str(), run.errors);
+    }
+    Ok(if report.errors() == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
