@@ -3,3 +3,4 @@
 
 mod embedder;
 mod floors;
+mod http;
