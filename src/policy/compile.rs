@@ -25,9 +25,7 @@ use super::{
     source::{Source, step},
     spec::{FeatureSpec, FixedSpec, IfNoneLeft, LinUcbSpec, OnError, ScaledSpec, Spec, duration_us},
 };
-use crate::domain::{
-    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, PolicyVersion, Sampling, canonical,
-};
+use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, PolicyVersion, Sampling, canonical};
 
 /// Error kinds that another try elsewhere may well cure.
 const TRANSIENT: &[ErrorKind] = &[
@@ -181,7 +179,12 @@ impl<'a> Compiler<'a> {
                     Some(place) => places.push(place),
                     None => {
                         let help = suggest("fleet entries", name, self.cards.iter().copied());
-                        self.wrong(&step(&at, "name"), Kind::UnknownName, format!("the fleet has no entry `{name}`"), help);
+                        self.wrong(
+                            &step(&at, "name"),
+                            Kind::UnknownName,
+                            format!("the fleet has no entry `{name}`"),
+                            help,
+                        );
                     }
                 },
                 (None, Some(tag)) => {
@@ -189,7 +192,12 @@ impl<'a> Compiler<'a> {
                     if places.is_empty() {
                         let tags: BTreeSet<&str> = fleet.0.values().flat_map(|c| &c.tags).map(String::as_str).collect();
                         let help = suggest("tags", tag, tags.iter().copied());
-                        self.wrong(&step(&at, "tag"), Kind::UnknownName, format!("no fleet entry has the tag `{tag}`"), help);
+                        self.wrong(
+                            &step(&at, "tag"),
+                            Kind::UnknownName,
+                            format!("no fleet entry has the tag `{tag}`"),
+                            help,
+                        );
                     }
                 }
                 _ => self.wrong(
@@ -238,10 +246,16 @@ impl<'a> Compiler<'a> {
                 && !name.starts_with(|c: char| c.is_ascii_digit());
             if !identifier || name.is_empty() {
                 let d = self.source.key(&at, Kind::Value, format!("`{name}` cannot be the name of an example set"));
-                self.findings.push(d.help("letters, digits and `_`, so that conditions can say `signals.similarity.NAME`"));
+                self.findings
+                    .push(d.help("letters, digits and `_`, so that conditions can say `signals.similarity.NAME`"));
             }
             if texts.is_empty() {
-                self.wrong(&at, Kind::Value, format!("the example set `{name}` is empty"), Some("give it a few typical texts".into()));
+                self.wrong(
+                    &at,
+                    Kind::Value,
+                    format!("the example set `{name}` is empty"),
+                    Some("give it a few typical texts".into()),
+                );
             }
             for (i, text) in texts.iter().enumerate().filter(|(_, t)| t.trim().is_empty()) {
                 let _ = text;
@@ -278,7 +292,9 @@ impl<'a> Compiler<'a> {
                 Some(places) => places.iter().for_each(|p| set[*p] = true),
                 None => {
                     let help = match self.spec.plans.contains_key(name) {
-                        true => Some("this is a plan; restrictions name models, and bind every plan that calls them".to_owned()),
+                        true => Some(
+                            "this is a plan; restrictions name models, and bind every plan that calls them".to_owned(),
+                        ),
                         false => suggest("models", name, self.spec.models.keys().map(String::as_str)),
                     };
                     let message = format!("there is no model `{name}`");
@@ -290,17 +306,20 @@ impl<'a> Compiler<'a> {
     }
 
     fn rules(&mut self, program: &mut Program) -> Vec<Rule> {
-        let names = Names {
-            examples: self.spec.examples.keys().map(String::as_str).collect(),
-            fleet: self.cards.clone(),
-        };
+        let names =
+            Names { examples: self.spec.examples.keys().map(String::as_str).collect(), fleet: self.cards.clone() };
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
         for (i, rule) in self.spec.rules.iter().enumerate() {
             let at = format!("/rules/{i}");
             if !seen.insert(rule.name.as_str()) {
                 let message = format!("another rule is named `{}` already", rule.name);
-                self.wrong(&step(&at, "name"), Kind::Conflict, message, Some("explanations name rules; make it unique".into()));
+                self.wrong(
+                    &step(&at, "name"),
+                    Kind::Conflict,
+                    message,
+                    Some("explanations name rules; make it unique".into()),
+                );
             }
             let restricts = rule.allow_models.is_some() || !rule.deny_models.is_empty();
             if !restricts && rule.use_.is_none() {
@@ -350,7 +369,12 @@ impl<'a> Compiler<'a> {
         for (i, name) in self.spec.select.arms.iter().enumerate() {
             let at = format!("/select/arms/{i}");
             if !seen.insert(name.as_str()) {
-                self.wrong(&at, Kind::Conflict, format!("`{name}` is an arm already"), Some("name each arm once".into()));
+                self.wrong(
+                    &at,
+                    Kind::Conflict,
+                    format!("`{name}` is an arm already"),
+                    Some("name each arm once".into()),
+                );
             }
             targets.extend(self.target(&at, name));
         }
@@ -444,7 +468,8 @@ impl<'a> Compiler<'a> {
             None => None,
         };
         if self.spec.reward.is_none() {
-            let d = self.source.key("/select/linucb", Kind::Conflict, "`linucb` learns from a reward, and there is none");
+            let d =
+                self.source.key("/select/linucb", Kind::Conflict, "`linucb` learns from a reward, and there is none");
             self.findings.push(d.help("add `reward:`, e.g. `reward: {quality: {weight: 1, from: feedback.score}}`"));
         }
         Some(LinUcb {
@@ -464,7 +489,11 @@ impl<'a> Compiler<'a> {
                 FeatureSpec::Named(name) => match NAMES.iter().position(|n| n == name) {
                     Some(n) => Feature::Named(n),
                     None if name == "task" => {
-                        let d = self.source.value(&at, Kind::NotYet, "this version of weir does not have the feature `task` yet");
+                        let d = self.source.value(
+                            &at,
+                            Kind::NotYet,
+                            "this version of weir does not have the feature `task` yet",
+                        );
                         self.findings.push(d.help("remove it"));
                         continue;
                     }
@@ -610,9 +639,13 @@ impl<'a> Compiler<'a> {
                 let message = format!("another test is named `{}` already", test.name);
                 self.wrong(&step(&at, "name"), Kind::Conflict, message, None);
             }
-            if test.prompt.is_some() == test.request.is_some() {
-                let message = format!("the test `{}` needs exactly one of `prompt` and `request`", test.name);
-                self.wrong(&at, Kind::Conflict, message, None);
+            let messages = test.request.as_ref().is_some_and(|r| r.contains_key("messages"));
+            if test.prompt.is_some() == messages {
+                let message = match messages {
+                    true => format!("the test `{}` has both a `prompt` and a request with `messages`", test.name),
+                    false => format!("the test `{}` has neither a `prompt` nor a request with `messages`", test.name),
+                };
+                self.wrong(&at, Kind::Conflict, message, Some("give one of the two".into()));
             }
             for (pointer, message) in super::testing::unknown_overrides(test, &self.spec.examples) {
                 let d = self.source.key(&format!("{at}{pointer}"), Kind::UnknownKey, message.0);
@@ -620,7 +653,11 @@ impl<'a> Compiler<'a> {
             }
             for name in test.fleet.keys().filter(|n| !self.cards.contains(&n.as_str())).collect::<Vec<_>>() {
                 let help = suggest("fleet entries", name, self.cards.iter().copied());
-                let d = self.source.key(&step(&step(&at, "fleet"), name), Kind::UnknownName, format!("there is no fleet entry `{name}`"));
+                let d = self.source.key(
+                    &step(&step(&at, "fleet"), name),
+                    Kind::UnknownName,
+                    format!("there is no fleet entry `{name}`"),
+                );
                 self.findings.push(d.maybe_help(help));
             }
             self.expectation(&step(&at, "expect"), &test.expect, arms);
@@ -674,9 +711,11 @@ impl<'a> Compiler<'a> {
         if let Some(Selector::LinUcb(l)) = selector
             && l.min_pulls == 0
         {
-            let message = "with `min_pulls: 0` an arm whose bound starts below what another already earns is hardly tried";
+            let message =
+                "with `min_pulls: 0` an arm whose bound starts below what another already earns is hardly tried";
             let d = self.source.value("/select/linucb/min_pulls", Kind::Replay, message).warning();
-            self.findings.push(d.help("leave it at 5, or raise `alpha`: an untried arm's bound is alpha * |x| / sqrt(ridge)"));
+            self.findings
+                .push(d.help("leave it at 5, or raise `alpha`: an untried arm's bound is alpha * |x| / sqrt(ridge)"));
         }
     }
 

@@ -50,13 +50,18 @@ impl Policy {
                 decision.propensity = 1.0;
             }
             Err(reason) => {
-                decision.decided_by = DecidedBy::Refused;
+                // Still pinned, and the name kept: without it the decision could not be derived again.
+                decision.arm = target.name.clone();
                 if let Elimination::Restriction(rule) = &reason {
                     decision.rule = Some(rule.clone());
                 }
                 decision.refusal = Some(format!("`{}` was asked for by name, but {}", target.name, because(&reason)));
-                decision.candidates =
-                    vec![Candidate { arm: target.name.clone(), score: None, propensity: 0.0, eliminated: Some(reason) }];
+                decision.candidates = vec![Candidate {
+                    arm: target.name.clone(),
+                    score: None,
+                    propensity: 0.0,
+                    eliminated: Some(reason),
+                }];
             }
         }
         decision.rules = ruling.trace;
@@ -115,11 +120,8 @@ impl Policy {
 
     fn select(&self, state: &State, context: &Context, ruling: Ruling) -> Decision {
         let mut decision = self.blank(state, DecidedBy::Select);
-        let stands: Vec<Result<usize, Elimination>> = self
-            .arm_targets
-            .iter()
-            .map(|t| self.available(&self.targets[*t], &ruling.restricting, context))
-            .collect();
+        let stands: Vec<Result<usize, Elimination>> =
+            self.arm_targets.iter().map(|t| self.available(&self.targets[*t], &ruling.restricting, context)).collect();
         let alive: Vec<bool> = stands.iter().map(Result::is_ok).collect();
         decision.no_embedding = self.missing_embedding(context);
         let weighed = match (&decision.no_embedding, self.no_embedding) {
@@ -180,7 +182,10 @@ impl Policy {
         };
         let Some(embedding) = &context.embedding else { return Some("the query was not embedded".to_owned()) };
         if embedding.embedder != *compiled || embedding.vector.len() != compiled.dimensions as usize {
-            return Some(format!("the query was embedded by {}, the policy's examples by {}; another embedder is another policy", embedding.embedder.name, compiled.name));
+            return Some(format!(
+                "the query was embedded by {}, the policy's examples by {}; another embedder is another policy",
+                embedding.embedder.name, compiled.name
+            ));
         }
         None
     }
@@ -232,8 +237,5 @@ pub(super) fn because(reason: &Elimination) -> String {
 
 /// Whether a rule took part: decided, or restricted.
 pub(super) fn took_part(outcome: RuleOutcome) -> bool {
-    matches!(
-        outcome,
-        RuleOutcome::Used | RuleOutcome::Restricted | RuleOutcome::NotUsable | RuleOutcome::ErrorTaken
-    )
+    matches!(outcome, RuleOutcome::Used | RuleOutcome::Restricted | RuleOutcome::NotUsable | RuleOutcome::ErrorTaken)
 }

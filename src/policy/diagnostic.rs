@@ -137,8 +137,7 @@ impl Diagnostics {
     /// The findings as text for people: with frames, Unicode and colour when `fancy`, plain ASCII otherwise.
     pub fn render(&self, fancy: bool) -> String {
         let theme = if fancy { GraphicalTheme::unicode() } else { GraphicalTheme::none() };
-        let handler =
-            GraphicalReportHandler::new_themed(theme).with_links(false).with_width(110).with_context_lines(1);
+        let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(110).with_context_lines(1);
         let mut out = String::new();
         for diagnostic in &self.0 {
             if handler.render_report(&mut out, diagnostic).is_err() {

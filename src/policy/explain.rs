@@ -24,8 +24,8 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
         DecidedBy::Shadow => "beside the deciding policy".to_owned(),
         DecidedBy::Refused => String::new(),
     };
-    match d.decided_by {
-        DecidedBy::Refused => writeln!(out, "REFUSED: {}", d.refusal.as_deref().unwrap_or_default())?,
+    match d.plan {
+        None => writeln!(out, "REFUSED: {}", d.refusal.as_deref().unwrap_or_default())?,
         _ => writeln!(out, "{} {by} (probability {})", d.arm, number(d.propensity))?,
     }
     writeln!(out, "  policy      {} {} after {} updates", d.policy, d.policy_hash.short(), d.state_seq)?;

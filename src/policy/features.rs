@@ -173,8 +173,7 @@ mod tests {
         let features = Features::new(vec![Feature::Embedding { project: 64 }], 384);
         let mut lengths = Vec::new();
         for n in 0..20u64 {
-            let raw: Vec<f32> =
-                (0..384).map(|i| crate::policy::draw::unit(n, 7, i) as f32 - 0.5).collect();
+            let raw: Vec<f32> = (0..384).map(|i| crate::policy::draw::unit(n, 7, i) as f32 - 0.5).collect();
             let norm = linalg::dot_f32(&raw, &raw).sqrt() as f32;
             let unit: Vec<f32> = raw.iter().map(|v| v / norm).collect();
             let context = Context {

@@ -11,6 +11,7 @@ mod cel;
 mod compile;
 mod decide;
 mod diagnostic;
+pub mod document;
 mod draw;
 pub mod explain;
 mod features;
@@ -47,26 +48,8 @@ use crate::domain::{
 /// # Errors
 /// All that is wrong with text and shape. What names mean is checked by [`compile`].
 pub fn parse(file: &str, yaml: &[u8]) -> Result<Spec, Diagnostics> {
-    let (source, value, mut findings) = source::read(file, yaml);
-    let mut spec = None;
-    if let Some(value) = value {
-        findings.extend(schema::check(&source, &value));
-        if !findings.iter().any(|f| f.severity == Severity::Error) {
-            match serde_json::from_value::<Spec>(value) {
-                Ok(parsed) => spec = Some(Spec { source: source.clone(), ..parsed }),
-                // What passed the schema fails here only for numbers of the wrong kind, such as 1.0 for a count.
-                Err(error) => findings.push(source.value("", DiagnosticKind::Value, error.to_string())),
-            }
-        }
-    }
-    match spec {
-        Some(spec) => Ok(spec),
-        None => {
-            let mut all = Diagnostics(findings);
-            all.sort();
-            Err(all)
-        }
-    }
+    let (spec, source) = document::read::<Spec>(file, yaml, schema::policies())?;
+    Ok(Spec { source, ..spec })
 }
 
 /// What compiling a policy is handed beside the file; all of it is part of the policy's hash.
@@ -75,6 +58,13 @@ pub struct Inputs<'a> {
     /// Per example set, the texts' unit vectors in order; empty without an embedder.
     pub examples: BTreeMap<String, Vec<Arc<[f32]>>>,
     pub embedder: Option<Arc<EmbedderIdentity>>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Inputs without an embedder: what `weir check` compiles with, and all that a policy needs that embeds nothing.
+    pub fn unembedded(fleet: &'a Fleet, _spec: &Spec) -> Self {
+        Inputs { fleet, examples: BTreeMap::new(), embedder: None }
+    }
 }
 
 /// What became known of a request after its decision.
@@ -163,7 +153,7 @@ impl Policy {
         self.selector.needs_embedding() || self.program.uses_similarity()
     }
 
-    /// Whether there are rules; without any, a pinned request's signals change nothing.
+    /// Whether there are rules: without, nothing about the request bears on a pinned plan but what it needs.
     pub fn has_rules(&self) -> bool {
         !self.rules.is_empty()
     }

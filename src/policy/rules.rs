@@ -3,10 +3,7 @@
 //! Restrictions bind whatever decides, so all rules that have any are evaluated before the first `use` is considered: a
 //! rule further down cannot be outrun by a `use` above it.
 
-use super::{
-    Policy, Target,
-    cel::Condition,
-};
+use super::{Policy, Target, cel::Condition};
 use crate::domain::{Context, Elimination, RuleOutcome, RuleTrace};
 
 /// A rule, resolved. Vectors of bool are over the fleet's entries in name order.
@@ -74,10 +71,7 @@ impl Policy {
             let any_arm = |restricting: &[usize]| {
                 self.arm_targets.iter().any(|t| self.available(&self.targets[*t], restricting, context).is_ok())
             };
-            if used.is_none()
-                && restricting.iter().any(|n| self.rules[*n].ignorable)
-                && !any_arm(&restricting)
-            {
+            if used.is_none() && restricting.iter().any(|n| self.rules[*n].ignorable) && !any_arm(&restricting) {
                 let (out, kept): (Vec<_>, Vec<_>) = restricting.iter().partition(|n| self.rules[**n].ignorable);
                 // Dropped only where that helps: what is down stays down.
                 if any_arm(&kept) {

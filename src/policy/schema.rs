@@ -38,94 +38,118 @@ const LATER: &[(&str, &[&str])] = &[
 
 /// The JSON Schema (draft 2020-12) of policy files.
 pub fn schema() -> &'static Value {
-    static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
-        let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-        let mut schema = settings.into_generator().into_root_schema_for::<Spec>().to_value();
-        if let Some(root) = schema.as_object_mut() {
-            root.insert("title".into(), "weir policy".into());
-        }
-        schema
-    });
-    &SCHEMA
+    &policies().schema
 }
 
-/// Every way in which `value` departs from the schema.
-pub(super) fn check(source: &Arc<Source>, value: &Value) -> Vec<Diagnostic> {
-    let validator = match jsonschema::validator_for(schema()) {
+/// The shape of policy files, generated once.
+pub(super) fn policies() -> &'static Shape {
+    static SHAPE: LazyLock<Shape> = LazyLock::new(|| Shape { later: LATER, ..Shape::of::<Spec>() });
+    &SHAPE
+}
+
+/// A schema, and the keys that are refused by name.
+pub(super) struct Shape {
+    schema: Value,
+    later: &'static [(&'static str, &'static [&'static str])],
+}
+
+impl Shape {
+    /// The shape of `T`, with nothing refused by name.
+    pub fn of<T: schemars::JsonSchema>() -> Self {
+        let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
+        Shape { schema: settings.into_generator().into_root_schema_for::<T>().to_value(), later: &[] }
+    }
+}
+
+/// Every way in which `value` departs from the shape.
+pub(super) fn check(shape: &Shape, source: &Arc<Source>, value: &Value) -> Vec<Diagnostic> {
+    let validator = match jsonschema::validator_for(&shape.schema) {
         Ok(validator) => validator,
         // The schema is generated from our own types; that it compiles is tested.
         Err(error) => return vec![source.value("", DiagnosticKind::Value, format!("weir's own schema: {error}"))],
     };
-    let mut out = Vec::new();
+    let mut words = Words { shape, source, out: Vec::new() };
     for error in validator.iter_errors(value) {
-        word(source, &error, &mut out);
+        words.word(&error);
     }
-    out
+    words.out
 }
 
-fn word(source: &Arc<Source>, error: &ValidationError<'_>, out: &mut Vec<Diagnostic>) {
-    use ValidationErrorKind as K;
-    let at = error.instance_path().as_str();
-    let got = error.instance();
-    let say = |message: String| source.value(at, DiagnosticKind::Value, message);
-    match error.kind() {
-        K::AdditionalProperties { unexpected } | K::UnevaluatedProperties { unexpected } => {
-            for key in unexpected {
-                out.push(unknown_key(source, at, key));
+/// Puts errors into words.
+struct Words<'a> {
+    shape: &'a Shape,
+    source: &'a Arc<Source>,
+    out: Vec<Diagnostic>,
+}
+
+impl Words<'_> {
+    fn word(&mut self, error: &ValidationError<'_>) {
+        use ValidationErrorKind as K;
+        let at = error.instance_path().as_str();
+        let got = error.instance();
+        let (source, shape) = (self.source, self.shape);
+        let out = &mut self.out;
+        let say = |message: String| source.value(at, DiagnosticKind::Value, message);
+        match error.kind() {
+            K::AdditionalProperties { unexpected } | K::UnevaluatedProperties { unexpected } => {
+                for key in unexpected {
+                    let finding = unknown_key(shape, source, at, key);
+                    out.push(finding);
+                }
+            }
+            K::Required { property } => {
+                let name = property.as_str().unwrap_or_default();
+                out.push(
+                    say(format!("`{name}` is missing")).label("needed here").maybe_help(described(shape, at, name)),
+                );
+            }
+            K::Type { .. } => {
+                let wanted = expected(schema_at(&shape.schema, at));
+                out.push(say(format!("expected {wanted}, found {}", found(got))).label(format!("expected {wanted}")));
+            }
+            K::Enum { options } => {
+                let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+                let help = suggest("values", got.as_str().unwrap_or_default(), names.iter().copied());
+                out.push(
+                    say(format!("{} is not one of the values that are allowed here", found(got))).maybe_help(help),
+                );
+            }
+            K::Minimum { limit } => out.push(say(format!("{} is too small; at least {limit}", found(got)))),
+            K::ExclusiveMinimum { limit } => out.push(say(format!("{} is too small; more than {limit}", found(got)))),
+            K::Maximum { limit } => out.push(say(format!("{} is too large; at most {limit}", found(got)))),
+            K::ExclusiveMaximum { limit } => out.push(say(format!("{} is too large; less than {limit}", found(got)))),
+            K::MinItems { .. } | K::MinProperties { .. } => {
+                out.push(say("this is empty; at least one entry is needed".to_owned()));
+            }
+            K::MaxItems { limit } => out.push(say(format!("too many entries; at most {limit}"))),
+            K::MinLength { .. } => out.push(say("this text is empty".to_owned())),
+            K::AnyOf { context } | K::OneOfNotValid { context } => self.any_of(at, got, context),
+            // Formats such as `uint32` bound numbers; the schema's own wording of the rest is good enough.
+            _ => out.push(say(error.to_string())),
+        }
+    }
+
+    /// Of several shapes, the errors of the one that was meant: the branch whose type fits the value.
+    fn any_of(&mut self, at: &str, got: &Value, context: &[Vec<ValidationError<'static>>]) {
+        let shape = self.shape;
+        let own_type = |e: &ValidationError<'_>| {
+            matches!(e.kind(), ValidationErrorKind::Type { .. }) && e.instance_path().as_str() == at
+        };
+        match context.iter().find(|branch| !branch.iter().any(own_type)) {
+            Some(branch) => branch.iter().for_each(|e| self.word(e)),
+            None => {
+                let wanted = expected(schema_at(&shape.schema, at));
+                let message = format!("expected {wanted}, found {}", found(got));
+                let finding = self.source.value(at, DiagnosticKind::Value, message);
+                self.out.push(finding.label(format!("expected {wanted}")));
             }
         }
-        K::Required { property } => {
-            let name = property.as_str().unwrap_or_default();
-            out.push(say(format!("`{name}` is missing")).label("needed here").maybe_help(described(at, name)));
-        }
-        K::Type { .. } => {
-            let wanted = expected(schema_at(at));
-            out.push(say(format!("expected {wanted}, found {}", found(got))).label(format!("expected {wanted}")));
-        }
-        K::Enum { options } => {
-            let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-            let help = suggest("values", got.as_str().unwrap_or_default(), names.iter().copied());
-            out.push(say(format!("{} is not one of the values that are allowed here", found(got))).maybe_help(help));
-        }
-        K::Minimum { limit } => out.push(say(format!("{} is too small; at least {limit}", found(got)))),
-        K::ExclusiveMinimum { limit } => out.push(say(format!("{} is too small; more than {limit}", found(got)))),
-        K::Maximum { limit } => out.push(say(format!("{} is too large; at most {limit}", found(got)))),
-        K::ExclusiveMaximum { limit } => out.push(say(format!("{} is too large; less than {limit}", found(got)))),
-        K::MinItems { .. } | K::MinProperties { .. } => {
-            out.push(say("this is empty; at least one entry is needed".to_owned()));
-        }
-        K::MaxItems { limit } => out.push(say(format!("too many entries; at most {limit}"))),
-        K::MinLength { .. } => out.push(say("this text is empty".to_owned())),
-        K::AnyOf { context } | K::OneOfNotValid { context } => any_of(source, at, got, context, out),
-        // Formats such as `uint32` bound numbers; the schema's own wording of the rest is good enough.
-        _ => out.push(say(error.to_string())),
     }
 }
 
-/// Of several shapes, the errors of the one that was meant: the branch whose type fits the value.
-fn any_of(
-    source: &Arc<Source>,
-    at: &str,
-    got: &Value,
-    context: &[Vec<ValidationError<'static>>],
-    out: &mut Vec<Diagnostic>,
-) {
-    let own_type = |e: &ValidationError<'_>| {
-        matches!(e.kind(), ValidationErrorKind::Type { .. }) && e.instance_path().as_str() == at
-    };
-    match context.iter().find(|branch| !branch.iter().any(own_type)) {
-        Some(branch) => branch.iter().for_each(|e| word(source, e, out)),
-        None => {
-            let wanted = expected(schema_at(at));
-            let message = format!("expected {wanted}, found {}", found(got));
-            out.push(source.value(at, DiagnosticKind::Value, message).label(format!("expected {wanted}")));
-        }
-    }
-}
-
-fn unknown_key(source: &Arc<Source>, at: &str, key: &str) -> Diagnostic {
+fn unknown_key(shape: &Shape, source: &Arc<Source>, at: &str, key: &str) -> Diagnostic {
     let pointer = step(at, key);
-    if LATER.iter().any(|(place, keys)| fits(place, at) && keys.contains(&key)) {
+    if shape.later.iter().any(|(place, keys)| fits(place, at) && keys.contains(&key)) {
         return source
             .key(&pointer, DiagnosticKind::NotYet, format!("this version of weir does not have `{key}` yet"))
             .label("not yet")
@@ -136,7 +160,7 @@ fn unknown_key(source: &Arc<Source>, at: &str, key: &str) -> Diagnostic {
             .key(&pointer, DiagnosticKind::UnknownKey, "merge keys (`<<`) are not part of YAML 1.2")
             .help("write the keys out");
     }
-    let known: Vec<&str> = properties(schema_at(at));
+    let known: Vec<&str> = properties(schema_at(&shape.schema, at));
     source
         .key(&pointer, DiagnosticKind::UnknownKey, format!("there is no key `{key}` here"))
         .label("unknown key")
@@ -157,8 +181,8 @@ fn fits(pattern: &str, at: &str) -> bool {
 
 /// The part of the schema that describes the node at an instance's pointer. Where several shapes are allowed, the one
 /// with keys, since that is what a pointer goes on into.
-fn schema_at(pointer: &str) -> &'static Value {
-    let mut node = schema();
+fn schema_at<'a>(schema: &'a Value, pointer: &str) -> &'a Value {
+    let mut node = schema;
     for part in pointer.split('/').skip(1) {
         let part = part.replace("~1", "/").replace("~0", "~");
         node = shapes(node).iter().find_map(|shape| child(shape, &part)).unwrap_or(&Value::Null);
@@ -166,21 +190,21 @@ fn schema_at(pointer: &str) -> &'static Value {
     node
 }
 
-fn shapes(node: &'static Value) -> Vec<&'static Value> {
+fn shapes(node: &Value) -> Vec<&Value> {
     match node.get("anyOf").or_else(|| node.get("oneOf")).and_then(Value::as_array) {
         Some(branches) => branches.iter().collect(),
         None => vec![node],
     }
 }
 
-fn child(node: &'static Value, key: &str) -> Option<&'static Value> {
+fn child<'a>(node: &'a Value, key: &str) -> Option<&'a Value> {
     node.get("properties")
         .and_then(|p| p.get(key))
         .or_else(|| node.get("items"))
         .or_else(|| node.get("additionalProperties").filter(|v| v.is_object()))
 }
 
-fn properties(node: &'static Value) -> Vec<&'static str> {
+fn properties(node: &Value) -> Vec<&str> {
     shapes(node)
         .iter()
         .filter_map(|shape| shape.get("properties").and_then(Value::as_object))
@@ -189,14 +213,15 @@ fn properties(node: &'static Value) -> Vec<&'static str> {
 }
 
 /// The description of a property, as a remedy for its absence.
-fn described(at: &str, name: &str) -> Option<String> {
-    let node = shapes(schema_at(at)).iter().find_map(|s| s.get("properties").and_then(|p| p.get(name)))?;
+fn described(shape: &Shape, at: &str, name: &str) -> Option<String> {
+    let node =
+        shapes(schema_at(&shape.schema, at)).iter().find_map(|s| s.get("properties").and_then(|p| p.get(name)))?;
     let text = node.get("description").and_then(Value::as_str)?;
     Some(format!("`{name}`: {}", text.replace('\n', " ")))
 }
 
 /// What a schema node accepts, in words.
-fn expected(node: &'static Value) -> String {
+fn expected(node: &Value) -> String {
     let mut words: Vec<String> = Vec::new();
     for shape in shapes(node) {
         let types: Vec<&str> = match shape.get("type") {

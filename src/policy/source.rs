@@ -83,12 +83,7 @@ impl Source {
     }
 
     /// A finding about the value at `pointer`; where the pointer leads nowhere, about the nearest node above it.
-    pub fn value(
-        self: &Arc<Self>,
-        pointer: &str,
-        kind: DiagnosticKind,
-        message: impl Into<String>,
-    ) -> Diagnostic {
+    pub fn value(self: &Arc<Self>, pointer: &str, kind: DiagnosticKind, message: impl Into<String>) -> Diagnostic {
         let span = self.nearest(pointer).map_or(0..0, |(_, place)| place.value.clone());
         self.at(span, readable(pointer), kind, message)
     }
@@ -235,7 +230,10 @@ struct Frame {
 enum Node {
     List(Vec<Value>),
     /// The pending key with its place; `None` while a key is awaited. A duplicate's value is read and dropped.
-    Map { map: Map<String, Value>, pending: Option<Key> },
+    Map {
+        map: Map<String, Value>,
+        pending: Option<Key>,
+    },
 }
 
 struct Key {
@@ -351,9 +349,7 @@ impl<'a> Reader<'a> {
         match &frame.node {
             Node::List(items) => Some((step(&frame.pointer, &items.len().to_string()), None)),
             Node::Map { pending: None, .. } => None,
-            Node::Map { pending: Some(key), .. } => {
-                Some((step(&frame.pointer, &key.name), Some(key.place.clone())))
-            }
+            Node::Map { pending: Some(key), .. } => Some((step(&frame.pointer, &key.name), Some(key.place.clone()))),
         }
     }
 

@@ -53,6 +53,18 @@ impl Spec {
         &self.source.file
     }
 
+    /// The texts to embed, per example set.
+    pub fn examples(&self) -> &BTreeMap<String, Vec<String>> {
+        &self.examples
+    }
+
+    /// Whether anything in the file can look at an embedding: if not, the policy is compiled without an embedder, and
+    /// its hash does not depend on one.
+    pub fn needs_embedder(&self) -> bool {
+        let embedding = |f: &FeatureSpec| matches!(f, FeatureSpec::Made(m) if m.language.is_none());
+        !self.examples.is_empty() || self.select.features.iter().any(embedding)
+    }
+
     /// The YAML text, byte for byte.
     pub fn yaml(&self) -> &str {
         &self.source.text
@@ -306,7 +318,7 @@ pub struct FallbackSpec {
     pub retries: u32,
 }
 
-/// One case: a request, what is known beside it, and what must come out. Exactly one of `prompt` and `request`.
+/// One case: a request, what is known beside it, and what must come out. At least one of `prompt` and `request`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TestSpec {
@@ -315,7 +327,7 @@ pub struct TestSpec {
     /// The only message, from the user.
     #[serde(default)]
     pub prompt: Option<String>,
-    /// A whole chat request in OpenAI's JSON.
+    /// A chat request in OpenAI's JSON; with `prompt`, what it says beside the messages.
     #[serde(default)]
     pub request: Option<BTreeMap<String, serde_json::Value>>,
     /// Signals that are not measured but given.
@@ -368,7 +380,8 @@ pub struct BoundsSpec {
 
 /// `90ms`, `30s`, `5m`, `24h`, `7d` in microseconds.
 pub(super) fn duration_us(text: &str) -> Result<i64, String> {
-    let wrong = || format!("`{text}` is not a length of time; write a number and a unit, as in `30s`, `5m`, `24h`, `7d`");
+    let wrong =
+        || format!("`{text}` is not a length of time; write a number and a unit, as in `30s`, `5m`, `24h`, `7d`");
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let number: i64 = text[..at].parse().map_err(|_| wrong())?;
     let unit: i64 = match &text[at..] {

@@ -82,14 +82,7 @@ impl From<Stored> for State {
                 (name, arm)
             })
             .collect();
-        State {
-            seq: s.seq,
-            policy_hash: s.policy_hash,
-            dimensions: s.dimensions,
-            ridge: s.ridge,
-            clock: s.clock,
-            arms,
-        }
+        State { seq: s.seq, policy_hash: s.policy_hash, dimensions: s.dimensions, ridge: s.ridge, clock: s.clock, arms }
     }
 }
 
@@ -100,19 +93,20 @@ impl From<State> for Stored {
             .into_iter()
             .map(|(name, arm)| (name, StoredArm { pulls: arm.pulls, decided: arm.decided, a: arm.a, b: arm.b }))
             .collect();
-        Stored { seq: s.seq, policy_hash: s.policy_hash, dimensions: s.dimensions, ridge: s.ridge, clock: s.clock, arms }
+        Stored {
+            seq: s.seq,
+            policy_hash: s.policy_hash,
+            dimensions: s.dimensions,
+            ridge: s.ridge,
+            clock: s.clock,
+            arms,
+        }
     }
 }
 
 impl Arm {
     fn new(dimensions: usize) -> Self {
-        Arm {
-            pulls: 0,
-            decided: 0,
-            a: vec![0.0; linalg::packed_len(dimensions)],
-            b: vec![0.0; dimensions],
-            fit: None,
-        }
+        Arm { pulls: 0, decided: 0, a: vec![0.0; linalg::packed_len(dimensions)], b: vec![0.0; dimensions], fit: None }
     }
 
     /// The derived values; `None` before the first pull, or where the numbers have overflowed.

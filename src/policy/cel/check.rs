@@ -28,8 +28,22 @@ const METHODS: &[(&str, Ty, &[Ty], Ty)] = &[
 ];
 /// All names that may be called, for hints.
 const FUNCTIONS: &[&str] = &[
-    "size", "contains", "startsWith", "endsWith", "matches", "int", "uint", "double", "string", "bool", "has", "all",
-    "exists", "exists_one", "filter", "map",
+    "size",
+    "contains",
+    "startsWith",
+    "endsWith",
+    "matches",
+    "int",
+    "uint",
+    "double",
+    "string",
+    "bool",
+    "has",
+    "all",
+    "exists",
+    "exists_one",
+    "filter",
+    "map",
 ];
 
 /// What is wrong with an expression, and where in its text.
@@ -48,7 +62,11 @@ pub(in crate::policy) struct Names<'a> {
 }
 
 /// Parses and checks a condition, and lowers it onto `program`.
-pub(in crate::policy) fn check(text: &str, names: &Names<'_>, program: &mut Program) -> Result<Condition, Vec<Problem>> {
+pub(in crate::policy) fn check(
+    text: &str,
+    names: &Names<'_>,
+    program: &mut Program,
+) -> Result<Condition, Vec<Problem>> {
     let whole = 0..text.len();
     let one = |at: Range<usize>, message: &str, help: &str| {
         Err(vec![Problem { at, message: message.to_owned(), help: Some(help.to_owned()) }])
@@ -67,7 +85,11 @@ pub(in crate::policy) fn check(text: &str, names: &Names<'_>, program: &mut Prog
     let (ty, expression) = checker.expr(parsed.expression(), 0);
     if checker.problems.is_empty() && ty != Some(Ty::Bool) {
         let ty = ty.map_or_else(String::new, |t| t.to_string());
-        return one(whole, &format!("a condition must be a bool; this is {}", article(&ty)), "compare it with something, as in `x > 0`");
+        return one(
+            whole,
+            &format!("a condition must be a bool; this is {}", article(&ty)),
+            "compare it with something, as in `x > 0`",
+        );
     }
     match checker.problems.is_empty() {
         true => Ok(Condition { expression }),
@@ -140,7 +162,11 @@ impl Checker<'_> {
     fn expr(&mut self, e: &IdedExpr, depth: usize) -> Typed {
         if depth > MAX_DEPTH {
             let at = self.place(e.id);
-            let ty = self.wrong(at, format!("this expression is nested more than {MAX_DEPTH} deep"), Some("split the rule".into()));
+            let ty = self.wrong(
+                at,
+                format!("this expression is nested more than {MAX_DEPTH} deep"),
+                Some("split the rule".into()),
+            );
             return (ty, e.clone());
         }
         match &e.expr {
@@ -186,7 +212,11 @@ impl Checker<'_> {
             LiteralValue::String(_) => Some(Ty::Text),
             LiteralValue::Null => {
                 let at = self.place(id);
-                self.wrong(at, "nothing is ever null here", Some("test with `has(...)`, or compare with \"\" or 0".into()))
+                self.wrong(
+                    at,
+                    "nothing is ever null here",
+                    Some("test with `has(...)`, or compare with \"\" or 0".into()),
+                )
             }
             LiteralValue::Bytes(_) => {
                 let at = self.place(id);
@@ -212,7 +242,8 @@ impl Checker<'_> {
                 path.push(field.clone());
                 // A selection's own place is its dot; the field follows, perhaps after white space.
                 let from = self.place(e.id).end.max(at.end);
-                let end = self.text.get(from..).and_then(|s| s.find(field.as_str())).map_or(from, |n| from + n + field.len());
+                let end =
+                    self.text.get(from..).and_then(|s| s.find(field.as_str())).map_or(from, |n| from + n + field.len());
                 Some((path, at.start..end))
             }
             Expr::Call(CallExpr { func_name, target: None, args }) if func_name == op::INDEX => {
@@ -233,7 +264,14 @@ impl Checker<'_> {
         if let Expr::Select(SelectExpr { operand, field, test: true }) = &e.expr {
             let Some((mut path, at)) = self.path(operand) else {
                 let at = self.place(e.id);
-                return (self.wrong(at, "`has` tests for a field of a variable", Some("e.g. `has(request.metadata.team)`".into())), e.clone());
+                return (
+                    self.wrong(
+                        at,
+                        "`has` tests for a field of a variable",
+                        Some("e.g. `has(request.metadata.team)`".into()),
+                    ),
+                    e.clone(),
+                );
             };
             if path == ["request", "metadata"] {
                 return (Some(Ty::Bool), self.slot(Slot::HasMetadata(field.clone()), e.id));
@@ -292,8 +330,11 @@ impl Checker<'_> {
             self.wrong(at, format!("`{}` is {} and has no fields", v.path, article(&(v.ty)().to_string())), None);
             return None;
         }
-        let members: Vec<&str> =
-            all.iter().filter(|n| n.strip_prefix(joined.as_str()).is_some_and(|rest| rest.starts_with('.'))).map(String::as_str).collect();
+        let members: Vec<&str> = all
+            .iter()
+            .filter(|n| n.strip_prefix(joined.as_str()).is_some_and(|rest| rest.starts_with('.')))
+            .map(String::as_str)
+            .collect();
         if !members.is_empty() {
             self.wrong(
                 at,
@@ -327,7 +368,9 @@ impl Checker<'_> {
         if !self.names.fleet.contains(&name) {
             let dotted = rest.len() > 2;
             let help = match suggest("fleet entries", name, self.names.fleet.iter().copied()) {
-                _ if dotted => Some("a name with dots or dashes goes in brackets: `fleet[\"gpt-4.1\"].running`".to_owned()),
+                _ if dotted => {
+                    Some("a name with dots or dashes goes in brackets: `fleet[\"gpt-4.1\"].running`".to_owned())
+                }
                 help => help,
             };
             self.wrong(at, format!("there is no fleet entry `{name}`"), help);
@@ -399,7 +442,16 @@ impl Checker<'_> {
                         });
                         (at, format!("`{symbol}` cannot take {}", shown.join(" and ")))
                     }
-                    None => (self.named(e.id, name), format!("`{name}` cannot take {}", match shown.len() { 0 => "nothing".to_owned(), _ => shown.join(" and ") })),
+                    None => (
+                        self.named(e.id, name),
+                        format!(
+                            "`{name}` cannot take {}",
+                            match shown.len() {
+                                0 => "nothing".to_owned(),
+                                _ => shown.join(" and "),
+                            }
+                        ),
+                    ),
                 };
                 (self.wrong(at, message, help), e.clone())
             }
@@ -433,7 +485,14 @@ impl Checker<'_> {
     fn matches(&mut self, e: &IdedExpr, call: &CallExpr, types: &[Ty], lowered: CallExpr) -> Typed {
         let at = self.named(e.id, "matches");
         if types != [Ty::Text, Ty::Text] {
-            return (self.wrong(at, "`matches` takes a string and a pattern", Some("e.g. `request.model.matches(\"^gpt-\")`".into())), e.clone());
+            return (
+                self.wrong(
+                    at,
+                    "`matches` takes a string and a pattern",
+                    Some("e.g. `request.model.matches(\"^gpt-\")`".into()),
+                ),
+                e.clone(),
+            );
         }
         let mut parts: Vec<IdedExpr> = lowered.target.map(|t| *t).into_iter().chain(lowered.args).collect();
         let pattern = match call.args.last().map(|a| &a.expr) {
@@ -444,7 +503,8 @@ impl Checker<'_> {
             Ok(regex) => {
                 self.program.regexes.push(regex);
                 parts.truncate(1);
-                let call = CallExpr { func_name: regex_name(self.program.regexes.len() - 1), target: None, args: parts };
+                let call =
+                    CallExpr { func_name: regex_name(self.program.regexes.len() - 1), target: None, args: parts };
                 (Some(Ty::Bool), IdedExpr { id: e.id, expr: Expr::Call(call) })
             }
             Err(error) => {
@@ -467,7 +527,14 @@ impl Checker<'_> {
             }
             Some(other) => {
                 let at = self.extent(&c.iter_range);
-                return (self.wrong(at, format!("only a list can be walked through; this is {}", article(&other.to_string())), None), e.clone());
+                return (
+                    self.wrong(
+                        at,
+                        format!("only a list can be walked through; this is {}", article(&other.to_string())),
+                        None,
+                    ),
+                    e.clone(),
+                );
             }
             None => return (None, e.clone()),
         };
@@ -489,7 +556,8 @@ impl Checker<'_> {
         let (result, lowered_result) = self.expr(&c.result, depth + 1);
         self.locals.truncate(locals);
         let whole = going.is_some() && total.is_some();
-        let lowered = ComprehensionExpr { iter_range, accu_init, loop_cond, loop_step, result: lowered_result, ..c.clone() };
+        let lowered =
+            ComprehensionExpr { iter_range, accu_init, loop_cond, loop_step, result: lowered_result, ..c.clone() };
         (result.filter(|_| whole), IdedExpr { id: e.id, expr: Expr::Comprehension(Box::new(lowered)) })
     }
 }
@@ -550,7 +618,8 @@ fn operation(name: &str, types: &[Ty]) -> Result<Ty, Option<String>> {
         (op::MODULO, [a, b]) => ok(a == b && matches!(a, Ty::Int | Ty::Uint), a.clone()),
         (op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE, [a, b]) => {
             ok(a == b && numeric(a), a.clone()).map_err(|_| {
-                (numeric(a) && numeric(b)).then(|| "CEL does not mix number types; write `double(x)` or `int(x)`".to_owned())
+                (numeric(a) && numeric(b))
+                    .then(|| "CEL does not mix number types; write `double(x)` or `int(x)`".to_owned())
             })
         }
         (op::NEGATE, [t @ (Ty::Int | Ty::Double)]) => Ok(t.clone()),
@@ -574,7 +643,11 @@ fn function(name: &str, method: bool, types: &[Ty]) -> Result<Ty, Option<String>
             return Err(Some(format!("write `x.{name}(y)`")));
         }
         let fits = types.first() == Some(receiver) && types.get(1..) == Some(*args);
-        return if fits { Ok(result.clone()) } else { Err(Some(format!("`{name}` is a function of a string on a string"))) };
+        return if fits {
+            Ok(result.clone())
+        } else {
+            Err(Some(format!("`{name}` is a function of a string on a string")))
+        };
     }
     match (name, types) {
         ("size", [Ty::Text | Ty::List(_) | Ty::Map]) => Ok(Ty::Int),

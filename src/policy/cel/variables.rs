@@ -191,9 +191,21 @@ pub struct Documented {
 pub fn reference() -> Vec<Documented> {
     let entry = |name: &str, ty: Ty, doc: &str| Documented { name: name.into(), ty: ty.to_string(), doc: doc.into() };
     let mut out: Vec<Documented> = TABLE.iter().map(|v| entry(v.path, (v.ty)(), v.doc)).collect();
-    out.push(entry("request.needs", Ty::List(Box::new(Ty::Text)), "what a model must be able to do: `tools`, `response_format`, `images`, `audio`, `logprobs`"));
-    out.push(entry("request.metadata", Ty::Map, "the client's metadata; test with `has(request.metadata.KEY)` before reading"));
-    out.push(entry("signals.similarity.NAME", Ty::Double, "greatest cosine to a text of the example set; -1 without an embedding"));
+    out.push(entry(
+        "request.needs",
+        Ty::List(Box::new(Ty::Text)),
+        "what a model must be able to do: `tools`, `response_format`, `images`, `audio`, `logprobs`",
+    ));
+    out.push(entry(
+        "request.metadata",
+        Ty::Map,
+        "the client's metadata; test with `has(request.metadata.KEY)` before reading",
+    ));
+    out.push(entry(
+        "signals.similarity.NAME",
+        Ty::Double,
+        "greatest cosine to a text of the example set; -1 without an embedding",
+    ));
     for (field, ty, doc) in FLEET {
         out.push(entry(&format!("fleet.NAME.{field}"), ty(), doc));
     }
