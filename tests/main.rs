@@ -1,5 +1,6 @@
 //! The integration crate: a file per behaviour.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod bench;
 mod embedder;
 mod floors;
