@@ -1,4 +1,5 @@
 //! The integration crate: a file per behaviour.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod engine_model;
 mod floors;
