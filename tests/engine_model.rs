@@ -44,6 +44,8 @@ fn ask(engine: &Engine, question: &str) -> String {
 fn the_capital_of_france_is_paris() {
     let Some(path) = model() else { return };
     let engine = Engine::load(&path, EngineOptions::default()).unwrap();
+    eprintln!("{:?}", engine.encode(&[Message::text(Role::User, "What is the capital of France?")]));
+    eprintln!("{:?}", engine.info());
     let answer = ask(&engine, "What is the capital of France?");
     eprintln!("{answer}");
     assert!(answer.contains("Paris"), "{answer}");

@@ -137,13 +137,16 @@ versions! {
 }
 
 versions! {
-    /// Quantises blocks of 32: `values = round(x / s)` with `s = max |x| / 127`, `scales = s`, and the sum of each
-    /// block's values. `x` and `values` are of one length, a multiple of 32; the others are a 32nd of it.
+    /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
+    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v. `x` is a
+    /// multiple of 32 long, `values` twice as long, the others a 32nd of it.
     pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
         /// Adding and subtracting it rounds to the nearest whole number, ties to even.
         const ROUND: f32 = 12_582_912.0;
+        /// The greatest v whose halves fit: 256 * 127 + 127.
+        const MOST: f32 = 32_639.0;
         let (x, _) = x.as_chunks::<32>();
-        let (values, _) = values.as_chunks_mut::<32>();
+        let (values, _) = values.as_chunks_mut::<64>();
         for (((x, values), scale), sum) in x.iter().zip(values).zip(scales).zip(sums) {
             let mut greatest = [0f32; LANES];
             for i in 0..32 {
@@ -152,13 +155,15 @@ versions! {
                 *g = if a > *g { a } else { *g };
             }
             let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
-            *scale = greatest / 127.0;
-            let inverse = if greatest > 0.0 { 127.0 / greatest } else { 0.0 };
+            *scale = greatest / MOST;
+            let inverse = if greatest > 1e-30 { MOST / greatest } else { 0.0 };
             let mut total = 0;
             for i in 0..32 {
-                let q = ((x[i] * inverse + ROUND) - ROUND) as i32;
-                values[i] = q as i8;
-                total += q;
+                let v = ((x[i] * inverse + ROUND) - ROUND) as i32;
+                let high = (v + 128) >> 8;
+                values[i] = high as i8;
+                values[32 + i] = (v - (high << 8)) as i8;
+                total += v;
             }
             *sum = total;
         }
@@ -198,7 +203,7 @@ mod tests {
                 let mut weights = x[..n - 3].to_vec();
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);
-                let (mut q, mut s, mut t) = (vec![0i8; n * 3], vec![0.0; n * 3 / 32], vec![0; n * 3 / 32]);
+                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; n * 3 / 32], vec![0; n * 3 / 32]);
                 quantise(level, &x, &mut q, &mut s, &mut t);
                 let mut rotated = x.clone();
                 rope(level, &mut rotated, &w[..8], &w[8..16]);
@@ -226,13 +231,18 @@ mod tests {
 
     #[test]
     fn quantised_blocks_come_back_within_half_a_step() {
-        let x = numbers(320, 7);
-        let (mut q, mut s, mut t) = (vec![0i8; 320], vec![0.0; 10], vec![0; 10]);
+        let mut x = numbers(320, 7);
+        x[64..96].fill(0.0);
+        let (mut q, mut s, mut t) = (vec![0i8; 640], vec![0.0; 10], vec![0; 10]);
         quantise(Level::detect(), &x, &mut q, &mut s, &mut t);
-        for i in 0..320 {
+        let value = |i: usize| {
+            let at = i / 32 * 64 + i % 32;
+            i32::from(q[at]) * 256 + i32::from(q[at + 32])
+        };
+        for (i, x) in x.iter().enumerate() {
             let step = s[i / 32];
-            assert!((x[i] - f32::from(q[i]) * step).abs() <= step * 0.5001);
+            assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
         }
-        assert_eq!(t[3], q[96..128].iter().map(|v| i32::from(*v)).sum::<i32>());
+        assert_eq!(t[3], (96..128).map(value).sum::<i32>());
     }
 }

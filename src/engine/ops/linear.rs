@@ -1,8 +1,8 @@
 //! Weight matrices, packed at load for the kernels, and their product with a batch of tokens.
 //!
 //! Q4_0, Q4_1 and Q8_0 keep their bits (Q4_0 becomes `d q + m` with `m = -8 d`, which f16 holds exactly unless it
-//! overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised to int8 per
-//! block of 32, as llama.cpp does. All else is kept in f32. [`Format::F32`] keeps everything in f32: the reference.
+//! overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised to sixteen
+//! bits per block of 32, which is f32 for all that a model can tell. All else is kept in f32. [`Format::F32`] keeps everything in f32: the reference.
 
 use half::f16;
 
@@ -207,7 +207,7 @@ pub fn multiply(
     }
     let blocks = columns / BLOCK;
     if jobs.iter().any(|(w, _)| w.kind != Kind::F32) {
-        scratch.values.resize(tokens * columns, 0);
+        scratch.values.resize(2 * tokens * columns, 0);
         scratch.scales.resize(tokens * blocks, 0.0);
         scratch.sums.resize(tokens * blocks, 0);
         elementwise::quantise(ops.level, x, &mut scratch.values, &mut scratch.scales, &mut scratch.sums);
