@@ -5,6 +5,7 @@ mod assets;
 mod bad_input;
 mod bench;
 mod embedder;
+mod engine_model;
 mod floors;
 mod http;
 mod real_model;
