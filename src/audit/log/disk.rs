@@ -69,6 +69,12 @@ impl Disk {
         self.file.clone()
     }
 
+    /// Puts another handle in the open segment's place, as a disk that fails would.
+    #[cfg(test)]
+    pub(super) fn replace_file(&mut self, file: File) -> Arc<File> {
+        std::mem::replace(&mut self.file, Arc::new(file))
+    }
+
     /// An empty buffer that keeps its capacity between appends.
     pub(super) fn take_buffer(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.buffer)
