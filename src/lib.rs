@@ -28,3 +28,4 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod telemetry;
+pub mod tls;
