@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn pieces_and_bytes_both_bound_the_estimate() {
-        let request = crate::backend::remote::tests::request(r#"{"messages":[]}"#, true);
+        let request = crate::backend::remote::testing::request(r#"{"messages":[]}"#, true);
         let of = |tally: &Tally| tally.usage(&request).completion_tokens;
         let mut tally = Tally::default();
         assert!(tally.is_empty());

@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt, sync::Notify};
 use super::*;
 use crate::{
     backend::{
-        remote::{RemoteBackend, RemoteConfig, tests as upstream},
+        remote::{RemoteBackend, RemoteConfig, testing as upstream},
         scripted::{ScriptedBackend, ScriptedConfig},
     },
     domain::{

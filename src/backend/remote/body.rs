@@ -167,5 +167,4 @@ impl Splice<'_> {
 }
 
 #[cfg(test)]
-#[path = "body_tests.rs"]
 mod tests;

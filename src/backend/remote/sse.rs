@@ -19,7 +19,10 @@ impl Splitter {
     /// Takes the next frame. The one before must have been used up: [`Splitter::next_event`] has returned `None`.
     pub(super) fn push(&mut self, mut frame: Bytes) {
         debug_assert!(self.frame.is_empty(), "a frame is used up before the next one");
-        if !self.started && self.carry.is_empty() && frame.starts_with("\u{feff}".as_bytes()) {
+        if frame.is_empty() {
+            return;
+        }
+        if !self.started && frame.starts_with("\u{feff}".as_bytes()) {
             frame = frame.slice(3..);
         }
         self.started = true;

@@ -175,9 +175,7 @@ impl RemoteStream {
             match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     if let Ok(data) = frame.into_data() {
-                        if !data.is_empty() {
-                            self.splitter.push(data);
-                        }
+                        self.splitter.push(data);
                     }
                 }
                 Poll::Ready(Some(Err(_))) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    backend::remote::tests::request,
+    backend::remote::testing::request,
     domain::{CallSpec, DecisionId, FinishReason, Request},
 };
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    backend::remote::tests::request,
+    backend::remote::testing::request,
     domain::{CallSpec, DecisionId},
 };
 
