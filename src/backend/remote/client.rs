@@ -1,0 +1,113 @@
+//! The HTTP client: one pool of kept-alive HTTP/1.1 connections per fleet entry. `http` goes straight to the server;
+//! `https` goes through the proxy that the environment or the system names (`HTTPS_PROXY`, `NO_PROXY`), by CONNECT.
+//!
+//! hyper-util's client under rustls, not reqwest: the same connector for both schemes, and nothing between the caller and
+//! the frames (no redirects, no cookies, no decompression), because what passes through here is on every request's path.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Uri;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::{
+        legacy::{
+            Client,
+            connect::{HttpConnector, proxy::Tunnel},
+        },
+        proxy::matcher::Matcher,
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::net::TcpStream;
+use tower::Service;
+
+pub(super) type HttpClient = Client<HttpsConnector<Dial>, Full<Bytes>>;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// How a TCP connection is come by.
+#[derive(Clone)]
+pub(super) enum Dial {
+    Direct(HttpConnector),
+    Proxy(Tunnel<HttpConnector>),
+}
+
+impl Service<Uri> for Dial {
+    type Response = TokioIo<TcpStream>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match self {
+            Dial::Direct(connector) => connector.poll_ready(cx).map_err(Into::into),
+            Dial::Proxy(tunnel) => tunnel.poll_ready(cx).map_err(Into::into),
+        }
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        match self {
+            Dial::Direct(connector) => {
+                let connecting = connector.call(to);
+                Box::pin(async move { connecting.await.map_err(Into::into) })
+            }
+            Dial::Proxy(tunnel) => {
+                let connecting = tunnel.call(to);
+                Box::pin(async move { connecting.await.map_err(Into::into) })
+            }
+        }
+    }
+}
+
+/// A client for the server at `to`.
+///
+/// # Errors
+/// For `https`, when the machine's trusted certificates cannot be read.
+pub(super) fn client(to: &Uri, connect: Duration) -> Result<HttpClient, rustls::Error> {
+    let mut tcp = HttpConnector::new();
+    // Without it a request after an idle moment waits for the server's delayed acknowledgement.
+    tcp.set_nodelay(true);
+    tcp.set_connect_timeout(Some(connect));
+    tcp.set_keepalive(Some(Duration::from_secs(60)));
+    tcp.enforce_http(false);
+
+    let https = to.scheme_str() == Some("https");
+    let dial = match proxy(to).filter(|_| https) {
+        None => Dial::Direct(tcp),
+        Some(proxy) => {
+            let mut tunnel = Tunnel::new(proxy.uri().clone(), tcp);
+            if let Some(auth) = proxy.basic_auth() {
+                tunnel = tunnel.with_auth(auth.clone());
+            }
+            Dial::Proxy(tunnel)
+        }
+    };
+    crate::tls::install_provider();
+    let tls = rustls::ClientConfig::builder();
+    // An entry that speaks plain HTTP must work on a machine that trusts nobody.
+    let tls = if https {
+        rustls_platform_verifier::BuilderVerifierExt::with_platform_verifier(tls)?.with_no_client_auth()
+    } else {
+        tls.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+    };
+    let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+    Ok(Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(Duration::from_secs(60))
+        .build(connector.wrap_connector(dial)))
+}
+
+/// The proxy for `to`. A server on this very machine is never reached through one.
+fn proxy(to: &Uri) -> Option<hyper_util::client::proxy::matcher::Intercept> {
+    let host = to.host()?.trim_start_matches('[').trim_end_matches(']');
+    let is_loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if is_loopback {
+        return None;
+    }
+    Matcher::from_system().intercept(to)
+}
