@@ -172,7 +172,7 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::read(&gguf, config.vocabulary)?);
         let template = Template::compile(gguf.text("tokenizer.chat_template")?).map_err(|e| gguf.unsupported(e))?;
-        let model = Llama::load(&gguf, config.clone(), context, options.format)?;
+        let model = Llama::load(&gguf, config.clone(), options.format)?;
         let info = ModelInfo {
             path: path.to_owned(),
             name: config.name.clone(),
@@ -228,6 +228,11 @@ impl Engine {
     /// Sequences that run and requests that wait, at this moment.
     pub fn load_state(&self) -> (usize, usize) {
         (self.load.running.load(Ordering::Relaxed), self.load.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Whether the engine's thread lives.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The token ids of a conversation as the model's template renders it.

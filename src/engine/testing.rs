@@ -78,10 +78,6 @@ impl Writer {
         self.metadata.push((key.to_owned(), value));
     }
 
-    pub fn unset(&mut self, key: &str) {
-        self.metadata.retain(|(k, _)| k != key);
-    }
-
     pub fn tensor(&mut self, name: &str, kind: TensorType, dimensions: &[u64], values: &[f32]) {
         let (code, bytes) = match kind {
             TensorType::F32 => (0, values.iter().flat_map(|v| v.to_le_bytes()).collect()),

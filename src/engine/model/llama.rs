@@ -33,9 +33,8 @@ pub struct Llama {
     norm: Vec<f32>,
     /// `None`: tied to the embedding.
     head: Option<Linear>,
-    /// `[position][half a head]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    /// Radians per position, by pair of elements of a head.
+    frequencies: Vec<f64>,
 }
 
 /// Tokens of one sequence within a batch.
@@ -48,7 +47,8 @@ pub struct Piece {
     pub count: usize,
 }
 
-/// What one forward pass computes. The position of a piece is the length of its cache.
+/// What one forward pass computes. Pieces are in the order of their rows and cover all of them; the position of a piece
+/// is the length of its cache.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub tokens: Vec<u32>,
@@ -69,18 +69,21 @@ pub struct Workspace {
     gate: Vec<f32>,
     up: Vec<f32>,
     projected: Vec<f32>,
+    /// Of the rotary angles, `[tokens][half a head]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
     quantised: Quantised,
     /// `[wanted rows][vocabulary]`: the result.
     pub logits: Vec<f32>,
 }
 
 impl Llama {
-    /// Reads and packs all weights. `context` is the greatest number of positions that will be asked for.
+    /// Reads and packs all weights.
     ///
     /// # Errors
     /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
     /// [`EngineError::UnsupportedModel`] for biases, which other architectures have.
-    pub fn load(gguf: &Gguf, config: Config, context: usize, format: Format) -> Result<Self, EngineError> {
+    pub fn load(gguf: &Gguf, config: Config, format: Format) -> Result<Self, EngineError> {
         if let Some(name) = gguf.tensors.keys().find(|name| name.ends_with(".bias")) {
             return Err(gguf.unsupported(format!("it has biases (`{name}`)")));
         }
@@ -112,8 +115,13 @@ impl Llama {
             true => load_vector(gguf, "rope_freqs.weight", c.heads.size / 2)?,
             false => vec![1.0; c.heads.size / 2],
         };
-        let (cos, sin) = rope_tables(c, &factors, context);
-        Ok(Self { embedding, layers, norm, head, cos, sin, config })
+        // base^(-2i / head), divided by the file's factors and the linear scale.
+        let half = factors.len() as f64;
+        let frequency = |(i, factor): (usize, &f32)| {
+            c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale
+        };
+        let frequencies = factors.iter().enumerate().map(frequency).collect();
+        Ok(Self { embedding, layers, norm, head, frequencies, config })
     }
 
     pub fn config(&self) -> &Config {
@@ -134,8 +142,7 @@ impl Llama {
     /// Runs the batch, appends its keys and values to the caches, and leaves the wanted logits in the workspace.
     ///
     /// # Panics
-    /// When a token is not of the vocabulary or a position beyond the context given at load: the engine checks both
-    /// when it accepts a request.
+    /// When a token is not of the vocabulary: the engine checks that when it accepts a request.
     pub fn forward(&self, ops: &Ops, batch: &Batch, caches: &mut [&mut Kv], w: &mut Workspace) {
         let c = &self.config;
         let rows = batch.tokens.len();
@@ -144,8 +151,18 @@ impl Llama {
         for (token, out) in batch.tokens.iter().zip(w.hidden.chunks_exact_mut(c.hidden)) {
             self.embedding.row(*token as usize, out);
         }
+        w.cos.clear();
+        w.sin.clear();
         for piece in &batch.pieces {
             caches[piece.cache].reserve(c, piece.count);
+            let start = caches[piece.cache].len();
+            for position in start..start + piece.count {
+                for frequency in &self.frequencies {
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    w.cos.push(cos as f32);
+                    w.sin.push(sin as f32);
+                }
+            }
         }
         for (buffer, width) in [
             (&mut w.normed, c.hidden),
@@ -211,8 +228,8 @@ impl Llama {
         for piece in &batch.pieces {
             let cache = &mut *caches[piece.cache];
             for i in 0..piece.count {
-                let (row, angles) = (piece.row + i, (cache.len() + i) * half);
-                let (cos, sin) = (&self.cos[angles..][..half], &self.sin[angles..][..half]);
+                let row = piece.row + i;
+                let (cos, sin) = (&w.cos[row * half..][..half], &w.sin[row * half..][..half]);
                 elementwise::rope(ops.level, &mut w.query[row * q..][..q], cos, sin);
                 elementwise::rope(ops.level, &mut w.key[row * kv..][..kv], cos, sin);
             }
@@ -233,28 +250,6 @@ impl Llama {
         multiply(ops, &w.attended, rows, &mut w.quantised, &mut [(&layer.output, &mut w.projected)]);
         elementwise::add(ops.level, &mut w.hidden, &w.projected);
     }
-}
-
-/// Cosines and sines by position, angles in f64: position / scale / (base^(2i / head) * factor).
-fn rope_tables(config: &Config, factors: &[f32], context: usize) -> (Vec<f32>, Vec<f32>) {
-    let half = config.heads.size / 2;
-    let frequencies: Vec<f64> = factors
-        .iter()
-        .enumerate()
-        .map(|(i, factor)| {
-            config.rope_base.powf(-(i as f64) / half as f64) / f64::from(*factor) / config.rope_scale
-        })
-        .collect();
-    let mut cos = Vec::with_capacity(context * half);
-    let mut sin = Vec::with_capacity(context * half);
-    for position in 0..context {
-        for frequency in &frequencies {
-            let (s, c) = (position as f64 * frequency).sin_cos();
-            cos.push(c as f32);
-            sin.push(s as f32);
-        }
-    }
-    (cos, sin)
 }
 
 fn read<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<(TensorType, Vec<u8>), EngineError> {

@@ -3,13 +3,13 @@ use std::path::Path;
 use super::*;
 use crate::engine::{
     ops::{Level, Pool},
-    testing::{CONTEXT, reference_logits, tiny},
+    testing::{reference_logits, tiny},
 };
 
 fn load(path: &Path, format: Format) -> Llama {
     let gguf = Gguf::open(path).unwrap();
     let config = Config::read(&gguf).unwrap();
-    Llama::load(&gguf, config, CONTEXT, format).unwrap()
+    Llama::load(&gguf, config, format).unwrap()
 }
 
 /// Logits of all positions, the tokens given in chunks of these sizes.
@@ -140,7 +140,7 @@ fn missing_tensors_and_wrong_shapes_are_named() {
     let fail = |w: &crate::engine::testing::Writer| {
         let gguf = Gguf::open(&w.write(dir.path())).unwrap();
         let config = Config::read(&gguf);
-        config.and_then(|c| Llama::load(&gguf, c, CONTEXT, Format::Native)).err().unwrap().to_string()
+        config.and_then(|c| Llama::load(&gguf, c, Format::Native)).err().unwrap().to_string()
     };
     let mut w = whole.clone();
     w.tensors.retain(|(name, ..)| name != "blk.1.ffn_up.weight");
