@@ -1,10 +1,176 @@
-//! `weir policy`.
+//! `weir policy`: write, check, explain and test policy files. Nothing here starts a model: signals are measured on the
+//! text, and where a policy asks for an embedding its `no_embedding` branch decides, unless a test gives similarities.
 
-use std::process::ExitCode;
+mod explain;
+mod init;
+mod report;
+mod request;
+mod test;
 
-#[derive(Debug, clap::Args)]
-pub struct PolicyArgs {}
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-pub fn run(_args: PolicyArgs) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`weir policy` is not built yet")
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use crate::{
+    domain::{Fleet, ModelCard},
+    policy::{self, Diagnostics, Inputs, Policy, Spec},
+};
+
+/// Like `println!`, but a reader that has gone away (`weir policy schema | head`) is no defect to panic over.
+macro_rules! say {
+    ($($argument:tt)*) => {
+        $crate::cli::policy::print(format_args!($($argument)*))
+    };
+}
+use say;
+
+const EXAMPLES: &str = "\
+Examples:
+  weir policy init my-policy.yaml                      a policy to start from, with tests
+  weir policy check my-policy.yaml --config weir.yaml  everything that is wrong, at once
+  weir policy explain my-policy.yaml --prompt 'I want my money back'
+  weir policy test my-policy.yaml
+  weir policy schema > policy.schema.json              for completion in an editor
+
+Exit codes: 0 fine, 1 found something wrong, 2 wrong usage.";
+
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct PolicyArgs {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write a policy to start from.
+    #[command(after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less")]
+    Init(init::InitArgs),
+    /// Report everything that is wrong with policy files.
+    #[command(after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json")]
+    Check {
+        /// Policy files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Say what a policy does with one request, and why.
+    #[command(after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json")]
+    Explain(explain::ExplainArgs),
+    /// Run the tests that policy files hold.
+    #[command(after_help = "Example:\n  weir policy test policies/*.yaml")]
+    Test {
+        /// Policy files
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Print the JSON Schema of policy files, or the variables of conditions.
+    #[command(after_help = "Examples:\n  weir policy schema > policy.schema.json\n  weir policy schema --variables")]
+    Schema {
+        /// The variables of conditions instead, with types
+        #[arg(long)]
+        variables: bool,
+        /// One JSON document
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What the verbs share.
+#[derive(Clone, Debug, Args)]
+struct Common {
+    /// weir.yaml, whose fleet the policy is checked against [default: none: every name and tag of the file's `models`
+    /// counts as a fleet entry that can do everything]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: PolicyArgs) -> anyhow::Result<ExitCode> {
+    match args.verb {
+        Verb::Init(args) => init::run(&args),
+        Verb::Check { files, common } => report::check(&files, &common),
+        Verb::Explain(args) => explain::run(&args),
+        Verb::Test { files, common } => test::run(&files, &common),
+        Verb::Schema { variables, json } => {
+            schema(variables, json)?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn schema(variables: bool, json: bool) -> anyhow::Result<()> {
+    match (variables, json) {
+        (false, _) => say!("{}", serde_json::to_string_pretty(policy::schema())?),
+        (true, true) => say!("{}", serde_json::to_string_pretty(&policy::variables())?),
+        (true, false) => {
+            for v in policy::variables() {
+                say!("{:26} {:20} {}", v.name, v.ty, v.doc);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A line on stdout.
+fn print(line: std::fmt::Arguments<'_>) {
+    if let Err(error) = writeln!(std::io::stdout(), "{line}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("weir: cannot write to stdout: {error}");
+    }
+}
+
+/// Whether diagnostics may have frames and colour.
+fn fancy() -> bool {
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
+    !no_color && std::io::stdout().is_terminal()
+}
+
+/// Compiles a file. The outer error is about reading it at all.
+fn load(file: &Path, common: &Common) -> anyhow::Result<Result<Policy, Diagnostics>> {
+    let yaml = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let spec = match policy::parse(&file.display().to_string(), &yaml) {
+        Ok(spec) => spec,
+        Err(diagnostics) => return Ok(Err(diagnostics)),
+    };
+    let fleet = match &common.config {
+        Some(path) => configured_fleet(path)?,
+        None => implied_fleet(&spec),
+    };
+    Ok(policy::compile(&spec, &Inputs::unembedded(&fleet, &spec)))
+}
+
+/// The fleet that a file without a configuration implies: each of its `models` is an entry of the name it asks for, or,
+/// asked for by tag, an entry of the alias's own name with that tag; they can do everything and cost nothing.
+fn implied_fleet(spec: &Spec) -> Fleet {
+    let mut cards: BTreeMap<&str, ModelCard> = BTreeMap::new();
+    for (alias, model) in &spec.models {
+        let name = model.name.as_deref().unwrap_or(alias);
+        let card = cards.entry(name).or_insert_with(|| ModelCard {
+            name: name.to_owned(),
+            tags: Vec::new(),
+            context: 0,
+            price: crate::domain::Price::default(),
+            capabilities: crate::domain::Capabilities::default(),
+        });
+        card.tags.extend(model.tag.clone());
+    }
+    Fleet::new(cards.into_values())
+}
+
+/// The fleet of a weir.yaml. Only its entries' cards are read here; `weir check` checks the rest.
+fn configured_fleet(path: &Path) -> anyhow::Result<Fleet> {
+    request::fleet(path)
 }

@@ -92,6 +92,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             fallback,
             examples: inputs.examples.clone(),
             embedder: inputs.embedder.clone(),
+            example_sets: spec.examples.keys().cloned().collect(),
             tests: spec.tests.clone(),
         }),
         _ => Err(findings),

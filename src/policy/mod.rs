@@ -120,6 +120,7 @@ pub struct Policy {
     fallback: Option<Fallback>,
     examples: BTreeMap<String, Vec<Arc<[f32]>>>,
     embedder: Option<Arc<EmbedderIdentity>>,
+    example_sets: Vec<String>,
     tests: Vec<TestSpec>,
 }
 
@@ -171,6 +172,11 @@ impl Policy {
     /// The selector's arms in order.
     pub fn arms(&self) -> Vec<&str> {
         self.arms.iter().map(String::as_str).collect()
+    }
+
+    /// Names of the example sets.
+    pub fn example_sets(&self) -> &[String] {
+        &self.example_sets
     }
 
     /// The cases of the file's `tests`.

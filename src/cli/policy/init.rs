@@ -1,0 +1,85 @@
+//! `weir policy init`: the shipped policies as templates.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::say;
+
+#[derive(Debug, Args)]
+pub(super) struct InitArgs {
+    /// Where to write; `-` for stdout
+    #[arg(default_value = "policy.yaml", value_name = "FILE")]
+    file: PathBuf,
+    /// Which policy to start from
+    #[arg(long, value_enum, default_value_t = Template::CostSaver)]
+    template: Template,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// The shipped policies.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Template {
+    /// Rules send what is hard to a large model, all else to a small one
+    CostSaver,
+    /// A contextual bandit learns from feedback which model to ask
+    BalancedBandit,
+    /// Personal data and regulated customers never leave the house
+    PrivacyLocal,
+}
+
+impl Template {
+    fn text(self) -> &'static str {
+        match self {
+            Template::CostSaver => include_str!("../../../policies/cost-saver.yaml"),
+            Template::BalancedBandit => include_str!("../../../policies/balanced-bandit.yaml"),
+            Template::PrivacyLocal => include_str!("../../../policies/privacy-local.yaml"),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Template::CostSaver => "cost-saver",
+            Template::BalancedBandit => "balanced-bandit",
+            Template::PrivacyLocal => "privacy-local",
+        }
+    }
+}
+
+pub(super) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let text = args.template.text();
+    if args.file.as_os_str() == "-" {
+        say!("{}", text.trim_end());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let shown = args.file.display();
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true);
+    match args.force {
+        true => open.create(true).truncate(true),
+        false => open.create_new(true),
+    };
+    let mut file = match open.open(&args.file) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            anyhow::bail!("{shown} is there already; give another name, or --force to replace it")
+        }
+        opened => opened.with_context(|| format!("cannot write {shown}"))?,
+    };
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {shown}"))?;
+    if args.json {
+        say!("{}", json!({"file": args.file, "template": args.template.name()}));
+    } else {
+        say!("wrote {shown} (from {})", args.template.name());
+        say!("next: put your models under `models:`, then");
+        say!("  weir policy check {shown}");
+        say!("  weir policy test {shown}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,84 @@
+//! `weir policy check`: every finding of every file.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use serde::Serialize;
+
+use super::{Common, fancy, load, say};
+use crate::policy::{Diagnostic, Diagnostics, Severity};
+
+/// One file's result, for `--json`.
+#[derive(Serialize)]
+struct Checked {
+    file: String,
+    ok: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreadable: Option<String>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    ok: bool,
+    files: Vec<Checked>,
+}
+
+pub(super) fn check(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCode> {
+    let mut report = Report { ok: true, files: Vec::new() };
+    for file in files {
+        let mut checked = Checked {
+            file: file.display().to_string(),
+            ok: true,
+            policy: None,
+            hash: None,
+            unreadable: None,
+            diagnostics: Vec::new(),
+        };
+        match load(file, common) {
+            Ok(Ok(policy)) => {
+                checked.policy = Some(policy.name().to_owned());
+                checked.hash = Some(policy.hash().to_string());
+                checked.diagnostics.clone_from(&policy.warnings().0);
+            }
+            Ok(Err(Diagnostics(found))) => {
+                checked.ok = false;
+                checked.diagnostics = found;
+            }
+            // One file that cannot be read does not keep the others from being checked.
+            Err(error) => {
+                checked.ok = false;
+                checked.unreadable = Some(format!("{error:#}"));
+            }
+        }
+        report.ok &= checked.ok;
+        report.files.push(checked);
+    }
+    if common.json {
+        say!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(ExitCode::from(u8::from(!report.ok)))
+}
+
+fn print(report: &Report) {
+    let fancy = fancy();
+    for file in &report.files {
+        let count = |severity| file.diagnostics.iter().filter(|d| d.severity == severity).count();
+        let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
+        if !file.diagnostics.is_empty() {
+            say!("{}\n", Diagnostics(file.diagnostics.clone()).render(fancy));
+        }
+        let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+        match (&file.unreadable, &file.policy) {
+            (Some(error), _) => say!("{}: {error}", file.file),
+            (None, Some(policy)) if warnings == 0 => say!("{}: fine (policy {policy})", file.file),
+            (None, Some(policy)) => say!("{}: fine (policy {policy}), {}", file.file, plural(warnings, "warning")),
+            (None, None) => say!("{}: {}", file.file, plural(errors, "error")),
+        }
+    }
+}
