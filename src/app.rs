@@ -15,10 +15,15 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use crate::{
     assets::{self, Assets},
-    audit::{self, AuditStore, DecisionView, EventLog, Feeder, LogOptions, StoreTarget},
-    backend::{Backend, local::LocalBackend, remote::RemoteBackend, scripted::ScriptedBackend},
+    audit::{self, AuditStore, DecisionView, EventLog, Feeder, FeederOptions, LogOptions, StoreTarget},
+    backend::{
+        Backend,
+        local::LocalBackend,
+        remote::{RemoteBackend, RemoteConfig, Secret, UpstreamModel},
+        scripted::ScriptedBackend,
+    },
     config::{self, Config, FleetEntry, UPSTREAM},
-    dispatch::{DispatchOptions, Dispatcher},
+    dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
     domain::{Admin, Event, EventBody, Fleet, ModelCard},
     engine::{Engine, EngineOptions},
     gateway::{Gateway, Parts},
@@ -32,6 +37,8 @@ use crate::{
 
 /// How long a start waits for a store that does not answer.
 const STORE_PATIENCE: Duration = Duration::from_secs(20);
+/// How long a start waits until the store has what an earlier run left in the log.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(600);
 /// How long a start waits for `--upstream` to list its models.
 const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -74,7 +81,7 @@ pub struct Running {
     address: SocketAddr,
     gateway: Arc<Gateway>,
     log: EventLog,
-    feeder: Feeder,
+    feeder: Arc<Feeder>,
     server: JoinHandle<http::Drained>,
     stop: tokio::sync::watch::Sender<bool>,
     needs_key: bool,
@@ -110,27 +117,35 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     };
     let policies = compile(&config, &fleet, embedder.as_ref()).await?;
 
-    let target = store_target(&config);
+    let target = store_target(config.database_url.as_deref(), &config.data_dir)?;
     let store = open_store(&target).await?;
-    let feeder = Feeder::new(log.clone(), Arc::clone(&store));
-    feeder.drain().await.map_err(|source| store_error(&target, source))?;
-    let interrupted = audit::close_interrupted(&log, store.as_ref()).await.map_err(|source| store_error(&target, source))?;
+    // First without a learner: it restores its state from a store that has everything.
+    let first = Feeder::start(log.clone(), Arc::clone(&store), None, FeederOptions::default()).await?;
+    caught_up(&first, &log).await?;
+    let interrupted = audit::close_interrupted(&log, store.as_ref(), now_micros())
+        .await
+        .map_err(|source| store_error(&target, source))?;
     if interrupted > 0 {
         tracing::warn!(interrupted, "requests were under way when weir last stopped; they are recorded as interrupted");
     }
     record_start(&log, store.as_ref(), &policies, &target).await?;
-    feeder.drain().await.map_err(|source| store_error(&target, source))?;
+    caught_up(&first, &log).await?;
+    drop(first);
 
     let published = Published::default();
     let learner =
         Arc::new(Learner::start(log.clone(), Arc::clone(&store), policies.iter().cloned(), published.clone()).await?);
+    let follower = Arc::clone(&learner) as Arc<dyn audit::Follower>;
+    let feeder =
+        Arc::new(Feeder::start(log.clone(), Arc::clone(&store), Some(follower), FeederOptions::default()).await?);
     learner.catch_up().await?;
-    feeder.spawn(Some(learner));
 
     let metrics = Arc::new(Metrics::new());
+    let refuse = config.record.when_log_fails == config::WhenLogFails::Refuse;
+    let journal = Arc::new(LogJournal::new(log.clone(), refuse));
     let dispatcher = Dispatcher::new(
         backends.clone(),
-        log.clone(),
+        Arc::clone(&journal) as Arc<dyn dispatch::Journal>,
         fleet.clone(),
         DispatchOptions { hash_bodies: config.record.bodies == config::Bodies::Hash, ..DispatchOptions::default() },
     );
@@ -154,12 +169,12 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         embed_deadline: config.embed_deadline,
         published,
         log: log.clone(),
+        journal,
         store,
-        feeder: feeder.clone(),
+        feeder: Arc::clone(&feeder),
         metrics,
         keep_context: config.record.context == config::KeepContext::Keep,
         hash_bodies: config.record.bodies == config::Bodies::Hash,
-        record_or_refuse: config.record.when_log_fails == config::WhenLogFails::Refuse,
     }));
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let app = http::app(Arc::clone(&gateway) as Arc<dyn http::Service>, options);
@@ -246,20 +261,8 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
 
 /// The store of a data directory, for verbs that read the record.
 pub async fn open_record(data_dir: &Path, database_url: Option<&str>) -> Result<Arc<dyn AuditStore>, StartError> {
-    let target = match database_url {
-        Some(url) if !url.is_empty() => StoreTarget::Postgres(url.to_owned()),
-        _ => StoreTarget::Sqlite(data_dir.join("weir.db")),
-    };
-    if let StoreTarget::Sqlite(path) = &target
-        && !path.exists()
-    {
-        return Err(StartError::Other(format!(
-            "there is no record in {}: {} is missing. Give the data directory of a weir that has served",
-            data_dir.display(),
-            path.display()
-        )));
-    }
-    audit::open_store(&target).await.map_err(|source| store_error(&target, source))
+    let target = store_target(database_url, data_dir)?;
+    audit::open_existing(&target).await.map_err(|source| store_error(&target, source))
 }
 
 /// A policy file compiled for replay: against the fleet and embedder that the record names.
@@ -273,7 +276,7 @@ pub async fn policy_for_replay(
     let file = path.display().to_string();
     let spec = policy::parse(&file, &yaml).map_err(|d| StartError::Policy(d.to_string()))?;
     let newest = views.last().ok_or_else(|| StartError::Other("the record is empty".into()))?;
-    let hash = newest.record.decision.policy_hash;
+    let hash = newest.decision.decision.policy_hash;
     let version = store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
         StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
     })?;
@@ -305,11 +308,8 @@ fn usable(data_dir: &Path) -> Result<(), StartError> {
     Ok(())
 }
 
-fn store_target(config: &Config) -> StoreTarget {
-    match &config.database_url {
-        Some(url) => StoreTarget::Postgres(url.clone()),
-        None => StoreTarget::Sqlite(config.data_dir.join("weir.db")),
-    }
+fn store_target(database_url: Option<&str>, data_dir: &Path) -> Result<StoreTarget, StartError> {
+    StoreTarget::choose(database_url, data_dir).map_err(|e| StartError::Other(e.to_string()))
 }
 
 fn store_error(target: &StoreTarget, source: audit::StoreError) -> StartError {
@@ -331,7 +331,7 @@ async fn open_store(target: &StoreTarget) -> Result<Arc<dyn AuditStore>, StartEr
     loop {
         match audit::open_store(target).await {
             Ok(store) => return Ok(store),
-            Err(error) if error.is_temporary() && begun.elapsed() < STORE_PATIENCE => {
+            Err(error @ audit::StoreError::Unavailable(_)) if begun.elapsed() < STORE_PATIENCE => {
                 if !told {
                     tracing::warn!(%error, "the store does not answer yet; trying for {STORE_PATIENCE:?}");
                     told = true;
@@ -341,6 +341,11 @@ async fn open_store(target: &StoreTarget) -> Result<Arc<dyn AuditStore>, StartEr
             Err(error) => return Err(store_error(target, error)),
         }
     }
+}
+
+/// Waits until the store has all that is in the log.
+async fn caught_up(feeder: &Feeder, log: &EventLog) -> Result<(), StartError> {
+    feeder.flush(log.last_seq(), CATCH_UP_PATIENCE).await.map_err(|e| StartError::Other(e.to_string()))
 }
 
 /// Every policy version in use is in the record before the first decision under it.
@@ -366,11 +371,16 @@ async fn record_start(
 /// Adds one fleet entry per model that `--upstream` lists, so that `auto` has arms. Where the list cannot be had, every
 /// model name still passes through.
 async fn list_upstream_models(config: &mut Config) {
-    let Some(url) = config.upstream.clone() else { return };
+    if config.upstream.is_none() {
+        return;
+    }
     let Some(entry) = config.fleet.iter().find(|e| e.name == UPSTREAM).cloned() else { return };
-    match crate::backend::remote::list_models(&url, upstream_key(&entry).as_deref(), UPSTREAM_PATIENCE).await {
+    match upstream_models(&entry).await {
         Ok(models) => {
-            for model in models.into_iter().filter(|m| config.fleet.iter().all(|e| e.name != *m)).take(64) {
+            for model in models.into_iter().take(64) {
+                if config.fleet.iter().any(|e| e.name == model) {
+                    continue;
+                }
                 let mut named = entry.clone();
                 named.name.clone_from(&model);
                 if let Some(remote) = &mut named.remote {
@@ -390,9 +400,13 @@ async fn list_upstream_models(config: &mut Config) {
     }
 }
 
-fn upstream_key(entry: &FleetEntry) -> Option<String> {
-    let name = entry.remote.as_ref()?.key_env.as_ref()?;
-    std::env::var(name).ok().filter(|key| !key.is_empty())
+async fn upstream_models(entry: &FleetEntry) -> Result<Vec<String>, String> {
+    let remote = entry.remote.as_ref().ok_or("it is not remote")?;
+    let backend = RemoteBackend::new(remote_config(entry, remote)?).map_err(|e| e.to_string())?;
+    match tokio::time::timeout(UPSTREAM_PATIENCE, backend.models()).await {
+        Ok(listed) => listed.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no answer within {UPSTREAM_PATIENCE:?}")),
+    }
 }
 
 type Backends = BTreeMap<String, Arc<dyn Backend>>;
@@ -418,13 +432,13 @@ async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fl
                 .map_err(|e| wrong(e.to_string()))?
                 .map_err(|e| wrong(e.to_string()))?;
             if card.context == 0 {
-                card.context = engine.info().context;
+                card.context = u32::try_from(engine.info().context).unwrap_or(u32::MAX);
             }
             Arc::new(LocalBackend::new(engine, entry.name.clone()))
         } else if let Some(remote) = &entry.remote {
-            Arc::new(RemoteBackend::new(config::remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?)
+            Arc::new(RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?)
         } else if let Some(scripted) = &entry.scripted {
-            Arc::new(ScriptedBackend::new(scripted.clone()))
+            Arc::new(ScriptedBackend::new(entry.name.clone(), scripted.clone()))
         } else {
             return Err(wrong("needs one of `local`, `remote`, `scripted`".into()));
         };
@@ -432,6 +446,33 @@ async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fl
         cards.push(card);
     }
     Ok((backends, Fleet::new(cards)))
+}
+
+fn remote_config(entry: &FleetEntry, remote: &config::RemoteEntry) -> Result<RemoteConfig, String> {
+    let mut out = RemoteConfig::new(entry.name.clone(), remote.url.clone());
+    if remote.pass_model {
+        out.model = UpstreamModel::AsAsked;
+    } else if let Some(model) = &remote.model {
+        out.model = UpstreamModel::Named(model.clone());
+    }
+    if let Some(variable) = &remote.key_env {
+        let key = std::env::var(variable).ok().filter(|key| !key.is_empty());
+        out.api_key = Some(Secret::new(key.ok_or_else(|| {
+            format!("the environment variable {variable} (`key_env`) is not set; set it or take `key_env` out")
+        })?));
+    }
+    out.forward_client_key = remote.forward_client_key;
+    let seconds = |name: &str, given: f64| {
+        Duration::try_from_secs_f64(given).map_err(|e| format!("`{name}`: {given} is no number of seconds: {e}"))
+    };
+    if let Some(given) = remote.first_byte_timeout_s {
+        out.first_byte_timeout = seconds("first_byte_timeout_s", given)?;
+    }
+    if let Some(given) = remote.idle_timeout_s {
+        out.idle_timeout = seconds("idle_timeout_s", given)?;
+    }
+    out.max_concurrent = remote.max_concurrent;
+    Ok(out)
 }
 
 /// A path as it is; anything else is an asset, fetched where it is missing.

@@ -168,7 +168,7 @@ pub struct RemoteEntry {
     #[serde(default)]
     pub idle_timeout_s: Option<f64>,
     #[serde(default)]
-    pub max_concurrent: Option<usize>,
+    pub max_concurrent: Option<u32>,
 }
 
 /// The embedding model.

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 
 use crate::{
-    audit::{AuditStore, DecisionView, EventLog, Follower, Logged, StoreError},
+    audit::{AuditStore, DecisionView, EventLog, Follower, Logged, Snapshot, StoreError},
     domain::{DecidedBy, DecisionId, Event, EventBody, Hash, OutcomeStatus, StateUpdate},
     policy::{Observed, Policy, State},
     clock::now_micros,
@@ -120,13 +120,13 @@ impl Learner {
             return Ok(());
         }
         let Some(view) = self.store.decision(id).await? else { return Ok(()) };
-        let record = &view.record;
+        let record = &view.decision;
         let Some(policy) = self.policies.get(&record.decision.policy_hash).filter(|p| p.learns()) else {
             return Ok(());
         };
         let teaches = record.decision.decided_by == DecidedBy::Select
             && record.client_retry == 0
-            && view.updates.is_empty()
+            && view.state_updates.is_empty()
             && !record.decision.features.is_empty();
         if !teaches {
             return Ok(());
@@ -193,19 +193,17 @@ impl Follower for Learner {
 }
 
 async fn save(store: &dyn AuditStore, policy: Hash, state: &State) -> Result<(), StoreError> {
-    match serde_json::to_vec(state) {
-        Ok(bytes) => store.save_snapshot(policy, state.seq, &bytes).await,
-        // A state that folds is made of finite numbers and strings.
-        Err(error) => Err(StoreError::Corrupt(error.to_string())),
-    }
+    // A state that folds is made of finite numbers and strings.
+    let bytes = serde_json::to_vec(state).map_err(|e| StoreError::Row(e.to_string()))?;
+    store.save_snapshot(&Snapshot { policy_hash: policy, state_seq: state.seq, bytes }).await
 }
 
 /// The state of `policy` after `upto` updates (all of them with `None`): its latest usable snapshot plus the fold over
 /// the recorded updates that follow.
 pub async fn restore(store: &dyn AuditStore, policy: &Policy, upto: Option<u64>) -> Result<State, LearnError> {
     let wrong = |reason: String| LearnError::State { policy: policy.name().to_owned(), reason };
-    let mut state = match store.snapshot(policy.hash(), upto).await? {
-        Some((_, bytes)) => serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?,
+    let mut state = match store.snapshot(policy.hash(), upto.unwrap_or(u64::MAX)).await? {
+        Some(snapshot) => serde_json::from_slice(&snapshot.bytes).map_err(|e| wrong(e.to_string()))?,
         None => policy.initial_state(),
     };
     loop {
@@ -229,7 +227,7 @@ pub fn observed(view: &DecisionView) -> Option<Observed> {
     let outcome = view.outcome.as_ref()?;
     let mut feedback = BTreeMap::new();
     for given in &view.feedback {
-        feedback.entry(given.name.clone()).or_insert(given.value);
+        feedback.entry(given.feedback.name.clone()).or_insert(given.feedback.value);
     }
     Some(Observed {
         feedback,

@@ -10,7 +10,7 @@ use crate::support::weir::{self, Weir, chat};
 const SCRIPTED: &str = r#"
 fleet:
   - name: one
-    scripted: {reply: {text: "an answer"}}
+    scripted: {rules: [{reply: {text: "an answer"}}]}
 policies: [one.yaml]
 embedder: {model: "off"}
 "#;
@@ -118,7 +118,7 @@ fn a_truncated_model_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("broken.gguf");
     std::fs::write(&model, b"GGUF\x03\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0abc").unwrap();
-    let yaml = SCRIPTED.replace("scripted: {reply: {text: \"an answer\"}}", &format!("local: {{model: {}}}", model.display()));
+    let yaml = SCRIPTED.replace("scripted: {rules: [{reply: {text: \"an answer\"}}]}", &format!("local: {{model: {}}}", model.display()));
     std::fs::write(dir.path().join("one.yaml"), "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [one], static: one}\n")
         .unwrap();
     let stderr = refuses_to_start(&weir::config(dir.path(), &yaml), &dir.path().join("data"), &[]);
@@ -178,8 +178,8 @@ async fn a_client_that_leaves_is_recorded() {
     let config = weir::config(
         dir.path(),
         &SCRIPTED.replace(
-            "{text: \"an answer\"}",
-            "{text: \"one two three four five six seven eight nine ten\", token_delay_ms: 200}",
+            "{reply: {text: \"an answer\"}}",
+            "{reply: {text: \"one two three four five six seven eight nine ten\"}, token_ms: 200}",
         ),
     );
     let weir = Weir::start(&config, &dir.path().join("data"), &[]);

@@ -21,10 +21,10 @@ use crate::support::{
 const CONFIG: &str = r#"
 fleet:
   - name: cheap
-    scripted: {reply: {text: "a short answer of six words"}}
+    scripted: {rules: [{reply: {text: "a short answer of six words"}}]}
   - name: dear
     price: {input: 1.0, output: 2.0}
-    scripted: {reply: {text: "a longer answer that takes some more words than the other"}}
+    scripted: {rules: [{reply: {text: "a longer answer that takes some more words than the other"}}]}
 policies: [learning.yaml]
 embedder: {model: "off"}
 "#;

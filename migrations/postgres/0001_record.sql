@@ -166,6 +166,9 @@ CREATE TABLE state_updates (
 -- `verify` compares a stretch of events with its projections; the other tables are found by the decision's id.
 CREATE INDEX state_updates_by_event ON state_updates (replica, event_seq);
 
+-- At its start the learner looks for feedback that has taught nothing yet.
+CREATE INDEX state_updates_by_decision ON state_updates (decision_id);
+
 -- The same version is recorded again at every start; the first record of it stays.
 CREATE TABLE policy_versions (
     hash    bytea PRIMARY KEY,

@@ -54,6 +54,7 @@ fn rule(outcome: RuleOutcome) -> &'static str {
         RuleOutcome::Used => "matched and decided",
         RuleOutcome::Restricted => "matched; its restrictions were added",
         RuleOutcome::NotUsable => "matched, but what it uses cannot serve this request",
+        RuleOutcome::Dropped => "matched, but left nothing; its restrictions were dropped",
         RuleOutcome::ErrorTaken => "failed to evaluate and was taken as true",
         RuleOutcome::ErrorSkipped => "failed to evaluate and was skipped",
     }

@@ -171,6 +171,18 @@ impl AuditStore for PostgresStore {
         records.into_iter().map(super::query::state_update).collect()
     }
 
+    async fn untaught(&self, policy_hash: Hash) -> Result<Vec<DecisionId>, StoreError> {
+        let ids: Vec<uuid::Uuid> = sqlx::query_scalar(
+            "SELECT DISTINCT d.id FROM feedback f JOIN decisions d ON d.id = f.decision_id \
+             WHERE d.policy_hash = $1 AND d.decided_by = 'select' AND d.client_retry = 0 \
+             AND NOT EXISTS (SELECT 1 FROM state_updates u WHERE u.decision_id = d.id) ORDER BY d.id",
+        )
+        .bind(policy_hash.0.as_slice())
+        .fetch_all(self.pool().await?)
+        .await?;
+        Ok(ids.into_iter().map(DecisionId).collect())
+    }
+
     async fn has_feedback_key(&self, decision: DecisionId, key: &str) -> Result<bool, StoreError> {
         let found: Option<i32> =
             sqlx::query_scalar("SELECT 1 FROM feedback WHERE decision_id = $1 AND idempotency_key = $2 LIMIT 1")

@@ -202,6 +202,10 @@ pub trait AuditStore: Send + Sync {
     /// A policy's updates with `seq` at or above `from`, in order, at most `limit`.
     async fn state_updates(&self, policy_hash: Hash, from: u64, limit: usize) -> Result<Vec<StateUpdate>, StoreError>;
 
+    /// Decisions drawn by this policy version's selector that were judged and have taught nothing, oldest first. Repeats
+    /// by the client are left out.
+    async fn untaught(&self, policy_hash: Hash) -> Result<Vec<DecisionId>, StoreError>;
+
     /// Whether feedback with this idempotency key has come for the decision.
     async fn has_feedback_key(&self, decision: DecisionId, key: &str) -> Result<bool, StoreError>;
 

@@ -37,7 +37,7 @@ pub(crate) async fn newest(store: &dyn AuditStore, last: usize) -> anyhow::Resul
     let mut views = Vec::new();
     let mut before = None;
     while views.len() < last {
-        let filter = DecisionFilter { limit: (last - views.len()).min(1000), before, ..DecisionFilter::default() };
+        let filter = DecisionFilter { limit: u32::try_from(last - views.len()).ok(), before, ..DecisionFilter::default() };
         let page = store.decisions(&filter).await?;
         let Some(oldest) = page.last() else { break };
         before = Some(oldest.id);
@@ -58,7 +58,7 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
         if args.policy.is_empty() {
             let mut seen = std::collections::BTreeSet::new();
             for view in &views {
-                let decision = &view.record.decision;
+                let decision = &view.decision.decision;
                 if seen.insert(decision.policy_hash) {
                     policies.push(replay::recorded_policy(store.as_ref(), decision, &view.id.to_string()).await?);
                 }

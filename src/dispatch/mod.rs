@@ -6,6 +6,7 @@
 //! [`Dispatcher::run`] or the answer's stream is dropped) cancels the call and leaves an outcome behind all the same.
 
 mod answer;
+mod journal;
 mod ledger;
 
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::{
 };
 
 use answer::Answering;
+pub use journal::LogJournal;
 use ledger::Ledger;
 
 /// Where events are recorded; the event log, or a list in tests.

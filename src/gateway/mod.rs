@@ -15,11 +15,11 @@ use std::{
 
 use crate::{
     audit::{AuditStore, DecisionFilter, DecisionRow, DecisionView, EventLog, Feeder, StoreError},
-    backend::Backend,
+    backend::{Backend, BackendError},
     clock::now_micros,
-    dispatch::Dispatcher,
+    dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
-        Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, Event, EventBody, Feedback, Fleet,
+        Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event, EventBody, Feedback, Fleet,
         Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals, Usage, canonical,
     },
     learn::Published,
@@ -49,12 +49,13 @@ pub struct Parts {
     pub embed_deadline: Duration,
     pub published: Published,
     pub log: EventLog,
+    /// The same log, as what is written to.
+    pub journal: Arc<LogJournal>,
     pub store: Arc<dyn AuditStore>,
-    pub feeder: Feeder,
+    pub feeder: Arc<Feeder>,
     pub metrics: Arc<Metrics>,
     pub keep_context: bool,
     pub hash_bodies: bool,
-    pub record_or_refuse: bool,
 }
 
 /// The router as a whole. One per process, shared by all requests.
@@ -187,7 +188,7 @@ impl Gateway {
             return Ok(false);
         }
         let event = Event::new(now_micros(), Some(id), EventBody::Feedback(feedback));
-        self.parts.log.append(vec![event]).await.map_err(|e| GatewayError::NotRecorded(e.to_string()))?;
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
         Ok(true)
     }
 
@@ -211,11 +212,12 @@ impl Gateway {
         if !ready {
             components.insert("weir".to_owned(), "shutting down".to_owned());
         }
-        let log = match self.parts.log.last_error() {
-            Some(error) => {
-                ready &= !self.parts.record_or_refuse;
-                if self.parts.record_or_refuse { error } else { format!("serving without a record: {error}") }
+        let log = match self.log_failing().await {
+            Some(error) if self.parts.journal.refuses() => {
+                ready = false;
+                error
             }
+            Some(error) => format!("serving without a record: {error}"),
             None => "ok".to_owned(),
         };
         components.insert("event log".to_owned(), log);
@@ -250,6 +252,16 @@ impl Gateway {
     /// From now on every new request is refused.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What keeps the log from being written. Where the last append failed another is tried, since a weir that is not
+    /// ready may get no requests to find out by.
+    async fn log_failing(&self) -> Option<String> {
+        self.parts.journal.failing()?;
+        let probe = Admin { action: "probe".into(), detail: "whether the log can be written again".into() };
+        let event = Event::new(now_micros(), None, EventBody::Admin(probe));
+        let _ = self.parts.journal.append(vec![event]).await;
+        self.parts.journal.failing()
     }
 
     async fn decide_and_record(
@@ -298,12 +310,7 @@ impl Gateway {
             event.context = Some(canonical::to_bytes(&context).map_err(|e| GatewayError::NotRecorded(e.to_string()))?);
             event.embedding = context.embedding.as_ref().map(|e| canonical::vector_to_bytes(&e.vector));
         }
-        if let Err(error) = self.parts.log.append(vec![event]).await {
-            if self.parts.record_or_refuse {
-                return Err(GatewayError::NotRecorded(error.to_string()));
-            }
-            tracing::error!(%error, decision = %id, "served without a record");
-        }
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
         if !self.parts.keep_context {
             context.embedding = None;
         }
@@ -404,8 +411,8 @@ impl Gateway {
             answer_hash: None,
         };
         let event = Event::new(now_micros(), Some(id), EventBody::Outcome(outcome));
-        if let Err(error) = self.parts.log.append(vec![event]).await {
-            tracing::error!(%error, decision = %id, "the refusal could not be recorded");
+        if let Err(error) = self.parts.journal.append(vec![event]).await {
+            return GatewayError::NotRecorded(error);
         }
         let incapable: BTreeSet<&str> = decision
             .candidates
@@ -420,6 +427,16 @@ impl Gateway {
         if all_incapable {
             let needs = Need::ALL.into_iter().filter(|n| incapable.contains(n.as_str())).collect();
             return GatewayError::Incapable { id, needs };
+        }
+        let too_long = decision.candidates.iter().find_map(|c| match &c.eliminated {
+            Some(Elimination::Context(why)) => Some((c.arm.clone(), why.clone())),
+            _ => None,
+        });
+        if let Some((model, why)) = too_long
+            && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Context(_))))
+        {
+            let error = BackendError::new(ErrorKind::ContextTooLong, why);
+            return GatewayError::Backend { id, model, error };
         }
         GatewayError::Refused { id, reason }
     }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use utoipa::IntoParams;
 
 use crate::{
+    audit::DecisionFilter,
     domain::{DecisionId, Feedback, OutcomeStatus, Request},
     gateway::{Answer, Caller, Embedded, Explained, Gateway, GatewayError, Readiness, Served},
 };
@@ -69,8 +70,23 @@ pub struct DecisionsQuery {
     pub session: Option<String>,
     /// Tenant of the key.
     pub tenant: Option<String>,
-    /// Name of the API key.
-    pub key: Option<String>,
+}
+
+impl From<DecisionsQuery> for DecisionFilter {
+    fn from(query: DecisionsQuery) -> Self {
+        Self {
+            limit: query.limit.or(Some(20)),
+            before: query.before,
+            after: query.after,
+            policy: query.policy,
+            arm: query.arm,
+            model: query.model,
+            status: query.status.map(|s| s.as_str().to_owned()),
+            session: query.session,
+            tenant: query.tenant,
+            ..Self::default()
+        }
+    }
 }
 
 #[async_trait]

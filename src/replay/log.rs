@@ -72,7 +72,7 @@ pub async fn replay_log(
     let mut report = ReplayReport { decisions: views.len(), policies: Vec::new() };
     for policy in policies {
         let (own, others): (Vec<&DecisionView>, Vec<&DecisionView>) =
-            views.iter().partition(|view| view.record.decision.policy_hash == policy.hash());
+            views.iter().partition(|view| view.decision.decision.policy_hash == policy.hash());
         let replayed = if others.is_empty() && !own.is_empty() {
             replay_own(store, policy, views).await?
         } else {
@@ -113,7 +113,7 @@ async fn replay_own(
     out.agreed = derived.same;
     let mut sum = 0.0;
     for view in views {
-        let decision = &view.record.decision;
+        let decision = &view.decision.decision;
         *out.arms.entry(decision.arm.clone()).or_default() += 1;
         if let Some(reward) = observed(view).and_then(|o| policy.reward(&o)) {
             out.rewarded += 1;
@@ -129,7 +129,7 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
     let mut state = policy.initial_state();
     let mut sum = 0.0;
     for view in views {
-        let logged = &view.record.decision;
+        let logged = &view.decision.decision;
         if logged.decided_by == DecidedBy::Pinned {
             *out.skipped.entry("pinned by the client".to_owned()).or_default() += 1;
             continue;

@@ -41,13 +41,13 @@ impl ReproduceReport {
 
 /// The recorded context of a decision, embedding included; an error says what is missing.
 pub fn context_of(view: &DecisionView) -> Result<Context, String> {
-    let bytes = view.context.as_deref().ok_or("its context was erased, or was never kept (`record.context: none`)")?;
-    let mut context: Context =
-        serde_json::from_slice(bytes).map_err(|e| format!("its context is no context of this version: {e}"))?;
-    if view.record.embedding_hash.is_some() {
-        let bytes = view.embedding.as_deref().ok_or("its embedding was erased")?;
-        let vector = canonical::vector_from_bytes(bytes).ok_or("its embedding has a broken length")?;
-        let embedder = view.record.embedder.clone().ok_or("its embedder is not recorded")?;
+    if view.context_bytes.is_none() {
+        return Err("its context was erased, or was never kept (`record.context: none`)".into());
+    }
+    let mut context = view.context.clone().ok_or("its context is no context of this version")?;
+    if view.decision.embedding_hash.is_some() {
+        let vector = view.embedding.clone().ok_or("its embedding was erased")?;
+        let embedder = view.decision.embedder.clone().ok_or("its embedder is not recorded")?;
         context.embedding = Some(Embedding { vector: vector.into(), embedder: Arc::new(embedder) });
     }
     Ok(context)
@@ -73,15 +73,15 @@ pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Resu
     let mut report = ReproduceReport { asked: views.len(), ..ReproduceReport::default() };
     let mut by_policy: BTreeMap<Hash, Vec<DecisionView>> = BTreeMap::new();
     for view in views {
-        by_policy.entry(view.record.decision.policy_hash).or_default().push(view);
+        by_policy.entry(view.decision.decision.policy_hash).or_default().push(view);
     }
     for (hash, mut views) in by_policy {
-        views.sort_by_key(|view| view.record.decision.state_seq);
+        views.sort_by_key(|view| view.decision.decision.state_seq);
         let Some(first) = views.first() else { continue };
-        let policy = recorded_policy(store, &first.record.decision, &first.id.to_string()).await?;
-        let mut state = learn::restore(store, &policy, Some(first.record.decision.state_seq)).await?;
+        let policy = recorded_policy(store, &first.decision.decision, &first.id.to_string()).await?;
+        let mut state = learn::restore(store, &policy, Some(first.decision.decision.state_seq)).await?;
         for view in &views {
-            let recorded = &view.record.decision;
+            let recorded = &view.decision.decision;
             while state.seq < recorded.state_seq {
                 let page = store.state_updates(hash, state.seq + 1, 1024).await?;
                 if page.is_empty() {

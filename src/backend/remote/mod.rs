@@ -95,6 +95,28 @@ impl RemoteBackend {
         Ok(body)
     }
 
+    /// The models that the server lists (`GET /v1/models`), in its order.
+    ///
+    /// # Errors
+    /// As a call's; `garbage` for an answer that is no list of models.
+    pub async fn models(&self) -> Result<Vec<String>, BackendError> {
+        #[derive(serde::Deserialize)]
+        struct List {
+            data: Vec<Listed>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Listed {
+            id: String,
+        }
+        let garbage = |why: String| self.error(ErrorKind::Garbage, &format!("lists no models: {why}"));
+        let to = config::endpoint(&self.config.url, "models").map_err(garbage)?;
+        let began = Instant::now();
+        let response = self.ask(Method::GET, &to, Bytes::new(), false, None, began).await?;
+        let body = self.whole_body(response, began).await?;
+        let list: List = serde_json::from_slice(&body).map_err(|e| garbage(e.to_string()))?;
+        Ok(list.data.into_iter().map(|listed| listed.id).collect())
+    }
+
     fn upstream_model(&self) -> Option<&str> {
         match &self.config.model {
             UpstreamModel::Named(model) => Some(model),
@@ -115,7 +137,7 @@ impl RemoteBackend {
         }
     }
 
-    /// Sends a body and waits for the head of an answer with a status of success.
+    /// Posts a body and waits for the head of an answer with a status of success.
     async fn send(
         &self,
         to: &Uri,
@@ -124,8 +146,20 @@ impl RemoteBackend {
         authorization: Option<&str>,
         began: Instant,
     ) -> Result<Response<Incoming>, BackendError> {
+        self.ask(Method::POST, to, body, stream, authorization, began).await
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        to: &Uri,
+        body: Bytes,
+        stream: bool,
+        authorization: Option<&str>,
+        began: Instant,
+    ) -> Result<Response<Incoming>, BackendError> {
         let mut request = hyper::Request::new(Full::new(body));
-        *request.method_mut() = Method::POST;
+        *request.method_mut() = method;
         *request.uri_mut() = to.clone();
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
