@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::BackendError;
+use super::{BackendError, wire::Field};
 use crate::domain::ErrorKind;
 
 /// The kind of failure that a status code says by itself.
@@ -45,6 +45,16 @@ pub(super) struct ErrorObject {
 }
 
 impl ErrorObject {
+    /// The error in `body`, whose fields are known: as [`ErrorObject::in_body`], and next to nothing where there is none.
+    pub(super) fn in_fields(fields: &[Field<'_>], body: &[u8]) -> Option<Self> {
+        let is_error = |f: &Field<'_>| match &*f.key {
+            "error" => f.value != "null",
+            "object" => f.value == "\"error\"",
+            _ => false,
+        };
+        if fields.iter().any(is_error) { Self::in_body(body) } else { None }
+    }
+
     /// The error in `body`: `{"error": {...}}`, `{"error": "text"}`, or vLLM's older form where the body is the object.
     pub(super) fn in_body(body: &[u8]) -> Option<Self> {
         #[derive(Deserialize)]

@@ -298,7 +298,8 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         if !self.closed {
-            // The client has left.
+            // The client has left: what the machine answers to `ClientGone` is that the call is dropped (its future or
+            // stream goes with its owner) and the request over.
             let usage = self.partial_usage();
             if let Some(open) = &mut self.open {
                 open.finish = Some(FinishReason::Cancelled);

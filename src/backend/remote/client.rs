@@ -20,7 +20,7 @@ use hyper_util::{
             Client,
             connect::{HttpConnector, proxy::Tunnel},
         },
-        proxy::matcher::Matcher,
+        proxy::matcher::{Intercept, Matcher},
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
@@ -102,12 +102,31 @@ pub(super) fn client(to: &Uri, connect: Duration) -> Result<HttpClient, rustls::
         .build(connector.wrap_connector(dial)))
 }
 
-/// The proxy for `to`. A server on this very machine is never reached through one.
-fn proxy(to: &Uri) -> Option<hyper_util::client::proxy::matcher::Intercept> {
-    let host = to.host()?.trim_start_matches('[').trim_end_matches(']');
-    let is_loopback = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    if is_loopback {
+/// The proxy for `to`, if it has one.
+fn proxy(to: &Uri) -> Option<Intercept> {
+    if is_this_machine(to) {
         return None;
     }
     Matcher::from_system().intercept(to)
+}
+
+/// Servers on this very machine are never reached through a proxy, whatever the environment says.
+fn is_this_machine(to: &Uri) -> bool {
+    let host = to.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_never_reached_through_a_proxy() {
+        for uri in ["https://127.0.0.1:1/v1", "https://localhost/v1", "https://[::1]:3/v1"] {
+            assert!(is_this_machine(&Uri::from_static(uri)), "{uri}");
+        }
+        for uri in ["https://127.example.com/v1", "https://10.0.0.1/v1", "https://[2001:db8::1]/v1"] {
+            assert!(!is_this_machine(&Uri::from_static(uri)), "{uri}");
+        }
+    }
 }

@@ -250,9 +250,7 @@ impl RemoteBackend {
         let Ok(fields) = wire::fields(&body) else {
             return Err(self.error(ErrorKind::Garbage, "answered something that is no JSON object"));
         };
-        if let Some(object) =
-            fields.iter().any(|f| f.key == "error" || f.key == "object").then(|| ErrorObject::in_body(&body)).flatten()
-        {
+        if let Some(object) = ErrorObject::in_fields(&fields, &body) {
             return Err(status::reported_inside(&self.whose, &object, body.clone()));
         }
         let field = |name: &str| fields.iter().rfind(|f| f.key == name);
@@ -281,15 +279,15 @@ impl Backend for RemoteBackend {
         let authorization = call.client_authorization.as_deref();
         let response = self.send(&self.completions, body, stream, authorization, began).await?;
         let kind = content_type(&response);
-        let is_events = kind.starts_with("text/event-stream");
         if !stream {
-            if is_events {
+            if kind.starts_with("text/event-stream") {
                 return Err(self.error(ErrorKind::Garbage, "answered with a stream although none was asked for"));
             }
             let body = self.whole_body(response, began).await?;
             return self.completion(&call, body);
         }
-        if !is_events {
+        // Some servers stream under another type, or none: what is no stream then fails as one.
+        if kind.starts_with("application/json") || kind.starts_with("text/html") {
             let body = self.whole_body(response, began).await?;
             if let Some(object) = ErrorObject::in_body(&body) {
                 return Err(status::reported_inside(&self.whose, &object, body));

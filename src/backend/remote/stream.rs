@@ -174,6 +174,10 @@ impl RemoteStream {
             };
             match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
+                    // Once it has begun to answer, a server that sends heartbeats is not silent.
+                    if self.heard.is_some() {
+                        self.heard = Some(Instant::now());
+                    }
                     if let Ok(data) = frame.into_data() {
                         self.splitter.push(data);
                     }
@@ -231,8 +235,10 @@ impl RemoteStream {
 
     /// Takes one event: a chunk for the client, or none when there is nothing to pass on.
     fn event(&mut self, data: Bytes) -> Result<Option<Chunk>, BackendError> {
-        self.heard = Some(Instant::now());
-        if &data[..] == b"[DONE]" {
+        if self.heard.is_none() {
+            self.heard = Some(Instant::now());
+        }
+        if data.starts_with(b"[DONE]") {
             if self.tally.is_empty() {
                 return Err(self.fail(ErrorKind::Garbage, "streamed no completion"));
             }
@@ -267,7 +273,7 @@ impl RemoteStream {
         let Ok(fields) = wire::fields(&data) else {
             return Err(self.fail(ErrorKind::Garbage, "streamed an event that is no JSON object"));
         };
-        if let Some(object) = ErrorObject::in_body(&data) {
+        if let Some(object) = ErrorObject::in_fields(&fields, &data) {
             let error = status::reported_inside(&self.whose, &object, data.clone());
             self.end();
             return Err(error);

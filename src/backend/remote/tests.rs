@@ -248,6 +248,7 @@ async fn what_is_no_completion_is_garbage_or_the_error_that_it_is() {
         ("SSH-2.0-OpenSSH\r\n".to_owned(), ErrorKind::Garbage),
         (json("302 Found", "location: /elsewhere\r\n", ""), ErrorKind::Garbage),
         (String::new(), ErrorKind::Cut),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nnonsense".to_owned(), ErrorKind::Cut),
     ] {
         let (chunks, error) = stream_of(answer.clone(), BODY).await;
         let error = error.unwrap_or_else(|| panic!("no error: {answer}"));
@@ -372,6 +373,46 @@ async fn nobody_there_is_unreachable() {
     let error = error.unwrap();
     assert_eq!(error.kind, ErrorKind::Unreachable);
     assert!(error.message.contains("model `fast` at 127.0.0.1"), "{error}");
+}
+
+#[tokio::test]
+async fn heartbeats_keep_a_stream_alive_that_has_begun() {
+    let url = upstream(|_, _, mut socket| async move {
+        let (begun, rest) = TRANSCRIPT.split_at(TRANSCRIPT.find("data: {\"id\":\"up-1\",\"choices\"").unwrap());
+        socket.write_all(events(begun).as_bytes()).await.unwrap();
+        // Together longer than the limit on silence, each far shorter.
+        for _ in 0..30 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            socket.write_all(b": still here\n\n").await.unwrap();
+        }
+        socket.write_all(rest.as_bytes()).await.unwrap();
+    })
+    .await;
+    let config = RemoteConfig { idle_timeout: Duration::from_millis(400), ..remote(&url) };
+    let (chunks, error) = collect(&RemoteBackend::new(config).unwrap(), call(BODY, true)).await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(wires(&chunks).len(), 3);
+}
+
+#[tokio::test]
+async fn https_to_a_server_that_speaks_none_is_unreachable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        // The handshake's first flight is there; it is answered as a server without TLS does.
+        let _ = socket.read_u8().await;
+        let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    });
+    match RemoteBackend::new(remote(&url)) {
+        // A machine without trusted certificates is told what to install.
+        Err(error) => assert!(error.kind() == "tls" && error.to_string().contains("ca-certificates"), "{error}"),
+        Ok(backend) => {
+            let (_, error) = collect(&backend, call(BODY, true)).await;
+            let error = error.unwrap();
+            assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
+        }
+    }
 }
 
 #[tokio::test]
