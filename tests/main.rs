@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod assets;
+mod audit_contract;
+mod audit_crash;
+mod audit_feeder;
 mod bad_input;
 mod bench;
 mod embedder;

@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::support::{
-    postgres::Postgres,
+    postgres::{self, Server},
     weir::{self, Weir, chat},
 };
 
@@ -155,15 +155,15 @@ async fn nothing_answered_is_lost_by_kill_9_sqlite() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_answered_is_lost_by_kill_9_postgres() {
-    let database = Postgres::shared().database();
+    let database = postgres::database().await;
     survives_kill(20, Some(&database)).await;
 }
 
 /// PostgreSQL goes away for a while under load: no request fails, all records arrive, in order.
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_may_stop_for_a_while() {
-    let mut postgres = Postgres::start();
-    let database = postgres.database();
+    let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
+    let database = server.database().await;
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let weir = Weir::start(&write_config(dir.path()), &data, &["--database-url", &database]);
@@ -183,9 +183,9 @@ async fn postgres_may_stop_for_a_while() {
         ids
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    postgres.stop();
+    server.stop();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    postgres.restart();
+    tokio::task::spawn_blocking(move || { server.resume(); server }).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::Relaxed);
     let ids = running.await.unwrap();

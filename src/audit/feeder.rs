@@ -344,6 +344,3 @@ pub async fn close_interrupted(log: &EventLog, store: &dyn AuditStore, now: Micr
     }
     Ok(closed)
 }
-
-#[cfg(test)]
-mod tests;

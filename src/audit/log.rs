@@ -66,7 +66,10 @@ pub enum LogError {
     Full { path: PathBuf, source: io::Error },
     #[error("cannot {action} {path}: {source}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("{path} is damaged at byte {offset}: {what}; `weir audit verify --from-log` tells how far")]
+    #[error(
+        "{path} is damaged at byte {offset}: {what}; `weir audit verify --from-log` tells more; with the file moved away, \
+         weir starts and goes on after what the store holds"
+    )]
     Corrupt { path: PathBuf, offset: u64, what: String },
     #[error(transparent)]
     Record(#[from] RecordError),

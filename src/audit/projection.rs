@@ -14,9 +14,9 @@ pub fn text(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { Cow::Owned(text.replace('\0', "\u{fffd}")) } else { Cow::Borrowed(text) }
 }
 
-/// A time as a store can hold it: from 1970 to the year 9999.
+/// A time as a store can hold it: from 1970 to 2255, beyond which PostgreSQL would count it out in inexact doubles.
 pub fn instant(at: Micros) -> Micros {
-    at.clamp(0, 253_402_300_799_999_999)
+    at.clamp(0, 1 << 53)
 }
 
 /// A number as a store can hold it.

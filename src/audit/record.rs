@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{Event, EventBody, EventKind, Hash, canonical};
+use crate::domain::{Event, EventBody, Hash, canonical};
 
 /// An event with its place in the chain.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,13 +42,12 @@ struct Envelope {
     seq: u64,
 }
 
-/// The envelope without the event: cheap to read from any record, whatever its kind.
+/// The envelope without the event: cheap to read, and to be had of records whose events this version does not know.
 #[derive(Debug, Deserialize)]
 pub struct Head {
     pub prev: Hash,
     pub replica: String,
     pub seq: u64,
-    pub kind: EventKind,
 }
 
 impl Head {

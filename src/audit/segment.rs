@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{frame, record::Logged};
+use super::{frame, record::Head};
 use crate::domain::Hash;
 
 /// Bytes before the first frame.
@@ -86,8 +86,10 @@ pub struct Scan {
     pub seq: u64,
     /// The last good event's hash; what the head says when there is none.
     pub hash: Hash,
-    /// Why the scan stopped before the end of the file.
+    /// A frame that is not whole: why.
     pub fault: Option<String>,
+    /// A frame that is whole but does not belong: why. No crash leaves such a thing.
+    pub foreign: Option<String>,
 }
 
 /// Reads all frames of a segment, checking checksums, numbers and links. `None`: the file has no whole head.
@@ -100,30 +102,29 @@ pub fn scan(path: &Path) -> io::Result<Option<Scan>> {
     let mut at = HEADER;
     let mut seq = first.saturating_sub(1);
     let mut fault = None;
+    let mut foreign = None;
     while at < bytes.len() {
-        let next = match frame::decode(&bytes[at..]) {
-            Ok((record, beside, size)) => {
-                Logged::parse(record, beside).map(|logged| (logged, size)).map_err(|e| e.to_string())
+        let (record, size) = match frame::decode(&bytes[at..]) {
+            Ok((record, _, size)) => (record, size),
+            Err(error) => {
+                fault = Some(format!("{error:?}"));
+                break;
             }
-            Err(error) => Err(format!("{error:?}")),
         };
-        match next {
-            Ok((logged, size)) if logged.seq == seq + 1 && logged.prev == hash => {
-                seq = logged.seq;
-                hash = logged.hash;
+        match Head::parse(&record) {
+            Ok(head) if head.seq == seq + 1 && head.prev == hash => {
+                seq = head.seq;
+                hash = Hash::of(&record);
                 at += size;
             }
-            Ok((logged, _)) => {
-                fault = Some(format!("event {} does not follow event {seq}", logged.seq));
-                break;
-            }
-            Err(what) => {
-                fault = Some(what);
-                break;
-            }
+            Ok(head) => foreign = Some(format!("event {} does not follow event {seq}", head.seq)),
+            Err(error) => foreign = Some(error.to_string()),
+        }
+        if foreign.is_some() {
+            break;
         }
     }
-    Ok(Some(Scan { good: at as u64, size: bytes.len() as u64, seq, hash, fault }))
+    Ok(Some(Scan { good: at as u64, size: bytes.len() as u64, seq, hash, fault, foreign }))
 }
 
 #[cfg(test)]

@@ -167,6 +167,9 @@ pub(super) fn open(dir: &Path, segment_bytes: u64) -> Result<(Disk, Option<Recov
             continue;
         };
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(|e| LogError::io("open", &path, e))?;
+        if let Some(what) = scan.foreign {
+            return Err(LogError::Corrupt { path, offset: scan.good, what });
+        }
         if scan.good < scan.size {
             let fault = scan.fault.unwrap_or_default();
             recovery = Some(set_aside(&path, scan.good, scan.size, fault)?);

@@ -406,3 +406,21 @@ fn measure_appends() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_whole_event_that_does_not_belong_is_never_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    log.append(triple(1)).await.unwrap();
+    let path = only_segment(dir.path());
+    drop(log);
+    let mut bytes = fs::read(&path).unwrap();
+    // As a later version of weir might leave it: whole, but not event 4 of this chain.
+    let odd = Draft::new(testing::admin(1)).unwrap().place("r1", b"\"r1\"", 9, Hash::ZERO);
+    frame::encode(&mut bytes, &odd);
+    fs::write(&path, &bytes).unwrap();
+    let error = EventLog::open(dir.path(), options()).unwrap_err();
+    assert_eq!(error.kind(), "corrupt");
+    assert!(error.to_string().contains("moved away"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+}

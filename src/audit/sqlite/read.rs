@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
 use super::{REPLICA_SHIFT, position};
 use crate::{
     audit::{
-        projection::{Columns, Projected},
+        projection::{Columns, Projected, text},
         query::{DecisionFilter, DecisionRow},
         record::Beside,
         store::{StoreError, StoredEvent},
@@ -53,7 +53,7 @@ pub(super) async fn decisions(pool: &SqlitePool, filter: &DecisionFilter) -> Res
         (" AND d.decided_by = ", &filter.decided_by),
     ] {
         if let Some(value) = value {
-            query.push(column).push_bind(value.clone());
+            query.push(column).push_bind(text(value).into_owned());
         }
     }
     match filter.status.as_deref() {
@@ -62,7 +62,7 @@ pub(super) async fn decisions(pool: &SqlitePool, filter: &DecisionFilter) -> Res
             query.push(" AND o.status IS NULL AND NOT d.dry AND d.decided_by <> 'shadow'");
         }
         Some(status) => {
-            query.push(" AND o.status = ").push_bind(status.to_owned());
+            query.push(" AND o.status = ").push_bind(text(status).into_owned());
         }
     }
     query.push(" ORDER BY d.id DESC LIMIT ").push_bind(filter.rows());

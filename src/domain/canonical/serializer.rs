@@ -1,12 +1,15 @@
 //! A serde serializer that writes RFC 8785 straight into one buffer. Members are written as they come; when an object
 //! ends and they were out of order, its bytes are put in order in place. No tree of values is built, which makes it
 //! several times cheaper than going through one, and the log writes three such records for every request.
+//!
+//! One deviation: RFC 8785 knows only doubles and would round an integer beyond 2^53 (a client's `seed` may be one). A
+//! record has to read back as what it was, so such an integer is written with all its digits.
 
 use serde::{Serialize, ser};
 use serde_json::Error;
 
-/// Integers up to this magnitude are exact as JSON numbers.
-const EXACT: u64 = 1 << 53;
+/// Integers up to this magnitude are exact as doubles.
+const EXACT: f64 = (1u64 << 53) as f64;
 
 /// Where one member of an open object lies in the buffer.
 #[derive(Clone, Copy)]
@@ -64,12 +67,6 @@ impl<'a> Canonical<'a> {
     }
 
     fn integer(&mut self, negative: bool, magnitude: u64) {
-        if magnitude > EXACT {
-            let float = magnitude as f64;
-            let mut buffer = ryu_js::Buffer::new();
-            self.out.extend_from_slice(buffer.format_finite(if negative { -float } else { float }).as_bytes());
-            return;
-        }
         let mut digits = [0u8; 20];
         let mut at = digits.len();
         let mut rest = magnitude;
@@ -91,7 +88,7 @@ impl<'a> Canonical<'a> {
         if !value.is_finite() {
             return Err(ser::Error::custom("NaN and infinity are no JSON numbers"));
         }
-        if value.fract() == 0.0 && value.abs() < EXACT as f64 {
+        if value.fract() == 0.0 && value.abs() < EXACT {
             self.integer(value < 0.0, value.abs() as u64);
         } else {
             let mut buffer = ryu_js::Buffer::new();
