@@ -314,7 +314,7 @@ async fn after_the_first_byte_a_failure_is_an_error_and_no_second_try() {
 
 #[tokio::test]
 async fn the_deadline_ends_what_hangs() {
-    let limits = Limits { deadline: Some(30_000), ..Limits::default() };
+    let limits = Limits { deadline: Some(300_000), ..Limits::default() };
     let hanging = |rule| house_of(vec![("a", scripted("a", rule))], DispatchOptions { limits, ..quick() });
     // Before the answer and in the middle of it.
     let before = hanging(serde_json::json!({"stall_after": 0}));

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Uri;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::{
     client::{
         legacy::{
@@ -27,7 +27,7 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service;
 
-pub(super) type HttpClient = Client<HttpsConnector<Dial>, Full<Bytes>>;
+pub(super) type HttpClient = Client<Connect, Full<Bytes>>;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -61,6 +61,32 @@ impl Service<Uri> for Dial {
                 Box::pin(async move { connecting.await.map_err(Into::into) })
             }
         }
+    }
+}
+
+/// A connection that may be used: TCP, proxy and TLS together within the time limit, so that a server that accepts and
+/// then says nothing counts as unreachable too.
+#[derive(Clone)]
+pub(super) struct Connect {
+    inner: HttpsConnector<Dial>,
+    limit: Duration,
+}
+
+impl Service<Uri> for Connect {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = tokio::time::timeout(self.limit, self.inner.call(to));
+        let limit = self.limit;
+        Box::pin(async move {
+            connecting.await.unwrap_or_else(|_| Err(format!("no connection stood within {limit:?}").into()))
+        })
     }
 }
 
@@ -99,7 +125,7 @@ pub(super) fn client(to: &Uri, connect: Duration) -> Result<HttpClient, rustls::
     Ok(Client::builder(TokioExecutor::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(Duration::from_secs(60))
-        .build(connector.wrap_connector(dial)))
+        .build(Connect { inner: connector.wrap_connector(dial), limit: connect }))
 }
 
 /// The proxy for `to`, if it has one.

@@ -56,7 +56,7 @@ pub struct RemoteConfig {
     pub headers: BTreeMap<String, String>,
     /// Whether to ask streams for their usage; off for servers that refuse `stream_options`. Usage is then estimated.
     pub stream_usage: bool,
-    /// Until a TCP connection stands.
+    /// Until a connection stands, TLS included.
     pub connect_timeout: Duration,
     /// From the call to the answer's head, and of a stream to its first event.
     pub first_byte_timeout: Duration,

@@ -218,6 +218,10 @@ impl RemoteStream {
         let until = times.end.map_or(quiet_until, |end| end.min(quiet_until));
         loop {
             let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            // From the wait for the first event to the waits after it the limit comes nearer; else it only moves away.
+            if alarm.deadline() > until {
+                alarm.as_mut().reset(until);
+            }
             std::task::ready!(alarm.as_mut().poll(cx));
             if alarm.deadline() >= until {
                 break;

@@ -349,9 +349,14 @@ async fn every_wait_has_its_limit() {
     let begun = chunked(&first).replace("0\r\n\r\n", "");
     for (sent, seen) in [(String::new(), 0), (events(""), 0), (begun, 2)] {
         let url = stalls_after(sent.clone()).await;
-        let config = RemoteConfig { first_byte_timeout: short, idle_timeout: short, ..remote(&url) };
+        let idle_timeout = Duration::from_millis(200);
+        let first_byte_timeout = if seen == 0 { short } else { Duration::from_secs(600) };
+        let config = RemoteConfig { first_byte_timeout, idle_timeout, ..remote(&url) };
         let (chunks, error) = collect(&RemoteBackend::new(config).unwrap(), call(BODY, true)).await;
-        assert_eq!(error.unwrap().kind, ErrorKind::Timeout, "{sent}");
+        let error = error.unwrap();
+        assert_eq!(error.kind, ErrorKind::Timeout, "{sent}");
+        // The silence was noticed, not the far longer limit on the first byte.
+        assert_eq!(error.message.contains("fell silent"), seen > 0, "{error}");
         assert_eq!(wires(&chunks).len(), seen);
         let config = RemoteConfig { total_timeout: Some(short), ..remote(&url) };
         let (_, error) = collect(&RemoteBackend::new(config).unwrap(), call(BODY, true)).await;
@@ -381,14 +386,14 @@ async fn heartbeats_keep_a_stream_alive_that_has_begun() {
         let (begun, rest) = TRANSCRIPT.split_at(TRANSCRIPT.find("data: {\"id\":\"up-1\",\"choices\"").unwrap());
         socket.write_all(events(begun).as_bytes()).await.unwrap();
         // Together longer than the limit on silence, each far shorter.
-        for _ in 0..30 {
+        for _ in 0..60 {
             tokio::time::sleep(Duration::from_millis(20)).await;
             socket.write_all(b": still here\n\n").await.unwrap();
         }
         socket.write_all(rest.as_bytes()).await.unwrap();
     })
     .await;
-    let config = RemoteConfig { idle_timeout: Duration::from_millis(400), ..remote(&url) };
+    let config = RemoteConfig { idle_timeout: Duration::from_secs(1), ..remote(&url) };
     let (chunks, error) = collect(&RemoteBackend::new(config).unwrap(), call(BODY, true)).await;
     assert!(error.is_none(), "{error:?}");
     assert_eq!(wires(&chunks).len(), 3);
@@ -404,6 +409,8 @@ async fn https_to_a_server_that_speaks_none_is_unreachable() {
         let _ = socket.read_u8().await;
         let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
     });
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent_url = format!("https://{}", silent.local_addr().unwrap());
     match RemoteBackend::new(remote(&url)) {
         // A machine without trusted certificates is told what to install.
         Err(error) => assert!(error.kind() == "tls" && error.to_string().contains("ca-certificates"), "{error}"),
@@ -411,6 +418,10 @@ async fn https_to_a_server_that_speaks_none_is_unreachable() {
             let (_, error) = collect(&backend, call(BODY, true)).await;
             let error = error.unwrap();
             assert_eq!(error.kind, ErrorKind::Unreachable, "{error}");
+            // The kernel accepts; nobody shakes hands.
+            let config = RemoteConfig { connect_timeout: Duration::from_millis(30), ..remote(&silent_url) };
+            let (_, error) = collect(&RemoteBackend::new(config).unwrap(), call(BODY, true)).await;
+            assert_eq!(error.unwrap().kind, ErrorKind::Unreachable);
         }
     }
 }
