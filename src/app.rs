@@ -22,6 +22,7 @@ use crate::{
         remote::{RemoteBackend, RemoteConfig, Secret, UpstreamModel},
         scripted::ScriptedBackend,
     },
+    clock::now_micros,
     config::{self, Config, FleetEntry, UPSTREAM},
     dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
     domain::{Admin, Event, EventBody, Fleet, ModelCard},
@@ -31,7 +32,6 @@ use crate::{
     learn::{Learner, Published},
     policy::{self, Policy},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
-    clock::now_micros,
     telemetry::Metrics,
 };
 
@@ -49,7 +49,9 @@ pub enum StartError {
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the data directory {path} cannot be used: {source}. Choose another one with --data-dir or WEIR_HOME")]
     DataDir { path: PathBuf, source: std::io::Error },
-    #[error("refusing to listen on {0} without API keys: everybody could use this weir. Configure `keys:`, or listen on 127.0.0.1")]
+    #[error(
+        "refusing to listen on {0} without API keys: everybody could use this weir. Configure `keys:`, or listen on 127.0.0.1"
+    )]
     Open(SocketAddr),
     #[error(transparent)]
     Asset(#[from] assets::AssetError),
@@ -149,11 +151,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         fleet.clone(),
         DispatchOptions { hash_bodies: config.record.bodies == config::Bodies::Hash, ..DispatchOptions::default() },
     );
-    let default_policy = config
-        .default_policy
-        .clone()
-        .or_else(|| policies.first().map(|p| p.name().to_owned()))
-        .unwrap_or_default();
+    let default_policy =
+        config.default_policy.clone().or_else(|| policies.first().map(|p| p.name().to_owned())).unwrap_or_default();
     let needs_key = !config.keys.is_empty();
     let options = http_options(&config, &metrics);
     let gateway = Arc::new(Gateway::new(Parts {
@@ -204,8 +203,7 @@ impl Running {
     /// Serves until SIGTERM or Ctrl-C; then finishes what is under way and feeds the store.
     pub async fn until_stopped(self) -> Result<(), StartError> {
         let other = |e: std::io::Error| StartError::Other(e.to_string());
-        let mut terminate =
-            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(other)?;
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(other)?;
         let mut server = self.server;
         tokio::select! {
             _ = terminate.recv() => {}
@@ -254,7 +252,11 @@ pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
         && wrong.is_empty()
         && !names.contains(name)
     {
-        wrong.push(format!("{}: default_policy: no policy file has the name `{name}`; there are: {}", config.origin, names.join(", ")));
+        wrong.push(format!(
+            "{}: default_policy: no policy file has the name `{name}`; there are: {}",
+            config.origin,
+            names.join(", ")
+        ));
     }
     if wrong.is_empty() { Ok(names) } else { Err(StartError::Policy(wrong.join("\n"))) }
 }
@@ -277,9 +279,10 @@ pub async fn policy_for_replay(
     let spec = policy::parse(&file, &yaml).map_err(|d| StartError::Policy(d.to_string()))?;
     let newest = views.last().ok_or_else(|| StartError::Other("the record is empty".into()))?;
     let hash = newest.decision.decision.policy_hash;
-    let version = store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
-        StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
-    })?;
+    let version =
+        store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
+            StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
+        })?;
     let plain = policy::compile(&spec, &unembedded(&version.fleet)).map_err(|d| StartError::Policy(d.to_string()))?;
     let embedder = if plain.needs_embedding() {
         let assets = Assets::new(data_dir, assets::Options::from_env());
@@ -436,7 +439,9 @@ async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fl
             }
             Arc::new(LocalBackend::new(engine, entry.name.clone()))
         } else if let Some(remote) = &entry.remote {
-            Arc::new(RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?)
+            Arc::new(
+                RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?,
+            )
         } else if let Some(scripted) = &entry.scripted {
             Arc::new(ScriptedBackend::new(entry.name.clone(), scripted.clone()))
         } else {

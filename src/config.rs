@@ -314,8 +314,10 @@ impl Config {
         } else if fleet.is_empty() {
             fleet.push(default_entry());
             if policies.is_empty() {
-                policies
-                    .push(PolicyFile { file: "policies/default.yaml".into(), yaml: DEFAULT_POLICY.as_bytes().to_vec() });
+                policies.push(PolicyFile {
+                    file: "policies/default.yaml".into(),
+                    yaml: DEFAULT_POLICY.as_bytes().to_vec(),
+                });
             }
         }
         check_fleet(&fleet, &mut problems);
@@ -324,13 +326,9 @@ impl Config {
             .keys
             .into_iter()
             .filter_map(|key| match std::env::var(&key.env) {
-                Ok(secret) if !secret.is_empty() => Some(Key {
-                    name: key.name,
-                    secret,
-                    tenant: key.tenant,
-                    tier: key.tier,
-                    admin: key.admin,
-                }),
+                Ok(secret) if !secret.is_empty() => {
+                    Some(Key { name: key.name, secret, tenant: key.tenant, tier: key.tier, admin: key.admin })
+                }
                 _ => {
                     problems.push(format!(
                         "keys: the environment variable {} of key `{}` is not set; set it or take the key out",
@@ -364,9 +362,7 @@ impl Config {
             aliases: file.aliases,
             unknown_model,
             embedder,
-            embed_deadline: Duration::from_millis(
-                file.embedder.as_ref().and_then(|e| e.deadline_ms).unwrap_or(250),
-            ),
+            embed_deadline: Duration::from_millis(file.embedder.as_ref().and_then(|e| e.deadline_ms).unwrap_or(250)),
             embed_threads: file.embedder.as_ref().and_then(|e| e.threads).unwrap_or(1),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
@@ -420,7 +416,8 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
         if let Some(remote) = &entry.remote
             && !(remote.url.starts_with("http://") || remote.url.starts_with("https://"))
         {
-            problems.push(format!("fleet[{i}] `{}`: `{}` does not begin with http:// or https://", entry.name, remote.url));
+            problems
+                .push(format!("fleet[{i}] `{}`: `{}` does not begin with http:// or https://", entry.name, remote.url));
         }
     }
 }
@@ -466,7 +463,8 @@ pub fn upstream_policy(listed: &[&str]) -> PolicyFile {
         [only] => format!("  static: {}", quoted(only)),
         _ => "  linucb: {alpha: 1.0, ridge: 1.0}\n  features: [tokens, complexity, code_share, turn]".to_owned(),
     };
-    let reward = if names.len() > 1 { "reward:\n  quality: {weight: 1.0, from: feedback.score, wait: 24h}\n" } else { "" };
+    let reward =
+        if names.len() > 1 { "reward:\n  quality: {weight: 1.0, from: feedback.score, wait: 24h}\n" } else { "" };
     let yaml = format!(
         "policy: default\nmodels:\n{}\nselect:\n  arms: [{}]\n{select}\n{reward}",
         models.join("\n"),

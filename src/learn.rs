@@ -18,9 +18,9 @@ use async_trait::async_trait;
 
 use crate::{
     audit::{AuditStore, DecisionView, EventLog, Follower, Logged, Snapshot, StoreError},
+    clock::now_micros,
     domain::{DecidedBy, DecisionId, Event, EventBody, Hash, OutcomeStatus, StateUpdate},
     policy::{Observed, Policy, State},
-    clock::now_micros,
 };
 
 /// A snapshot is saved after this many updates, so that a start folds at most as many.

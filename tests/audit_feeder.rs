@@ -76,6 +76,9 @@ impl AuditStore for Flaky {
     async fn state_updates(&self, policy: Hash, from: u64, n: usize) -> Result<Vec<StateUpdate>, StoreError> {
         self.pass()?.state_updates(policy, from, n).await
     }
+    async fn untaught(&self, policy: Hash) -> Result<Vec<DecisionId>, StoreError> {
+        self.pass()?.untaught(policy).await
+    }
     async fn has_feedback_key(&self, id: DecisionId, key: &str) -> Result<bool, StoreError> {
         self.pass()?.has_feedback_key(id, key).await
     }
@@ -211,8 +214,10 @@ async fn postgres_may_be_down_at_the_start_and_go_away_in_the_middle() {
 #[ignore = "prints figures"]
 async fn measure_ingest() {
     let dir = tempfile::tempdir().unwrap();
-    let targets =
-        [StoreTarget::Sqlite(dir.path().join("weir.db")), StoreTarget::Postgres(crate::support::postgres::database().await)];
+    let targets = [
+        StoreTarget::Sqlite(dir.path().join("weir.db")),
+        StoreTarget::Postgres(crate::support::postgres::database().await),
+    ];
     for (name, make) in
         [("learned", testing::decision as fn(DecisionId, i64) -> Event), ("pass-through", testing::pass_through)]
     {

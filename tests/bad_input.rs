@@ -16,8 +16,11 @@ embedder: {model: "off"}
 "#;
 
 fn scripted(dir: &Path) -> std::path::PathBuf {
-    std::fs::write(dir.join("one.yaml"), "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [one], static: one}\n")
-        .unwrap();
+    std::fs::write(
+        dir.join("one.yaml"),
+        "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [one], static: one}\n",
+    )
+    .unwrap();
     weir::config(dir, SCRIPTED)
 }
 
@@ -107,8 +110,11 @@ fn a_configuration_with_errors_shows_them_with_their_places() {
 fn a_policy_with_errors_keeps_weir_from_starting() {
     let dir = tempfile::tempdir().unwrap();
     let config = scripted(dir.path());
-    std::fs::write(dir.path().join("one.yaml"), "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [oen], static: oen}\n")
-        .unwrap();
+    std::fs::write(
+        dir.path().join("one.yaml"),
+        "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [oen], static: oen}\n",
+    )
+    .unwrap();
     let stderr = refuses_to_start(&config, &dir.path().join("data"), &[]);
     assert!(stderr.contains("one.yaml") && stderr.contains("oen"), "{stderr}");
 }
@@ -118,9 +124,15 @@ fn a_truncated_model_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("broken.gguf");
     std::fs::write(&model, b"GGUF\x03\0\0\0\x05\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0abc").unwrap();
-    let yaml = SCRIPTED.replace("scripted: {rules: [{reply: {text: \"an answer\"}}]}", &format!("local: {{model: {}}}", model.display()));
-    std::fs::write(dir.path().join("one.yaml"), "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [one], static: one}\n")
-        .unwrap();
+    let yaml = SCRIPTED.replace(
+        "scripted: {rules: [{reply: {text: \"an answer\"}}]}",
+        &format!("local: {{model: {}}}", model.display()),
+    );
+    std::fs::write(
+        dir.path().join("one.yaml"),
+        "policy: one\nmodels: {one: {name: one}}\nselect: {arms: [one], static: one}\n",
+    )
+    .unwrap();
     let stderr = refuses_to_start(&weir::config(dir.path(), &yaml), &dir.path().join("data"), &[]);
     assert!(stderr.contains("broken.gguf"), "{stderr}");
 }

@@ -41,7 +41,7 @@ const RULES: &[(&str, &[&str])] = &[
         &["axum", "sqlx", "reqwest", "crate::audit", "crate::signals", "crate::gateway", "crate::http"],
     ),
     ("assets", &["axum", "sqlx", "crate::audit", "crate::backend", "crate::gateway", "crate::http", "crate::engine"]),
-("gateway", &["axum", "crate::http", "crate::cli", "crate::app"]),
+    ("gateway", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("dispatch", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("learn.rs", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("replay", &["axum", "crate::dispatch", "crate::engine", "crate::backend::remote", "crate::http"]),

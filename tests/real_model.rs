@@ -46,22 +46,25 @@ async fn the_default_weir_answers_learns_and_explains() {
     for (id, text) in futures_util::future::join_all(streams).await {
         let events: Vec<&str> = text.split("\n\n").filter_map(|e| e.strip_prefix("data: ")).collect();
         assert_eq!(events.last(), Some(&"[DONE]"), "{text}");
-        let chunks: Vec<Value> =
-            events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).unwrap()).collect();
+        let chunks: Vec<Value> = events[..events.len() - 1].iter().map(|e| serde_json::from_str(e).unwrap()).collect();
         let said: String = chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
         assert!(!said.trim().is_empty(), "{text}");
         let usage = &chunks.last().unwrap()["usage"];
-        assert!(usage["completion_tokens"].as_u64().unwrap() >= 1 && usage["completion_tokens"].as_u64().unwrap() <= 24);
+        assert!(
+            usage["completion_tokens"].as_u64().unwrap() >= 1 && usage["completion_tokens"].as_u64().unwrap() <= 24
+        );
         let (status, view) = weir.get(&format!("/v1/audit/decisions/{id}")).await;
         assert_eq!((status, view["outcome"]["status"].as_str()), (200, Some("ok")), "{view}");
     }
 
     // The embedder is there too.
-    let (status, answer) = weir.post("/v1/embeddings", &json!({"model": "bge-small-en", "input": ["a cat", "a kitten"]})).await;
+    let (status, answer) =
+        weir.post("/v1/embeddings", &json!({"model": "bge-small-en", "input": ["a cat", "a kitten"]})).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["data"][1]["embedding"].as_array().unwrap().len(), 384);
 
     drop(weir);
-    let (code, out, err) = weir::run(&["audit", "reproduce", "--last", "100", "--json", "--data-dir", data.to_str().unwrap()]);
+    let (code, out, err) =
+        weir::run(&["audit", "reproduce", "--last", "100", "--json", "--data-dir", data.to_str().unwrap()]);
     assert_eq!(code, 0, "{out}{err}");
 }

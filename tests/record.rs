@@ -145,7 +145,7 @@ async fn survives_kill(rounds: usize, database_url: Option<&str>) {
     let mut args = vec!["audit", "verify", "--json", "--data-dir", data];
     args.extend(&more);
     let report = json_of(&args);
-    assert_eq!(report["ok"], json!(true), "{report}");
+    assert_eq!(report["passed"], json!(true), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -185,7 +185,12 @@ async fn postgres_may_stop_for_a_while() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     server.stop();
     tokio::time::sleep(Duration::from_secs(10)).await;
-    tokio::task::spawn_blocking(move || { server.resume(); server }).await.unwrap();
+    let server = tokio::task::spawn_blocking(move || {
+        server.resume();
+        server
+    })
+    .await
+    .unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     stop.store(true, Ordering::Relaxed);
     let ids = running.await.unwrap();
@@ -204,7 +209,8 @@ async fn postgres_may_stop_for_a_while() {
     drop(weir);
     let report =
         json_of(&["audit", "verify", "--json", "--data-dir", data.to_str().unwrap(), "--database-url", &database]);
-    assert_eq!(report["ok"], json!(true), "{report}");
+    assert_eq!(report["passed"], json!(true), "{report}");
+    drop(server);
 }
 
 /// Feedback changes later decisions; a thousand of them derive again, across a restart, to the same bytes.

@@ -24,6 +24,7 @@ use crate::{
         verify_chain, verify_log,
     },
     domain::{DecisionId, Micros},
+    replay,
 };
 
 #[derive(Debug, Args)]
@@ -59,6 +60,11 @@ enum AuditVerb {
     /// Sum up decisions by policy and arm
     #[command(after_help = "Example:\n  weir audit stats --policy support --json")]
     Stats(StatsArgs),
+    /// Derive recorded decisions again, from the record alone, and compare the bytes
+    #[command(
+        after_help = "Examples:\n  weir audit reproduce --last 1000\n  weir audit reproduce ID\nExit code 1 says that a decision came out otherwise."
+    )]
+    Reproduce(ReproduceArgs),
     /// Write the record to a file for other programs
     #[command(after_help = "Example:\n  weir audit export --parquet decisions.parquet")]
     Export(ExportArgs),
@@ -115,6 +121,17 @@ struct ShowArgs {
     source: Source,
     /// Id of a decision, as it is, behind `chatcmpl-`, or its first digits
     id: String,
+}
+
+#[derive(Debug, Args)]
+struct ReproduceArgs {
+    #[command(flatten)]
+    source: Source,
+    /// Id of one decision; the newest ones otherwise
+    id: Option<String>,
+    /// So many of the newest decisions
+    #[arg(long, value_name = "N", default_value_t = 100, conflicts_with = "id")]
+    last: usize,
 }
 
 #[derive(Debug, Args)]
@@ -213,6 +230,7 @@ pub fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
             AuditVerb::Show(args) => show(args).await,
             AuditVerb::Verify(args) => verify(args).await,
             AuditVerb::Stats(args) => sums(args).await,
+            AuditVerb::Reproduce(args) => derive_again(args).await,
             AuditVerb::Export(args) => export(args).await,
         }
     })
@@ -300,6 +318,34 @@ async fn show(args: ShowArgs) -> anyhow::Result<ExitCode> {
         print!("{}", view.explanation);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn derive_again(args: ReproduceArgs) -> anyhow::Result<ExitCode> {
+    let store = args.source.open().await?;
+    let views = match &args.id {
+        Some(id) => vec![find(&*store, &args.source, id).await?],
+        None => super::replay::newest(&*store, args.last).await?,
+    };
+    args.source.mention_not_ingested(&*store).await?;
+    let report = replay::reproduce(&*store, views).await?;
+    if args.source.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        println!(
+            "{} decisions: {} derived again to the same bytes, {} came out otherwise, {} cannot be derived",
+            report.asked,
+            report.same,
+            report.differences.len(),
+            report.impossible.len()
+        );
+        for difference in report.differences.iter().take(10) {
+            println!("\n{}\n  recorded  {}\n  derived   {}", difference.id, difference.recorded, difference.derived);
+        }
+        for (id, reason) in report.impossible.iter().take(10) {
+            println!("{id}: {reason}");
+        }
+    }
+    Ok(if report.all_same() { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
 async fn verify(args: VerifyArgs) -> anyhow::Result<ExitCode> {

@@ -50,10 +50,14 @@ pub struct PolicyArgs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Write a policy to start from.
-    #[command(after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less")]
+    #[command(
+        after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less"
+    )]
     Init(init::InitArgs),
     /// Report everything that is wrong with policy files.
-    #[command(after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json")]
+    #[command(
+        after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json"
+    )]
     Check {
         /// Policy files
         #[arg(required = true, value_name = "FILE")]
@@ -62,7 +66,9 @@ enum Verb {
         common: Common,
     },
     /// Say what a policy does with one request, and why.
-    #[command(after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json")]
+    #[command(
+        after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json"
+    )]
     Explain(explain::ExplainArgs),
     /// Run the tests that policy files hold.
     #[command(after_help = "Example:\n  weir policy test policies/*.yaml")]

@@ -37,7 +37,8 @@ pub(crate) async fn newest(store: &dyn AuditStore, last: usize) -> anyhow::Resul
     let mut views = Vec::new();
     let mut before = None;
     while views.len() < last {
-        let filter = DecisionFilter { limit: u32::try_from(last - views.len()).ok(), before, ..DecisionFilter::default() };
+        let filter =
+            DecisionFilter { limit: u32::try_from(last - views.len()).ok(), before, ..DecisionFilter::default() };
         let page = store.decisions(&filter).await?;
         let Some(oldest) = page.last() else { break };
         before = Some(oldest.id);

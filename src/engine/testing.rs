@@ -57,9 +57,11 @@ pub fn quantise_q8_0(values: &[f32]) -> Vec<u8> {
         let most = block.iter().fold(0f32, |m, x| m.max(x.abs()));
         let d = f16::from_f32(most / 127.0);
         out.extend(d.to_le_bytes());
-        out.extend(block.iter().map(|x| {
-            if d.to_f32() == 0.0 { 0 } else { (x / d.to_f32()).round().clamp(-127.0, 127.0) as i8 as u8 }
-        }));
+        out.extend(
+            block
+                .iter()
+                .map(|x| if d.to_f32() == 0.0 { 0 } else { (x / d.to_f32()).round().clamp(-127.0, 127.0) as i8 as u8 }),
+        );
     }
     out
 }

@@ -19,8 +19,9 @@ use crate::{
     clock::now_micros,
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
-        Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event, EventBody, Feedback, Fleet,
-        Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals, Usage, canonical,
+        Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
+        EventBody, Feedback, Fleet, Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals,
+        Usage, canonical,
     },
     learn::Published,
     policy::Policy,
@@ -147,12 +148,8 @@ impl Gateway {
 
     /// All names that `model` may be.
     pub fn served(&self) -> Vec<Served> {
-        let entry = |id: &str, kind| Served {
-            id: id.to_owned(),
-            kind,
-            created: self.started,
-            owned_by: "weir".to_owned(),
-        };
+        let entry =
+            |id: &str, kind| Served { id: id.to_owned(), kind, created: self.started, owned_by: "weir".to_owned() };
         let mut served = vec![entry(AUTO, "policy")];
         served.extend(self.policies.keys().map(|name| entry(name, "policy")));
         if let Some(policy) = self.policies.get(&self.parts.default_policy) {
@@ -390,10 +387,7 @@ impl Gateway {
     }
 
     fn unknown(&self, name: &str) -> GatewayError {
-        GatewayError::UnknownModel {
-            name: name.to_owned(),
-            served: self.served().into_iter().map(|s| s.id).collect(),
-        }
+        GatewayError::UnknownModel { name: name.to_owned(), served: self.served().into_iter().map(|s| s.id).collect() }
     }
 
     /// Records that nothing was called, and says why.

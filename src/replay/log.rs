@@ -145,8 +145,9 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
             match &context.embedding {
                 Some(embedding) => context.signals.similarity = policy.similarities(&embedding.vector),
                 None => {
-                    *out.skipped.entry("its embedding was not logged and the policy needs it".to_owned()).or_default() +=
-                        1;
+                    *out.skipped
+                        .entry("its embedding was not logged and the policy needs it".to_owned())
+                        .or_default() += 1;
                     continue;
                 }
             }

@@ -75,7 +75,8 @@ impl Weir {
         // SIGXFSZ ignored: the write fails instead. `ulimit -f` counts KiB.
         command.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"")).arg(weir);
         command.args(["serve", "--listen", "127.0.0.1:0", "--config"]).arg(config).arg("--data-dir").arg(data_dir);
-        Self::spawn(&mut command).unwrap_or_else(|(status, stderr)| panic!("weir did not start ({status:?}):\n{stderr}"))
+        Self::spawn(&mut command)
+            .unwrap_or_else(|(status, stderr)| panic!("weir did not start ({status:?}):\n{stderr}"))
     }
 
     fn spawn(command: &mut Command) -> Result<Self, (Option<ExitStatus>, String)> {
