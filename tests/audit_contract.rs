@@ -4,97 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use weir::{
     audit::{
-        AuditStore, DecisionFilter, EventLog, Feeder, FeederOptions, LogOptions, Snapshot, StoreTarget,
-        close_interrupted,
-        export::{export_jsonl, export_parquet},
-        open_store,
-        record::Logged,
-        stats::stats,
-        testing, verify_chain,
+        DecisionFilter, EventLog, Feeder, FeederOptions, LogOptions, Snapshot, close_interrupted, open_store,
+        record::Logged, stats::stats, testing, verify_chain,
     },
     domain::{DecidedBy, DecisionId, Event, EventBody, Fleet, Hash, Outcome, OutcomeStatus, PolicyVersion},
 };
 
-/// A store, the log that feeds it, and a way to tamper with it.
-struct Fixture {
-    dir: tempfile::TempDir,
-    log: EventLog,
-    store: Arc<dyn AuditStore>,
-    target: StoreTarget,
-}
-
-impl Fixture {
-    async fn sqlite() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let target = StoreTarget::Sqlite(dir.path().join("weir.db"));
-        Self::new(dir, target).await
-    }
-
-    async fn postgres() -> Self {
-        Self::new(tempfile::tempdir().unwrap(), StoreTarget::Postgres(crate::support::postgres::database().await)).await
-    }
-
-    async fn new(dir: tempfile::TempDir, target: StoreTarget) -> Self {
-        let options = LogOptions { replica: "r1".to_owned(), ..LogOptions::default() };
-        let log = EventLog::open(&dir.path().join("log"), options).unwrap();
-        let store = open_store(&target).await.unwrap();
-        Self { dir, log, store, target }
-    }
-
-    /// Appends, and takes all that is new into the store.
-    async fn record(&self, events: Vec<Event>) -> Vec<Logged> {
-        let from = self.log.last_seq() + 1;
-        self.log.append(events).await.unwrap();
-        let logged = self.read(from);
-        self.store.ingest(&logged).await.unwrap();
-        logged
-    }
-
-    fn read(&self, from: u64) -> Vec<Logged> {
-        self.log.read_from(from).unwrap().collect::<Result<_, _>>().unwrap()
-    }
-
-    /// Runs the statement of this store, behind its back.
-    async fn tamper(&self, sqlite: &'static str, postgres: &'static str) {
-        let changed = match &self.target {
-            StoreTarget::Sqlite(path) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
-                let mut db = sqlx::ConnectOptions::connect(&options).await.unwrap();
-                sqlx::query(sqlite).execute(&mut db).await.unwrap().rows_affected()
-            }
-            StoreTarget::Postgres(url) => {
-                let options: sqlx::postgres::PgConnectOptions = url.parse().unwrap();
-                let mut db = sqlx::ConnectOptions::connect(&options).await.unwrap();
-                sqlx::query(postgres).execute(&mut db).await.unwrap().rows_affected()
-            }
-        };
-        assert!(changed > 0, "nothing was tampered with");
-    }
-
-    async fn problems(&self) -> Vec<(u64, String)> {
-        let report = verify_chain(&*self.store, None, 100).await.unwrap();
-        assert_eq!(report.problem_count as usize, report.problems.len());
-        report.problems.into_iter().map(|problem| (problem.seq, problem.what)).collect()
-    }
-
-    async fn assert_passes(&self) {
-        let report = verify_chain(&*self.store, Some(&self.dir.path().join("log")), 10).await.unwrap();
-        assert!(report.passed(), "{report:?}");
-    }
-}
-
-macro_rules! contract {
-    ($($name:ident),* $(,)?) => {
-        mod sqlite {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Fixture::sqlite().await).await })*
-        }
-        mod postgres {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() { super::$name(super::Fixture::postgres().await).await })*
-        }
-    };
-}
+use crate::{
+    contract,
+    store::{Fixture, ids, triple},
+};
 
 contract!(
     events_come_back_as_they_were,
@@ -104,31 +23,15 @@ contract!(
     one_decision_is_shown_whole,
     filters_restrict_as_they_say,
     pages_follow_each_other,
-    tampering_is_found,
-    a_chain_with_events_moved_or_missing_is_found,
-    erasing_a_context_keeps_the_chain,
     nul_in_text_is_no_trouble,
     extreme_values_are_taken_in,
-    a_second_outcome_does_not_hold_up_the_rest,
     decisions_without_an_outcome_are_found_and_closed,
     feedback_keys_are_remembered,
     learning_comes_back_in_order,
     the_feeder_brings_all_in_order_to_store_and_follower,
-    a_log_behind_its_store_goes_on_after_it,
-    the_json_lines_export_verifies_by_itself,
     figures_add_up,
     a_store_opens_again_with_what_it_held,
 );
-
-fn triple(id: DecisionId, at: i64) -> Vec<Event> {
-    vec![testing::decision(id, at), testing::attempt(id, at + 1), testing::outcome(id, at + 2)]
-}
-
-fn ids(count: usize) -> Vec<DecisionId> {
-    let mut ids: Vec<DecisionId> = (0..count).map(|_| DecisionId::new()).collect();
-    ids.sort_unstable();
-    ids
-}
 
 async fn events_come_back_as_they_were(f: Fixture) {
     let mut sent = Vec::new();
@@ -329,118 +232,6 @@ async fn pages_follow_each_other(f: Fixture) {
     assert_eq!(f.store.ids_between(all[3], all[4], 10).await.unwrap(), all[3..5]);
 }
 
-/// Each way of changing the record is found, at the place where it was changed.
-async fn tampering_is_found(f: Fixture) {
-    for (i, id) in ids(4).into_iter().enumerate() {
-        f.record(triple(id, 1_764_000_000_000_000 + i as i64)).await;
-    }
-    f.assert_passes().await;
-
-    f.tamper(
-        "UPDATE decisions SET arm = 'careful' WHERE position & 17592186044415 = 4",
-        "UPDATE decisions SET arm = 'careful' WHERE seq = 4",
-    )
-    .await;
-    assert_eq!(f.problems().await, [(4, "the columns of this decision are not what its record says".to_owned())]);
-    f.tamper("UPDATE decisions SET arm = 'quick'", "UPDATE decisions SET arm = 'quick'").await;
-
-    f.tamper("DELETE FROM outcomes WHERE position & 17592186044415 = 6", "DELETE FROM outcomes WHERE seq = 6").await;
-    assert_eq!(f.problems().await, [(6, "this outcome has no row in its table".to_owned())]);
-
-    f.tamper(
-        "UPDATE events SET context = X'7B7D' WHERE position & 17592186044415 = 7",
-        r"UPDATE events SET context = '\x7b7d' WHERE seq = 7",
-    )
-    .await;
-    let problems = f.problems().await;
-    assert_eq!(problems[1], (7, "the context is not the one that was recorded".to_owned()));
-
-    // A record changed by one character: its hash no longer matches, nor the link of the one after it.
-    f.tamper(
-        "UPDATE events SET record = CAST(replace(CAST(record AS TEXT), 'smollm2', 'smollm3') AS BLOB) \
-         WHERE position & 17592186044415 = 8",
-        "UPDATE events SET record = convert_to(replace(convert_from(record, 'UTF8'), 'smollm2', 'smollm3'), 'UTF8') \
-         WHERE seq = 8",
-    )
-    .await;
-    let problems = f.problems().await;
-    let at = |seq: u64| problems.iter().filter(|(s, _)| *s == seq).map(|(_, what)| what.as_str()).collect::<Vec<_>>();
-    assert!(at(8)[0].contains("the hash beside the record"), "{problems:?}");
-    assert!(at(9)[0].starts_with("links to"), "{problems:?}");
-}
-
-/// An event taken out of the middle, two that changed places, and a record cut off at its end.
-async fn a_chain_with_events_moved_or_missing_is_found(f: Fixture) {
-    for (i, id) in ids(4).into_iter().enumerate() {
-        f.record(triple(id, i as i64)).await;
-    }
-    f.assert_passes().await;
-    f.tamper("DELETE FROM events WHERE position & 17592186044415 = 12", "DELETE FROM events WHERE seq = 12").await;
-    let problems = f.problems().await;
-    assert_eq!(problems.len(), 1, "{problems:?}");
-    assert!(problems[0].1.contains("ends with event 11"), "{problems:?}");
-
-    f.tamper("DELETE FROM events WHERE position & 17592186044415 = 9", "DELETE FROM events WHERE seq = 9").await;
-    let problems = f.problems().await;
-    assert_eq!(problems[0], (9, "missing; the record here is event 10".to_owned()));
-    assert!(problems[1].0 == 10 && problems[1].1.starts_with("links to"), "{problems:?}");
-
-    for (from, to) in [(2, 900), (3, 2), (900, 3)] {
-        let (sqlite, postgres) = MOVES[&(from, to)];
-        f.tamper(sqlite, postgres).await;
-    }
-    let problems = f.problems().await;
-    assert_eq!(problems[0], (2, "missing; the record here is event 3".to_owned()));
-    assert!(problems.iter().any(|(seq, what)| *seq == 2 && what.starts_with("links to")), "{problems:?}");
-}
-
-type Move = (&'static str, &'static str);
-
-static MOVES: std::sync::LazyLock<std::collections::BTreeMap<(u64, u64), Move>> = std::sync::LazyLock::new(|| {
-    [
-        (
-            (2, 900),
-            (
-                "UPDATE events SET position = position + 898 WHERE position & 17592186044415 = 2",
-                "UPDATE events SET seq = 900 WHERE seq = 2",
-            ),
-        ),
-        (
-            (3, 2),
-            (
-                "UPDATE events SET position = position - 1 WHERE position & 17592186044415 = 3",
-                "UPDATE events SET seq = 2 WHERE seq = 3",
-            ),
-        ),
-        (
-            (900, 3),
-            (
-                "UPDATE events SET position = position - 897 WHERE position & 17592186044415 = 900",
-                "UPDATE events SET seq = 3 WHERE seq = 900",
-            ),
-        ),
-    ]
-    .into()
-});
-
-async fn erasing_a_context_keeps_the_chain(f: Fixture) {
-    let id = DecisionId::new();
-    f.record(triple(id, 1)).await;
-    f.record(triple(DecisionId::new(), 5)).await;
-    let erased = f.store.erase_context(id, true).await.unwrap();
-    assert_eq!(erased, [("r1".to_owned(), 1)]);
-    assert_eq!(f.log.erase(&[1]).unwrap(), 1);
-    assert!(f.store.erase_context(id, true).await.unwrap().is_empty());
-    let view = f.store.decision(id).await.unwrap().unwrap();
-    assert_eq!((view.context, view.embedding), (None, None));
-    assert!(view.decision.context_hash.is_some());
-    assert!(view.explanation.contains("erased"), "{}", view.explanation);
-    assert!(f.store.events("r1", 4, 1).await.unwrap()[0].event.context.is_some());
-    let report = verify_chain(&*f.store, Some(&f.dir.path().join("log")), 10).await.unwrap();
-    assert!(report.passed(), "{report:?}");
-    assert_eq!((report.erased, report.beside), (2, 2));
-}
-
 async fn nul_in_text_is_no_trouble(f: Fixture) {
     let id = DecisionId::new();
     let decision = testing::decision_with(id, 1, |record| {
@@ -486,21 +277,6 @@ async fn extreme_values_are_taken_in(f: Fixture) {
     let rows = f.store.decisions(&DecisionFilter::default()).await.unwrap();
     assert_eq!((rows[0].id, rows[1].id), (max, odd));
     assert_eq!((rows[1].prompt_tokens, rows[1].cost_usd), (Some(u32::MAX), Some(f64::MAX)));
-    f.assert_passes().await;
-}
-
-async fn a_second_outcome_does_not_hold_up_the_rest(f: Fixture) {
-    let id = DecisionId::new();
-    let mut events = triple(id, 1);
-    let mut again = testing::outcome(id, 9);
-    if let EventBody::Outcome(body) = &mut again.body {
-        body.status = OutcomeStatus::Error;
-    }
-    events.extend([again, testing::attempt(id, 10), testing::decision(id, 11)]);
-    f.record(events).await;
-    f.record(vec![testing::outcome(id, 12)]).await;
-    let rows = f.store.decisions(&DecisionFilter::default()).await.unwrap();
-    assert_eq!((rows.len(), rows[0].status.as_deref()), (1, Some("ok")));
     f.assert_passes().await;
 }
 
@@ -623,61 +399,6 @@ async fn the_feeder_brings_all_in_order_to_store_and_follower(f: Fixture) {
     feeder.stop(Duration::from_secs(30)).await.unwrap();
     assert_eq!(f.store.cursor("r1").await.unwrap(), last + 3);
     f.assert_passes().await;
-}
-
-async fn a_log_behind_its_store_goes_on_after_it(f: Fixture) {
-    f.record(triple(DecisionId::new(), 1)).await;
-    let Fixture { dir, log, store, .. } = f;
-    drop(log);
-    // The log was deleted, the store was not.
-    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
-    let options = LogOptions { replica: "r1".to_owned(), ..LogOptions::default() };
-    let log = EventLog::open(&dir.path().join("log"), options).unwrap();
-    let feeder = Feeder::start(log.clone(), store.clone(), None, FeederOptions::default()).await.unwrap();
-    assert_eq!(log.last_seq(), 3);
-    log.append(triple(DecisionId::new(), 5)).await.unwrap();
-    feeder.flush(6, Duration::from_secs(30)).await.unwrap();
-    let report = verify_chain(&*store, None, 10).await.unwrap();
-    assert!(report.passed(), "{report:?}");
-    assert_eq!(report.events, 6);
-}
-
-async fn the_json_lines_export_verifies_by_itself(f: Fixture) {
-    for (i, id) in ids(3).into_iter().enumerate() {
-        f.record(triple(id, i as i64)).await;
-    }
-    let mut out = Vec::new();
-    assert_eq!(export_jsonl(&*f.store, &mut out).await.unwrap(), 9);
-    #[derive(serde::Deserialize)]
-    struct Line<'a> {
-        hash: Hash,
-        #[serde(borrow)]
-        record: &'a serde_json::value::RawValue,
-        embedding: Option<String>,
-    }
-    let mut prev = Hash::ZERO;
-    for line in std::str::from_utf8(&out).unwrap().lines() {
-        let line: Line = serde_json::from_str(line).unwrap();
-        let record = line.record.get();
-        assert_eq!(Hash::of(record.as_bytes()), line.hash);
-        assert!(record.contains(&format!("\"prev\":\"{prev}\"")));
-        assert_eq!(line.embedding.is_some(), record.contains("\"kind\":\"decision\""));
-        prev = line.hash;
-    }
-
-    let file = f.dir.path().join("out.parquet");
-    let out = std::fs::File::create(&file).unwrap();
-    assert_eq!(export_parquet(&*f.store, &DecisionFilter::default(), out).await.unwrap(), 3);
-    let reader =
-        parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder::try_new(std::fs::File::open(&file).unwrap());
-    let batches: Vec<_> = reader.unwrap().build().unwrap().map(Result::unwrap).collect();
-    assert_eq!(batches.iter().map(|b| b.num_rows()).sum::<usize>(), 3);
-    let propensity = batches[0].column_by_name("propensity").unwrap();
-    let propensity = propensity.as_any().downcast_ref::<arrow::array::Float64Array>().unwrap();
-    assert_eq!(propensity.value(0), 0.93);
-    let features = batches[0].column_by_name("features").unwrap();
-    let features = features.as_any().downcast_ref::<arrow::array::ListArray>().unwrap();
-    assert_eq!(features.value(0).len(), 8);
 }
 
 async fn figures_add_up(f: Fixture) {

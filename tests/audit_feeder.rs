@@ -64,6 +64,9 @@ impl AuditStore for Flaky {
     async fn projected(&self, replica: &str, from: u64, to: u64) -> Result<Vec<Projected>, StoreError> {
         self.pass()?.projected(replica, from, to).await
     }
+    async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        self.pass()?.projected_rows(replica, to).await
+    }
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {
         self.pass()?.policy_version(hash).await
     }

@@ -2,9 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
 mod assets;
+mod audit_cli;
 mod audit_contract;
 mod audit_crash;
 mod audit_feeder;
+mod audit_verify;
 mod bad_input;
 mod bench;
 mod embedder;

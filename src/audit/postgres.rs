@@ -121,6 +121,10 @@ impl AuditStore for PostgresStore {
         read::projected(self.pool().await?, replica, number(from), number(to)).await
     }
 
+    async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        read::projected_rows(self.pool().await?, replica, number(to)).await
+    }
+
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {
         let record: Option<Vec<u8>> = sqlx::query_scalar(
             "SELECT e.record FROM policy_versions v JOIN events e ON e.replica = v.replica AND e.seq = v.seq \

@@ -157,6 +157,22 @@ pub enum Columns {
     },
 }
 
+/// The tables whose rows are compared with records.
+pub const TABLES: [&str; 5] = ["decisions", "attempts", "outcomes", "feedback", "state_updates"];
+
+impl Columns {
+    /// The table's name, one of [`TABLES`].
+    pub fn table(&self) -> &'static str {
+        match self {
+            Columns::Decision { .. } => "decisions",
+            Columns::Attempt { .. } => "attempts",
+            Columns::Outcome { .. } => "outcomes",
+            Columns::Feedback { .. } => "feedback",
+            Columns::StateUpdate { .. } => "state_updates",
+        }
+    }
+}
+
 impl Projected {
     /// What the columns of `logged` have to be; `None` for events that are not compared.
     pub fn expected(logged: &Logged) -> Option<Self> {

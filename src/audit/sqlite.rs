@@ -136,6 +136,11 @@ impl AuditStore for SqliteStore {
         read::projected(&self.read, position(replica, from), position(replica, to)).await
     }
 
+    async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
+        let Some(replica) = self.replica_number(replica).await? else { return Ok(Vec::new()) };
+        read::projected_rows(&self.read, position(replica, 0), position(replica, to)).await
+    }
+
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {
         let record: Option<Vec<u8>> = sqlx::query_scalar(
             "SELECT e.record FROM policy_versions v JOIN events e ON e.position = v.position WHERE v.hash = ?",

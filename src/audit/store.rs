@@ -190,6 +190,10 @@ pub trait AuditStore: Send + Sync {
     /// The projections of events `from` to `to` (both included) of a replica, for [`super::verify`]; by event number.
     async fn projected(&self, replica: &str, from: u64, to: u64) -> Result<Vec<Projected>, StoreError>;
 
+    /// Rows of each projected table ([`super::projection::Columns::table`]) that say they are of events up to `to` of a
+    /// replica, for [`super::verify`].
+    async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError>;
+
     /// A policy version by its hash.
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError>;
 

@@ -31,7 +31,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
                 eliminated: Some(Elimination::Capability("tools".to_owned())),
             },
         ],
-        features: vec![1.0, 0.25, 0.125, 0.3333333333333333, -0.7071, 0.0, 1.0, 0.5],
+        features: vec![1.0, 0.25, 0.125, 0.3333333333333333, -0.625, 0.0, 1.0, 0.5],
         rules: vec![RuleTrace { rule: "pii-stays-home".to_owned(), outcome: RuleOutcome::NoMatch, error: None }],
         refusal: None,
         no_embedding: None,

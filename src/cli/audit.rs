@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct AuditArgs {
     #[command(subcommand)]
-    verb: AuditVerb,
+    verb: Box<AuditVerb>,
 }
 
 /// Which record is read.
@@ -225,7 +225,7 @@ impl Source {
 
 pub fn run(args: AuditArgs) -> anyhow::Result<ExitCode> {
     runtime()?.block_on(async {
-        match args.verb {
+        match *args.verb {
             AuditVerb::List(args) => list(args).await,
             AuditVerb::Show(args) => show(args).await,
             AuditVerb::Verify(args) => verify(args).await,

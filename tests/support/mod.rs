@@ -2,6 +2,7 @@
 
 pub mod hub;
 pub mod postgres;
+pub mod store;
 pub mod weir;
 
 use std::path::PathBuf;

@@ -177,7 +177,7 @@ extern "C" fn stop_shared() {
 /// The server that all tests of this process share; started by whoever asks first.
 pub fn shared() -> &'static Server {
     let mut shared = SHARED.lock().unwrap_or_else(|e| e.into_inner());
-    *shared.get_or_insert_with(|| {
+    shared.get_or_insert_with(|| {
         // SAFETY: `stop_shared` is a function that may be called at any time on any thread.
         unsafe { libc::atexit(stop_shared) };
         Box::leak(Box::new(Server::start()))

@@ -4,7 +4,7 @@ use sqlx::{PgPool, Postgres, QueryBuilder, Row, postgres::PgRow};
 
 use crate::{
     audit::{
-        projection::{Columns, Projected, instant, number, text},
+        projection::{Columns, Projected, TABLES, instant, number, text},
         query::{DecisionFilter, DecisionRow},
         record::Beside,
         store::{StoreError, StoredEvent},
@@ -166,7 +166,8 @@ pub(super) async fn projected(
         "SELECT d.seq, d.id, (extract(epoch FROM d.at) * 1000000)::bigint, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, d.propensity, \
          d.model_requested, d.key, d.tenant, d.session, d.dry FROM events e \
          JOIN decisions d ON d.id = e.decision_id AND d.replica = e.replica AND d.seq = e.seq \
-         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3 \
+         AND e.kind = 'decision'",
     )
     .bind(replica)
     .bind(first)
@@ -194,7 +195,8 @@ pub(super) async fn projected(
     let rows = sqlx::query(
         "SELECT a.seq, a.decision_id, a.place, a.why, a.model, a.latency_us, a.cost_usd, a.error FROM events e \
          JOIN attempts a ON a.decision_id = e.decision_id AND a.replica = e.replica AND a.seq = e.seq \
-         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3 \
+         AND e.kind = 'attempt'",
     )
     .bind(replica)
     .bind(first)
@@ -215,7 +217,8 @@ pub(super) async fn projected(
     let rows = sqlx::query(
         "SELECT o.seq, o.decision_id, (extract(epoch FROM o.at) * 1000000)::bigint, o.status, o.served_by, o.attempts, o.latency_us, o.cost_usd, o.error \
          FROM events e JOIN outcomes o ON o.decision_id = e.decision_id AND o.replica = e.replica AND o.seq = e.seq \
-         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3 \
+         AND e.kind = 'outcome'",
     )
     .bind(replica)
     .bind(first)
@@ -235,7 +238,9 @@ pub(super) async fn projected(
         out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
     }
     let rows = sqlx::query(
-        "SELECT seq, decision_id, source, name, value FROM feedback WHERE replica = $1 AND seq BETWEEN $2 AND $3",
+        "SELECT f.seq, f.decision_id, f.source, f.name, f.value \
+         FROM feedback f JOIN events e ON e.replica = f.replica AND e.seq = f.seq AND e.kind = 'feedback' \
+         WHERE f.replica = $1 AND f.seq BETWEEN $2 AND $3",
     )
     .bind(replica)
     .bind(first)
@@ -247,8 +252,10 @@ pub(super) async fn projected(
         out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
     }
     let rows = sqlx::query(
-        "SELECT event_seq, decision_id, policy_hash, seq, arm, reward FROM state_updates \
-         WHERE replica = $1 AND event_seq BETWEEN $2 AND $3",
+        "SELECT u.event_seq, u.decision_id, u.policy_hash, u.seq, u.arm, u.reward \
+         FROM state_updates u \
+         JOIN events e ON e.replica = u.replica AND e.seq = u.event_seq AND e.kind = 'state_update' \
+         WHERE u.replica = $1 AND u.event_seq BETWEEN $2 AND $3",
     )
     .bind(replica)
     .bind(first)
@@ -267,4 +274,24 @@ pub(super) async fn projected(
     }
     out.sort_by_key(|projected| projected.seq);
     Ok(out)
+}
+
+/// In the order of [`TABLES`].
+pub(super) async fn projected_rows(
+    pool: &PgPool,
+    replica: &str,
+    to: i64,
+) -> Result<Vec<(&'static str, u64)>, StoreError> {
+    let counts: Vec<i64> = sqlx::query_scalar(
+        "SELECT count(*) FROM decisions WHERE replica = $1 AND seq <= $2 UNION ALL \
+         SELECT count(*) FROM attempts WHERE replica = $1 AND seq <= $2 UNION ALL \
+         SELECT count(*) FROM outcomes WHERE replica = $1 AND seq <= $2 UNION ALL \
+         SELECT count(*) FROM feedback WHERE replica = $1 AND seq <= $2 UNION ALL \
+         SELECT count(*) FROM state_updates WHERE replica = $1 AND event_seq <= $2",
+    )
+    .bind(replica)
+    .bind(to)
+    .fetch_all(pool)
+    .await?;
+    Ok(TABLES.into_iter().zip(counts.into_iter().map(|count| count as u64)).collect())
 }

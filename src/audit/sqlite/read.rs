@@ -5,7 +5,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqlitePool, sqlite::SqliteRow};
 use super::{REPLICA_SHIFT, position};
 use crate::{
     audit::{
-        projection::{Columns, Projected, text},
+        projection::{Columns, Projected, TABLES, text},
         query::{DecisionFilter, DecisionRow},
         record::Beside,
         store::{StoreError, StoredEvent},
@@ -155,7 +155,8 @@ pub(super) async fn projected(pool: &SqlitePool, first: i64, last: i64) -> Resul
     let rows = sqlx::query(
         "SELECT d.position, d.id, d.at, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, d.propensity, \
          d.model_requested, d.key, d.tenant, d.session, d.dry FROM events e \
-         JOIN decisions d ON d.id = e.decision_id AND d.position = e.position WHERE e.position BETWEEN ? AND ?",
+         JOIN decisions d ON d.id = e.decision_id AND d.position = e.position WHERE e.position BETWEEN ? AND ? \
+         AND e.kind = 'decision'",
     )
     .bind(first)
     .bind(last)
@@ -181,7 +182,8 @@ pub(super) async fn projected(pool: &SqlitePool, first: i64, last: i64) -> Resul
     }
     let rows = sqlx::query(
         "SELECT a.position, a.decision_id, a.place, a.why, a.model, a.latency_us, a.cost_usd, a.error FROM events e \
-         JOIN attempts a ON a.decision_id = e.decision_id AND a.position = e.position WHERE e.position BETWEEN ? AND ?",
+         JOIN attempts a ON a.decision_id = e.decision_id AND a.position = e.position WHERE e.position BETWEEN ? AND ? \
+         AND e.kind = 'attempt'",
     )
     .bind(first)
     .bind(last)
@@ -201,7 +203,8 @@ pub(super) async fn projected(pool: &SqlitePool, first: i64, last: i64) -> Resul
     let rows = sqlx::query(
         "SELECT o.position, o.decision_id, o.at, o.status, o.served_by, o.attempts, o.latency_us, o.cost_usd, o.error \
          FROM events e JOIN outcomes o ON o.decision_id = e.decision_id AND o.position = e.position \
-         WHERE e.position BETWEEN ? AND ?",
+         WHERE e.position BETWEEN ? AND ? \
+         AND e.kind = 'outcome'",
     )
     .bind(first)
     .bind(last)
@@ -219,18 +222,23 @@ pub(super) async fn projected(pool: &SqlitePool, first: i64, last: i64) -> Resul
         };
         out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
     }
-    let rows =
-        sqlx::query("SELECT position, decision_id, source, name, value FROM feedback WHERE position BETWEEN ? AND ?")
-            .bind(first)
-            .bind(last)
-            .fetch_all(pool)
-            .await?;
+    let rows = sqlx::query(
+        "SELECT f.position, f.decision_id, f.source, f.name, f.value \
+         FROM feedback f JOIN events e ON e.position = f.position AND e.kind = 'feedback' \
+         WHERE f.position BETWEEN ? AND ?",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
     for row in &rows {
         let columns = Columns::Feedback { source: row.try_get(2)?, name: row.try_get(3)?, value: row.try_get(4)? };
         out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
     }
     let rows = sqlx::query(
-        "SELECT position, decision_id, policy_hash, seq, arm, reward FROM state_updates WHERE position BETWEEN ? AND ?",
+        "SELECT u.position, u.decision_id, u.policy_hash, u.seq, u.arm, u.reward \
+         FROM state_updates u JOIN events e ON e.position = u.position AND e.kind = 'state_update' \
+         WHERE u.position BETWEEN ? AND ?",
     )
     .bind(first)
     .bind(last)
@@ -248,4 +256,24 @@ pub(super) async fn projected(pool: &SqlitePool, first: i64, last: i64) -> Resul
     }
     out.sort_by_key(|projected| projected.seq);
     Ok(out)
+}
+
+/// In the order of [`TABLES`].
+pub(super) async fn projected_rows(
+    pool: &SqlitePool,
+    first: i64,
+    last: i64,
+) -> Result<Vec<(&'static str, u64)>, StoreError> {
+    let counts: Vec<i64> = sqlx::query_scalar(
+        "SELECT count(*) FROM decisions WHERE position BETWEEN ?1 AND ?2 UNION ALL \
+         SELECT count(*) FROM attempts WHERE position BETWEEN ?1 AND ?2 UNION ALL \
+         SELECT count(*) FROM outcomes WHERE position BETWEEN ?1 AND ?2 UNION ALL \
+         SELECT count(*) FROM feedback WHERE position BETWEEN ?1 AND ?2 UNION ALL \
+         SELECT count(*) FROM state_updates WHERE position BETWEEN ?1 AND ?2",
+    )
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    Ok(TABLES.into_iter().zip(counts.into_iter().map(|count| count as u64)).collect())
 }
