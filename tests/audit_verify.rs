@@ -13,7 +13,7 @@ use weir::{
 
 use crate::{
     contract,
-    store::{Fixture, ids, triple},
+    support::store::{Fixture, ids, triple},
 };
 
 contract!(

@@ -255,7 +255,9 @@ impl Gateway {
     /// ready may get no requests to find out by.
     async fn log_failing(&self) -> Option<String> {
         self.parts.journal.failing()?;
-        let probe = Admin { action: "probe".into(), detail: "whether the log can be written again".into() };
+        // As large as an ordinary decision with its context, so that room for the one is room for the other.
+        let detail = format!("{:<6000}", "whether the log can be written again");
+        let probe = Admin { action: "probe".into(), detail };
         let event = Event::new(now_micros(), None, EventBody::Admin(probe));
         let _ = self.parts.journal.append(vec![event]).await;
         self.parts.journal.failing()

@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use sqlx::{Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
+use sqlx::{Connection as _, Sqlite, SqliteConnection, SqlitePool, query::Query, sqlite::SqliteArguments};
 
 use super::position;
 use crate::{
@@ -104,9 +104,21 @@ fn owned(value: &str) -> String {
 }
 
 /// Takes the events in that the store does not have yet.
+///
+/// A connection on which that failed is not used again: SQLite ends the transaction itself when a disk is full, which
+/// sqlx does not notice, and every later transaction on the connection would fail.
 pub(super) async fn ingest(pool: &SqlitePool, batch: &[Logged]) -> Result<(), StoreError> {
+    let mut connection = pool.acquire().await?;
+    let result = take_in(&mut connection, batch).await;
+    if result.is_err() {
+        connection.close_on_drop();
+    }
+    result
+}
+
+async fn take_in(connection: &mut SqliteConnection, batch: &[Logged]) -> Result<(), StoreError> {
     let Some(first) = batch.first() else { return Ok(()) };
-    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     let cursor: Option<(i64, i64, Vec<u8>)> =
         sqlx::query_as("SELECT number, seq, hash FROM feed_cursor WHERE replica = ?")
             .bind(first.replica.as_str())
