@@ -13,7 +13,8 @@ fn model() -> Option<PathBuf> {
         None => PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("../weir-home"),
     };
     let dir = home.join("models/smollm2-135m-instruct");
-    let file = std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "gguf"));
+    let file =
+        std::fs::read_dir(dir).ok()?.flatten().map(|e| e.path()).find(|p| p.extension().is_some_and(|e| e == "gguf"));
     if file.is_none() {
         eprintln!("skipped: no smollm2-135m-instruct under {}", home.display());
     }

@@ -35,10 +35,14 @@ pub enum EngineError {
     )]
     PromptTooLong { prompt: usize, exact: bool, context: usize },
     /// No place to wait.
-    #[error("the engine is busy: {running} sequences run and {waiting} requests wait (at most {max_waiting}); try again shortly")]
+    #[error(
+        "the engine is busy: {running} sequences run and {waiting} requests wait (at most {max_waiting}); try again shortly"
+    )]
     Busy { running: usize, waiting: usize, max_waiting: usize },
     /// The forward pass gave NaN or infinity.
-    #[error("the model computed numbers that are not finite: its weights are damaged; check them with `weir models verify`")]
+    #[error(
+        "the model computed numbers that are not finite: its weights are damaged; check them with `weir models verify`"
+    )]
     NotFinite,
     /// The engine's thread has ended.
     #[error("the engine has stopped; restart weir, and report what its log says before this")]

@@ -1,10 +1,7 @@
 //! Turns the parts of a step into one batch of tokens, and runs the model on it.
 
 use super::{
-    model::{
-        Batch, Llama, Piece,
-        llama::Workspace,
-    },
+    model::{Batch, Llama, Piece, llama::Workspace},
     ops::Ops,
     scheduler::{Part, Scheduler},
 };

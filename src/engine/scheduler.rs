@@ -57,7 +57,14 @@ pub struct Scheduler {
 
 impl Scheduler {
     pub fn new(limits: Limits) -> Self {
-        Self { limits, waiting: VecDeque::new(), running: Vec::new(), tickets: BTreeMap::new(), next_ticket: 0, left: 0 }
+        Self {
+            limits,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            left: 0,
+        }
     }
 
     /// Puts a request at the end of the queue.

@@ -5,11 +5,14 @@
 //! patterns by `tokenizer.ggml.pre` are those of the models' own tokenizer.json files.
 
 use tokenizers::{
-    Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
-    SplitDelimiterBehavior,
+    Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
     models::bpe::{BPE, BpeBuilder, Vocab},
     pre_tokenizers::{
-        PreTokenizerWrapper, byte_level::ByteLevel, digits::Digits, sequence::Sequence, split::{Split, SplitPattern},
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        digits::Digits,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
     },
 };
 

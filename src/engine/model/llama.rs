@@ -117,9 +117,8 @@ impl Llama {
         };
         // base^(-2i / head), divided by the file's factors and the linear scale.
         let half = factors.len() as f64;
-        let frequency = |(i, factor): (usize, &f32)| {
-            c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale
-        };
+        let frequency =
+            |(i, factor): (usize, &f32)| c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale;
         let frequencies = factors.iter().enumerate().map(frequency).collect();
         Ok(Self { embedding, layers, norm, head, frequencies, config })
     }
@@ -179,13 +178,7 @@ impl Llama {
         for (index, layer) in self.layers.iter().enumerate() {
             self.attention(ops, index, layer, batch, caches, w);
             elementwise::rms_norm(ops.level, &w.hidden, &layer.feed_forward_norm, c.rms_epsilon, &mut w.normed);
-            multiply(
-                ops,
-                &w.normed,
-                rows,
-                &mut w.quantised,
-                &mut [(&layer.gate, &mut w.gate), (&layer.up, &mut w.up)],
-            );
+            multiply(ops, &w.normed, rows, &mut w.quantised, &mut [(&layer.gate, &mut w.gate), (&layer.up, &mut w.up)]);
             elementwise::silu_mul(ops.level, &mut w.gate, &w.up);
             multiply(ops, &w.gate, rows, &mut w.quantised, &mut [(&layer.down, &mut w.projected)]);
             elementwise::add(ops.level, &mut w.hidden, &w.projected);
@@ -261,13 +254,7 @@ fn read<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<(TensorType, Ve
     Ok((info.kind, gguf.read(name)?.ok_or_else(missing)?))
 }
 
-fn load_matrix(
-    gguf: &Gguf,
-    name: &str,
-    rows: usize,
-    columns: usize,
-    format: Format,
-) -> Result<Linear, EngineError> {
+fn load_matrix(gguf: &Gguf, name: &str, rows: usize, columns: usize, format: Format) -> Result<Linear, EngineError> {
     let (kind, raw) = read(gguf, name, &[columns as u64, rows as u64])?;
     Linear::pack(kind, &raw, rows, columns, format)
         .map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))

@@ -193,13 +193,7 @@ impl Linear {
 ///
 /// # Panics
 /// When a buffer does not fit.
-pub fn multiply(
-    ops: &Ops,
-    x: &[f32],
-    tokens: usize,
-    scratch: &mut Quantised,
-    jobs: &mut [(&Linear, &mut [f32])],
-) {
+pub fn multiply(ops: &Ops, x: &[f32], tokens: usize, scratch: &mut Quantised, jobs: &mut [(&Linear, &mut [f32])]) {
     let Some(columns) = jobs.first().map(|(w, _)| w.columns) else { return };
     assert_eq!(x.len(), tokens * columns, "activations do not fit");
     for (w, out) in jobs.iter() {

@@ -192,12 +192,7 @@ mod x86 {
     /// # Safety
     /// Lengths as [`super::multiply`] checks them, and a processor with the features.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn q4_avx512<const T: usize>(
-        tile: &[u8],
-        tokens: Tokens<'_>,
-        first: usize,
-        out: &mut [[f32; WIDTH]],
-    ) {
+    pub unsafe fn q4_avx512<const T: usize>(tile: &[u8], tokens: Tokens<'_>, first: usize, out: &mut [[f32; WIDTH]]) {
         let blocks = tokens.blocks;
         let mut sums = [_mm512_setzero_ps(); T];
         let nibble = _mm512_set1_epi8(15);
@@ -239,12 +234,7 @@ mod x86 {
     /// # Safety
     /// As for [`q4_avx512`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-    pub unsafe fn q8_avx512<const T: usize>(
-        tile: &[u8],
-        tokens: Tokens<'_>,
-        first: usize,
-        out: &mut [[f32; WIDTH]],
-    ) {
+    pub unsafe fn q8_avx512<const T: usize>(tile: &[u8], tokens: Tokens<'_>, first: usize, out: &mut [[f32; WIDTH]]) {
         let blocks = tokens.blocks;
         let mut sums = [_mm512_setzero_ps(); T];
         // SAFETY: all places are within the slices by the caller's promise.

@@ -22,8 +22,7 @@ fn product(level: Level, w: &Linear, x: &[f32], tokens: usize) -> Vec<f32> {
     out
 }
 
-const KINDS: [TensorType; 5] =
-    [TensorType::F32, TensorType::F16, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0];
+const KINDS: [TensorType; 5] = [TensorType::F32, TensorType::F16, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0];
 
 #[test]
 fn rows_come_back_as_the_file_has_them() {
@@ -58,8 +57,7 @@ fn products_agree_with_f64_within_the_activations_precision() {
             let got = product(Level::detect(), &w, &x, tokens);
             for t in 0..tokens {
                 for r in 0..rows {
-                    let terms =
-                        (0..columns).map(|c| f64::from(exact[r * columns + c]) * f64::from(x[t * columns + c]));
+                    let terms = (0..columns).map(|c| f64::from(exact[r * columns + c]) * f64::from(x[t * columns + c]));
                     let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
                     let got = f64::from(got[t * rows + r]);
                     assert!((got - want).abs() <= size * 3e-5, "{kind:?} {format:?}: {got}, {want}");
@@ -111,8 +109,15 @@ fn extreme_weights_and_activations_do_not_overflow() {
 fn several_matrices_share_one_product() {
     let (columns, tokens) = (64, 3);
     let x = numbers(tokens * columns, 10);
-    let a = Linear::pack(TensorType::Q8_0, &raw_of(TensorType::Q8_0, &numbers(20 * columns, 1)), 20, columns, Format::Native);
-    let b = Linear::pack(TensorType::F32, &raw_of(TensorType::F32, &numbers(33 * columns, 2)), 33, columns, Format::Native);
+    let a = Linear::pack(
+        TensorType::Q8_0,
+        &raw_of(TensorType::Q8_0, &numbers(20 * columns, 1)),
+        20,
+        columns,
+        Format::Native,
+    );
+    let b =
+        Linear::pack(TensorType::F32, &raw_of(TensorType::F32, &numbers(33 * columns, 2)), 33, columns, Format::Native);
     let (a, b) = (a.unwrap(), b.unwrap());
     let (mut out_a, mut out_b) = (vec![0.0; 60], vec![0.0; 99]);
     let ops = Ops { level: Level::detect(), pool: Pool::new(1).unwrap() };
