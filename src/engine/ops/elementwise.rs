@@ -147,14 +147,14 @@ versions! {
 
 versions! {
     /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
-    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v. `x` is a
-    /// multiple of 32 long, `values` twice as long, the others a 32nd of it.
-    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v,
+    /// `totals` of s v. `x` is a multiple of 32 long, `values` twice as long, the others a 32nd of it.
+    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
         /// The greatest v whose halves fit: 256 * 127 + 127.
         const MOST: f32 = 32_639.0;
         let (x, _) = x.as_chunks::<32>();
         let (values, _) = values.as_chunks_mut::<64>();
-        for (((x, values), scale), sum) in x.iter().zip(values).zip(scales).zip(sums) {
+        for ((((x, values), scale), sum), part) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
             let mut greatest = [0f32; LANES];
             for i in 0..32 {
                 let a = x[i].abs();
@@ -173,6 +173,7 @@ versions! {
                 total = v.wrapping_add(total);
             }
             *sum = total;
+            *part = *scale * total as f32;
         }
     }
 }
@@ -210,11 +211,13 @@ mod tests {
                 let mut weights = x[..n - 3].to_vec();
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);
-                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; n * 3 / 32], vec![0; n * 3 / 32]);
-                quantise(level, &x, &mut q, &mut s, &mut t);
+                let blocks = n * 3 / 32;
+                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; blocks], vec![0; blocks]);
+                let mut totals = vec![0.0; blocks];
+                quantise(level, &x, &mut q, &mut s, &mut t, &mut totals);
                 let mut rotated = x.clone();
                 rope(level, &mut rotated, &w[..8], &w[8..16]);
-                (out, gate, weights, sum, q, s, t, rotated)
+                (out, gate, weights, sum, q, s, (t, totals), rotated)
             };
             let want = run(Level::Scalar);
             for level in Level::available() {
@@ -241,7 +244,8 @@ mod tests {
         let mut x = numbers(320, 7);
         x[64..96].fill(0.0);
         let (mut q, mut s, mut t) = (vec![0i8; 640], vec![0.0; 10], vec![0; 10]);
-        quantise(Level::detect(), &x, &mut q, &mut s, &mut t);
+        let mut totals = vec![0.0; 10];
+        quantise(Level::detect(), &x, &mut q, &mut s, &mut t, &mut totals);
         let value = |i: usize| {
             let at = i / 32 * 64 + i % 32;
             i32::from(q[at]) * 256 + i32::from(q[at + 32])
@@ -251,5 +255,6 @@ mod tests {
             assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
         }
         assert_eq!(t[3], (96..128).map(value).sum::<i32>());
+        assert_eq!(totals[3], s[3] * t[3] as f32);
     }
 }
