@@ -91,7 +91,8 @@ impl StopFilter {
     }
 
     /// Bytes held back.
-    pub fn held(&self) -> usize {
+    #[cfg(test)]
+    fn held(&self) -> usize {
         self.held.len()
     }
 }

@@ -249,6 +249,16 @@ impl Engine {
         self.template.encode(messages, &self.tokenizer)
     }
 
+    /// The token ids of plain text, in which nothing is special.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`].
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, EngineError> {
+        let mut ids = Vec::new();
+        self.tokenizer.encode_text(text, &mut ids)?;
+        Ok(ids)
+    }
+
     /// Queues a request. Tokenises on the calling thread (about 0.3 ms per thousand characters), then returns at once.
     /// Dropping the receiver cancels the request and frees its place.
     ///

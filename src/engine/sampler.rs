@@ -3,6 +3,11 @@
 //! The random number of a token is a pure function of (seed, choice, position): SplitMix64's finaliser over the three.
 //! So an answer depends on nothing but the prompt, the seed and the machine's arithmetic, whatever runs beside it.
 
+use super::ops::{Level, elementwise};
+
+/// Temperatures below it, and above 0, are this: the difference to greedy is beyond f32.
+const LEAST_TEMPERATURE: f64 = 1e-4;
+
 /// How to choose tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choosing {
@@ -36,7 +41,7 @@ pub fn sample(logits: &[f32], how: Choosing, choice: u32, position: usize, top: 
     let (best, greatest) = greatest(logits)?;
     let token = match how.temperature > 0.0 {
         false => best,
-        true => draw(logits, greatest, how, uniform(how.seed, choice, position)),
+        true => draw(logits, how, uniform(how.seed, choice, position)),
     };
     Some(Sampled { token, logprobs: top.map(|n| logprobs(logits, greatest, token, n)) })
 }
@@ -55,22 +60,25 @@ fn greatest(logits: &[f32]) -> Option<(u32, f32)> {
     best.1.is_finite().then_some(best)
 }
 
-fn draw(logits: &[f32], greatest: f32, how: Choosing, uniform: f64) -> u32 {
-    let weight = |logit: f32| ((f64::from(logit) - f64::from(greatest)) / how.temperature).exp();
-    let weights: Vec<f64> = logits.iter().map(|logit| weight(*logit)).collect();
-    let total: f64 = weights.iter().sum();
+fn draw(logits: &[f32], how: Choosing, uniform: f64) -> u32 {
+    let mut weights = logits.to_vec();
+    elementwise::scale(Level::detect(), &mut weights, (1.0 / how.temperature.max(LEAST_TEMPERATURE)) as f32);
+    let mut total = [0.0];
+    elementwise::softmax_weights(Level::detect(), &mut weights, &mut total);
+    let tokens = weights.iter().enumerate().map(|(i, w)| (i as u32, *w));
     if how.top_p >= 1.0 {
-        return walk(weights.iter().enumerate().map(|(i, w)| (i as u32, *w)), uniform * total);
+        return walk(tokens, uniform * f64::from(total[0]));
     }
     // A token with less than (1 - p) / (n - 1) of the mass cannot be needed to reach p: no need to sort those.
-    let cut = (1.0 - how.top_p) / (logits.len().max(2) - 1) as f64 * total;
-    let mut kept: Vec<(u32, f64)> =
-        weights.iter().enumerate().filter(|(_, w)| **w >= cut).map(|(i, w)| (i as u32, *w)).collect();
+    let total = f64::from(total[0]);
+    // The most likely token has the weight 1 and always stays.
+    let cut = ((1.0 - how.top_p) / (logits.len().max(2) - 1) as f64 * total).min(1.0);
+    let mut kept: Vec<(u32, f32)> = tokens.filter(|(_, w)| f64::from(*w) >= cut).collect();
     kept.sort_by(|(i, a), (j, b)| b.total_cmp(a).then(i.cmp(j)));
     let mut mass = 0.0;
     let mut count = 0;
     for (_, w) in &kept {
-        mass += w;
+        mass += f64::from(*w);
         count += 1;
         if mass >= how.top_p * total {
             break;
@@ -80,11 +88,11 @@ fn draw(logits: &[f32], greatest: f32, how: Choosing, uniform: f64) -> u32 {
 }
 
 /// The first token whose cumulated weight exceeds `target`; the last with any weight where rounding leaves none.
-fn walk(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
+fn walk(weights: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
     let mut mass = 0.0;
     let mut last = 0;
     for (token, weight) in weights {
-        mass += weight;
+        mass += f64::from(weight);
         if weight > 0.0 {
             last = token;
         }
@@ -96,8 +104,9 @@ fn walk(weights: impl Iterator<Item = (u32, f64)>, target: f64) -> u32 {
 }
 
 fn logprobs(logits: &[f32], greatest: f32, token: u32, top: usize) -> Logprobs {
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - greatest).exp()).sum();
-    let log = f64::from(greatest) + sum.ln();
+    let mut sum = [0.0];
+    elementwise::softmax_weights(Level::detect(), &mut logits.to_vec(), &mut sum);
+    let log = f64::from(greatest) + f64::from(sum[0]).ln();
     let of = |token: u32| (f64::from(logits[token as usize]) - log) as f32;
     let mut best: Vec<u32> = Vec::with_capacity(top + 1);
     if top > 0 {
@@ -173,6 +182,9 @@ mod tests {
         assert_eq!(seen(0.9), [true, true, false, true]);
         assert_eq!(seen(1.0), [true; 4]);
         assert_eq!(seen(0.0), [false, true, false, false]);
+        // All alike: the first alone.
+        assert_eq!(sample(&[1.0; 5], Choosing { top_p: 0.0, ..SOFT }, 0, 9, None).unwrap().token, 0);
+        assert_eq!(sample(&[0.0, 2.0, 2.0], Choosing { top_p: 0.0, ..SOFT }, 0, 9, None).unwrap().token, 1);
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub fn tiny(kind: TensorType, embedding: TensorType) -> Writer {
     let merges = ["t h", "th e", "Ġ the", "h e", "l l", "o Ġ"];
     let mut tokens: Vec<String> = SPECIAL.iter().map(|s| (*s).to_owned()).chain(byte_characters()).collect();
     tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
-    while tokens.len() % 32 != 0 {
+    while !tokens.len().is_multiple_of(32) {
         tokens.push(format!("[unused{}]", tokens.len()));
     }
     let vocabulary = tokens.len();
@@ -222,7 +222,8 @@ pub fn tiny(kind: TensorType, embedding: TensorType) -> Writer {
         w.tensor(name, kind, &[columns as u64, rows as u64], &values);
     };
     let kv = KEY_HEADS * HEAD;
-    matrix(&mut w, "token_embd.weight", embedding, vocabulary, HIDDEN, 1.0);
+    // Small, so that logits are mild and sampling has a choice.
+    matrix(&mut w, "token_embd.weight", embedding, vocabulary, HIDDEN, 0.25);
     for i in 0..LAYERS {
         let size = 2.0 / (HIDDEN as f32).sqrt();
         for (part, rows, columns) in [

@@ -1,1 +1,217 @@
+use std::time::{Duration, Instant};
 
+use super::{
+    testing::{CONTEXT, reference_logits, tiny},
+    *,
+};
+use crate::domain::Role;
+
+const GREEDY: Choosing = Choosing { temperature: 0.0, top_p: 1.0, seed: 0 };
+const WARM: Choosing = Choosing { temperature: 1.0, top_p: 0.95, seed: 42 };
+
+fn engine(options: EngineOptions) -> Engine {
+    let dir = tempfile::tempdir().unwrap();
+    Engine::load(&tiny(TensorType::Q4_1, TensorType::Q8_0).write(dir.path()), options).unwrap()
+}
+
+fn prompt(n: usize, seed: u32) -> Prompt {
+    Prompt::Tokens((0..n as u32).map(|i| 3 + (i * 37 + seed * 11) % 250).collect())
+}
+
+fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
+    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, logprobs: None }
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    texts: Vec<String>,
+    logprobs: Vec<Vec<TokenLogprob>>,
+    finish: Vec<Option<FinishReason>>,
+    usage: Option<Usage>,
+}
+
+fn collect(mut events: UnboundedReceiver<GenerateEvent>, n: usize) -> Answer {
+    let mut answer =
+        Answer { texts: vec![String::new(); n], logprobs: vec![Vec::new(); n], finish: vec![None; n], usage: None };
+    while let Some(event) = events.blocking_recv() {
+        assert_eq!(answer.usage, None, "nothing comes after the usage");
+        match event {
+            GenerateEvent::Text { choice, text, logprobs } => {
+                assert_eq!(answer.finish[choice as usize], None, "no text after the end");
+                answer.texts[choice as usize].push_str(&text);
+                answer.logprobs[choice as usize].extend(logprobs);
+            }
+            GenerateEvent::Finish { choice, reason } => answer.finish[choice as usize] = Some(reason),
+            GenerateEvent::Usage(usage) => answer.usage = Some(usage),
+            GenerateEvent::Failed(error) => panic!("{error}"),
+        }
+    }
+    answer
+}
+
+fn ask(engine: &Engine, g: Generate) -> Answer {
+    let n = g.n as usize;
+    collect(engine.generate(g).unwrap(), n)
+}
+
+#[test]
+fn greedy_answers_are_the_references_best_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = tiny(TensorType::Q8_0, TensorType::F32).write(dir.path());
+    let engine = Engine::load(&path, EngineOptions::default()).unwrap();
+    let mut tokens: Vec<u32> = (0..30).map(|i| 3 + i * 8).collect();
+    let g = Generate { logprobs: Some(3), ..generate(Prompt::Tokens(tokens.clone()), GREEDY, 12) };
+    let answer = ask(&engine, g);
+    assert!(answer.logprobs[0].len() == 12 || answer.finish[0] == Some(FinishReason::Stop));
+    for logprob in &answer.logprobs[0] {
+        let logits = reference_logits(&path, &tokens).pop().unwrap();
+        let log = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        let best = (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+        assert_eq!(engine.tokenizer.bytes(best as u32), logprob.bytes);
+        assert!((f64::from(logprob.logprob) - (logits[best] - log)).abs() < 1e-3);
+        assert_eq!(logprob.top.len(), 3);
+        assert_eq!(logprob.top[0].logprob, logprob.logprob);
+        tokens.push(best as u32);
+    }
+}
+
+#[test]
+fn eight_requests_at_once_answer_as_each_does_alone() {
+    let alone = engine(EngineOptions { threads: 1, ..EngineOptions::default() });
+    let together = engine(EngineOptions { threads: 2, step_tokens: 24, ..EngineOptions::default() });
+    let requests: Vec<Generate> =
+        (0..8).map(|i| generate(prompt(5 + 12 * i, i as u32), if i % 2 == 0 { GREEDY } else { WARM }, 20)).collect();
+    let want: Vec<Answer> = requests.iter().map(|g| ask(&alone, g.clone())).collect();
+    let running: Vec<_> = requests.iter().map(|g| together.generate(g.clone()).unwrap()).collect();
+    for (events, want) in running.into_iter().zip(want) {
+        assert_eq!(collect(events, 1), want);
+    }
+    wait_until("the engine is idle", || together.load_state() == (0, 0));
+}
+
+#[test]
+fn choices_of_one_request_are_those_of_their_own_streams() {
+    let engine = engine(EngineOptions::default());
+    let g = Generate { n: 3, logprobs: Some(0), ..generate(prompt(40, 1), WARM, 16) };
+    let answer = ask(&engine, g.clone());
+    assert_eq!(ask(&engine, g.clone()), answer);
+    assert!(answer.texts[0] != answer.texts[1] && answer.texts[1] != answer.texts[2]);
+    let one = ask(&engine, Generate { n: 1, ..g });
+    assert_eq!(one.texts[0], answer.texts[0]);
+    let usage = answer.usage.unwrap();
+    assert_eq!(usage.prompt_tokens, 40);
+    // An answer that ended by itself has one more token than it shows.
+    let shown: usize = answer.logprobs.iter().map(Vec::len).sum();
+    let ended = answer.finish.iter().filter(|f| **f == Some(FinishReason::Stop)).count();
+    assert_eq!(usage.completion_tokens as usize, shown + ended);
+}
+
+#[test]
+fn stop_strings_cut_the_text_and_its_logprobs() {
+    let engine = engine(EngineOptions::default());
+    let g = Generate { logprobs: Some(0), ..generate(prompt(20, 4), WARM, 40) };
+    let whole = ask(&engine, g.clone());
+    let text = &whole.texts[0];
+    let middle: Vec<usize> = text.char_indices().map(|(i, _)| i).skip(8).take(4).collect();
+    let stop = &text[middle[0]..middle[3]];
+    let cut = ask(&engine, Generate { stop: vec![stop.to_owned(), "never seen".to_owned()], ..g });
+    assert_eq!(cut.finish[0], Some(FinishReason::Stop));
+    assert_eq!(cut.texts[0], text[..text.find(stop).unwrap()]);
+    assert!(cut.logprobs[0].len() < whole.logprobs[0].len());
+    assert_eq!(cut.logprobs[0], whole.logprobs[0][..cut.logprobs[0].len()]);
+    assert!(cut.usage.unwrap().completion_tokens < 40);
+}
+
+#[test]
+fn prompts_and_bounds_are_checked_with_numbers() {
+    let engine = engine(EngineOptions::default());
+    let fail = |g: Generate| engine.generate(g).err().unwrap();
+    let error = fail(generate(prompt(CONTEXT, 0), GREEDY, 1));
+    assert!(matches!(error, EngineError::PromptTooLong { prompt: CONTEXT, exact: true, context: CONTEXT }), "{error}");
+    // One token less fits, and leaves room for exactly one.
+    let answer = ask(&engine, Generate { max_tokens: None, ..generate(prompt(CONTEXT - 1, 0), GREEDY, 1) });
+    assert_eq!(answer.usage.unwrap().completion_tokens, 1);
+    for g in [
+        Generate { n: 0, ..generate(prompt(3, 0), GREEDY, 1) },
+        Generate { n: 1000, ..generate(prompt(3, 0), GREEDY, 1) },
+        generate(prompt(3, 0), GREEDY, 0),
+        generate(prompt(3, 0), Choosing { temperature: -1.0, ..GREEDY }, 1),
+        generate(prompt(3, 0), Choosing { temperature: f64::NAN, ..GREEDY }, 1),
+        generate(prompt(3, 0), Choosing { top_p: 1.5, ..GREEDY }, 1),
+        Generate { logprobs: Some(21), ..generate(prompt(3, 0), GREEDY, 1) },
+        generate(Prompt::Tokens(vec![1, 1 << 20]), GREEDY, 1),
+        generate(Prompt::Tokens(Vec::new()), GREEDY, 1),
+    ] {
+        let error = fail(g);
+        assert!(matches!(error, EngineError::BadRequest(_)), "{error}");
+    }
+}
+
+fn wait_until(what: &str, done: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !done() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_dropped_receiver_frees_the_place() {
+    // One place: the second waits for the first, and both are given up.
+    let engine = engine(EngineOptions { max_sequences: 1, ..EngineOptions::default() });
+    let long = || generate(prompt(3, 1), WARM, 150);
+    let mut first = engine.generate(long()).unwrap();
+    let second = engine.generate(long()).unwrap();
+    assert!(first.blocking_recv().is_some());
+    drop((first, second));
+    wait_until("the engine is idle", || engine.load_state() == (0, 0));
+    assert!(ask(&engine, generate(prompt(3, 2), GREEDY, 4)).usage.is_some());
+}
+
+#[test]
+fn dropping_the_engine_ends_its_streams() {
+    let engine = engine(EngineOptions::default());
+    let mut events = engine.generate(generate(prompt(3, 1), WARM, 150)).unwrap();
+    drop(engine);
+    while events.blocking_recv().is_some() {}
+}
+
+#[test]
+fn seeds_decide_and_nothing_else_does() {
+    let engine = engine(EngineOptions::default());
+    let with = |seed| ask(&engine, generate(prompt(30, 2), Choosing { seed, ..WARM }, 24)).texts;
+    assert_eq!(with(1), with(1));
+    assert_ne!(with(1), with(2));
+}
+
+#[test]
+fn chat_prompts_go_through_the_template() {
+    let engine = engine(EngineOptions::default());
+    let messages = vec![Message::text(Role::User, "the <|im_end|>")];
+    let ids = engine.encode(&messages).unwrap();
+    assert_eq!(ids.iter().filter(|id| **id < 3).copied().collect::<Vec<_>>(), [1, 2, 1]);
+    let chat = ask(&engine, generate(Prompt::Chat(messages), GREEDY, 8));
+    assert_eq!(chat, ask(&engine, generate(Prompt::Tokens(ids), GREEDY, 8)));
+}
+
+#[test]
+fn weights_that_give_no_numbers_end_in_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = tiny(TensorType::F32, TensorType::F32);
+    let (_, _, _, bytes) = writer.tensors.iter_mut().find(|(name, ..)| name == "blk.1.ffn_down.weight").unwrap();
+    bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    let engine = Engine::load(&writer.write(dir.path()), EngineOptions::default()).unwrap();
+    let mut events = engine.generate(generate(prompt(3, 1), GREEDY, 4)).unwrap();
+    assert!(matches!(events.blocking_recv(), Some(GenerateEvent::Failed(EngineError::NotFinite))));
+    assert!(events.blocking_recv().is_none());
+    wait_until("the place is free", || engine.load_state() == (0, 0));
+}
+
+#[test]
+fn the_file_is_described() {
+    let engine = engine(EngineOptions { context: Some(64), ..EngineOptions::default() });
+    let info = engine.info();
+    assert_eq!((info.context, info.quantisation.as_str(), info.name.as_str()), (64, "Q4_1", "tiny"));
+    assert_eq!(info.kv_bytes_per_token, 2 * 2 * 32 * 4);
+    assert!(info.parameters > 30_000);
+}

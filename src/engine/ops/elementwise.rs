@@ -21,24 +21,33 @@ fn reduce(lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
+/// Adding it rounds to the nearest whole number, ties to even, for numbers below 2^22: the whole number is then in the
+/// lowest bits, which is cheaper to read than a checked conversion and does vectorise.
+const ROUND: f32 = 12_582_912.0;
+
+/// The whole number that `shifted - ROUND` is.
+#[inline(always)]
+fn whole(shifted: f32) -> i32 {
+    (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32)
+}
+
 /// e^x to within two units in the last place for x in -87..88; below, a tiny positive number. Cephes' polynomial
 /// after reduction by powers of two, without branches so that it vectorises.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    /// Adding and subtracting it rounds to the nearest whole number.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let x = if x < -87.0 { -87.0 } else { x };
+    let x = if x > 88.0 { 88.0 } else { x };
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4f32;
     p = p * r + 1.398_2e-3;
     p = p * r + 8.333_452e-3;
     p = p * r + 4.166_579_6e-2;
     p = p * r + 1.666_666_5e-1;
-    p = p * r + 5.000_000_1e-1;
+    p = p * r + 0.5;
     let y = p * (r * r) + r + 1.0;
-    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
-    y * scale
+    y * f32::from_bits((whole(shifted).wrapping_add(127) << 23) as u32)
 }
 
 versions! {
@@ -138,16 +147,14 @@ versions! {
 
 versions! {
     /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
-    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v. `x` is a
-    /// multiple of 32 long, `values` twice as long, the others a 32nd of it.
-    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
-        /// Adding and subtracting it rounds to the nearest whole number, ties to even.
-        const ROUND: f32 = 12_582_912.0;
+    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v,
+    /// `totals` of s v. `x` is a multiple of 32 long, `values` twice as long, the others a 32nd of it.
+    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
         /// The greatest v whose halves fit: 256 * 127 + 127.
         const MOST: f32 = 32_639.0;
         let (x, _) = x.as_chunks::<32>();
         let (values, _) = values.as_chunks_mut::<64>();
-        for (((x, values), scale), sum) in x.iter().zip(values).zip(scales).zip(sums) {
+        for ((((x, values), scale), sum), part) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
             let mut greatest = [0f32; LANES];
             for i in 0..32 {
                 let a = x[i].abs();
@@ -157,15 +164,16 @@ versions! {
             let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
             *scale = greatest / MOST;
             let inverse = if greatest > 1e-30 { MOST / greatest } else { 0.0 };
-            let mut total = 0;
+            let mut total = 0i32;
             for i in 0..32 {
-                let v = ((x[i] * inverse + ROUND) - ROUND) as i32;
-                let high = (v + 128) >> 8;
+                let v = whole(x[i] * inverse + ROUND);
+                let high = v.wrapping_add(128) >> 8;
                 values[i] = high as i8;
-                values[32 + i] = (v - (high << 8)) as i8;
-                total += v;
+                values[32 + i] = v.wrapping_sub(high << 8) as i8;
+                total = v.wrapping_add(total);
             }
             *sum = total;
+            *part = *scale * total as f32;
         }
     }
 }
@@ -203,11 +211,13 @@ mod tests {
                 let mut weights = x[..n - 3].to_vec();
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);
-                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; n * 3 / 32], vec![0; n * 3 / 32]);
-                quantise(level, &x, &mut q, &mut s, &mut t);
+                let blocks = n * 3 / 32;
+                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; blocks], vec![0; blocks]);
+                let mut totals = vec![0.0; blocks];
+                quantise(level, &x, &mut q, &mut s, &mut t, &mut totals);
                 let mut rotated = x.clone();
                 rope(level, &mut rotated, &w[..8], &w[8..16]);
-                (out, gate, weights, sum, q, s, t, rotated)
+                (out, gate, weights, sum, q, s, (t, totals), rotated)
             };
             let want = run(Level::Scalar);
             for level in Level::available() {
@@ -234,7 +244,8 @@ mod tests {
         let mut x = numbers(320, 7);
         x[64..96].fill(0.0);
         let (mut q, mut s, mut t) = (vec![0i8; 640], vec![0.0; 10], vec![0; 10]);
-        quantise(Level::detect(), &x, &mut q, &mut s, &mut t);
+        let mut totals = vec![0.0; 10];
+        quantise(Level::detect(), &x, &mut q, &mut s, &mut t, &mut totals);
         let value = |i: usize| {
             let at = i / 32 * 64 + i % 32;
             i32::from(q[at]) * 256 + i32::from(q[at + 32])
@@ -244,5 +255,6 @@ mod tests {
             assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
         }
         assert_eq!(t[3], (96..128).map(value).sum::<i32>());
+        assert_eq!(totals[3], s[3] * t[3] as f32);
     }
 }

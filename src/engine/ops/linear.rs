@@ -57,6 +57,7 @@ pub struct Quantised {
     values: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    totals: Vec<f32>,
 }
 
 impl Linear {
@@ -204,9 +205,12 @@ pub fn multiply(ops: &Ops, x: &[f32], tokens: usize, scratch: &mut Quantised, jo
         scratch.values.resize(2 * tokens * columns, 0);
         scratch.scales.resize(tokens * blocks, 0.0);
         scratch.sums.resize(tokens * blocks, 0);
-        elementwise::quantise(ops.level, x, &mut scratch.values, &mut scratch.scales, &mut scratch.sums);
+        scratch.totals.resize(tokens * blocks, 0.0);
+        let Quantised { values, scales, sums, totals } = scratch;
+        elementwise::quantise(ops.level, x, values, scales, sums, totals);
     }
-    let quantised = Tokens { values: &scratch.values, scales: &scratch.scales, sums: &scratch.sums, blocks };
+    let Quantised { values, scales, sums, totals } = scratch;
+    let quantised = Tokens { values, scales, sums, totals, blocks };
 
     // One list of tiles over all matrices: (matrix, its first tile in the list).
     let mut tiles = 0;

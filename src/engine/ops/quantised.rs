@@ -49,6 +49,8 @@ pub struct Tokens<'a> {
     pub scales: &'a [f32],
     /// The sum of each block's values.
     pub sums: &'a [i32],
+    /// The sum of each block's activations: `scale * sum`.
+    pub totals: &'a [f32],
     pub blocks: usize,
 }
 
@@ -66,6 +68,7 @@ pub fn multiply(
     assert!(tokens.values.len() >= (first + count) * tokens.blocks * BYTES_VALUES, "too few values");
     assert!(tokens.scales.len() >= (first + count) * tokens.blocks, "too few scales");
     assert!(tokens.sums.len() >= (first + count) * tokens.blocks, "too few sums");
+    assert!(tokens.totals.len() >= (first + count) * tokens.blocks, "too few totals");
     let mut done = 0;
     while done < count {
         let rest = &mut out[done..];
@@ -157,7 +160,7 @@ fn scalar(packing: Packing, tile: &[u8], tokens: Tokens<'_>, first: usize, out: 
         for b in 0..blocks {
             let at = (first + t) * blocks + b;
             let (high, low) = tokens.values[at * BYTES_VALUES..][..BYTES_VALUES].split_at(BLOCK);
-            let (s, sum) = (tokens.scales[at], tokens.sums[at]);
+            let (s, total) = (tokens.scales[at], tokens.totals[at]);
             for (row, out) in out.iter_mut().enumerate() {
                 let (d, m) = scale_of(packing, tile, blocks, b, row);
                 let mut dot = 0;
@@ -167,7 +170,7 @@ fn scalar(packing: Packing, tile: &[u8], tokens: Tokens<'_>, first: usize, out: 
                 }
                 *out = (dot as f32).mul_add(d * s, *out);
                 if packing == Packing::Q4 {
-                    *out = m.mul_add(s * sum as f32, *out);
+                    *out = m.mul_add(total, *out);
                 }
             }
         }
@@ -189,6 +192,28 @@ mod x86 {
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
     }
 
+    /// The dot products of eight registers of weights with a block's activations, added to `low`.
+    ///
+    /// # Safety
+    /// 64 readable bytes at `values`.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    unsafe fn dot512(w: &[__m512i; 8], values: *const i8, low: __m512i) -> __m512 {
+        let values: *const i32 = values.cast();
+        let (mut high, mut low) = (_mm512_setzero_si512(), low);
+        // Written out, so that it stays in registers at every level of optimisation.
+        macro_rules! group {
+            ($($g:literal)*) => {$(
+                // SAFETY: within the 64 bytes.
+                let (h, l) = unsafe { (values.add($g).read_unaligned(), values.add(8 + $g).read_unaligned()) };
+                high = _mm512_dpbusd_epi32(high, w[$g], _mm512_set1_epi32(h));
+                low = _mm512_dpbusd_epi32(low, w[$g], _mm512_set1_epi32(l));
+            )*};
+        }
+        group!(0 1 2 3 4 5 6 7);
+        _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low))
+    }
+
     /// # Safety
     /// Lengths as [`super::multiply`] checks them, and a processor with the features.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
@@ -198,35 +223,43 @@ mod x86 {
         let nibble = _mm512_set1_epi8(15);
         // SAFETY: all places are within the slices by the caller's promise.
         unsafe {
-            let scales = tile.as_ptr().add(blocks * BYTES_Q4);
-            let minima = scales.add(blocks * BYTES_SCALES);
+            let mut at = tile.as_ptr();
+            let mut scales = at.add(blocks * BYTES_Q4);
+            let mut minima = scales.add(blocks * BYTES_SCALES);
             for b in 0..blocks {
-                let at = tile.as_ptr().add(b * BYTES_Q4);
-                let mut w = [_mm512_setzero_si512(); 8];
-                for g in 0..4 {
-                    let both = _mm512_loadu_si512(at.add(g * 64).cast());
-                    w[g] = _mm512_and_si512(both, nibble);
-                    w[g + 4] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), nibble);
+                let both = [
+                    _mm512_loadu_si512(at.cast()),
+                    _mm512_loadu_si512(at.add(64).cast()),
+                    _mm512_loadu_si512(at.add(128).cast()),
+                    _mm512_loadu_si512(at.add(192).cast()),
+                ];
+                let w = [
+                    _mm512_and_si512(both[0], nibble),
+                    _mm512_and_si512(both[1], nibble),
+                    _mm512_and_si512(both[2], nibble),
+                    _mm512_and_si512(both[3], nibble),
+                    _mm512_and_si512(_mm512_srli_epi16::<4>(both[0]), nibble),
+                    _mm512_and_si512(_mm512_srli_epi16::<4>(both[1]), nibble),
+                    _mm512_and_si512(_mm512_srli_epi16::<4>(both[2]), nibble),
+                    _mm512_and_si512(_mm512_srli_epi16::<4>(both[3]), nibble),
+                ];
+                let (d, m) = (scales512(scales), scales512(minima));
+                let mut block = first.wrapping_mul(blocks).wrapping_add(b);
+                for sum in &mut sums {
+                    let values = tokens.values.as_ptr().add(block.wrapping_mul(BYTES_VALUES));
+                    let dot = dot512(&w, values, _mm512_setzero_si512());
+                    let s = _mm512_set1_ps(*tokens.scales.as_ptr().add(block));
+                    let total = _mm512_set1_ps(*tokens.totals.as_ptr().add(block));
+                    *sum = _mm512_fmadd_ps(dot, _mm512_mul_ps(d, s), *sum);
+                    *sum = _mm512_fmadd_ps(m, total, *sum);
+                    block = block.wrapping_add(blocks);
                 }
-                let d = scales512(scales.add(b * BYTES_SCALES));
-                let m = scales512(minima.add(b * BYTES_SCALES));
-                for (t, total) in sums.iter_mut().enumerate() {
-                    let block = (first + t) * blocks + b;
-                    let values: *const i32 = tokens.values.as_ptr().add(block * BYTES_VALUES).cast();
-                    let (mut high, mut low) = (_mm512_setzero_si512(), _mm512_setzero_si512());
-                    for (g, w) in w.iter().enumerate() {
-                        high = _mm512_dpbusd_epi32(high, *w, _mm512_set1_epi32(values.add(g).read_unaligned()));
-                        low = _mm512_dpbusd_epi32(low, *w, _mm512_set1_epi32(values.add(8 + g).read_unaligned()));
-                    }
-                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low));
-                    let s = *tokens.scales.as_ptr().add(block);
-                    let sum = *tokens.sums.as_ptr().add(block) as f32;
-                    *total = _mm512_fmadd_ps(dot, _mm512_mul_ps(d, _mm512_set1_ps(s)), *total);
-                    *total = _mm512_fmadd_ps(m, _mm512_set1_ps(s * sum), *total);
-                }
+                at = at.add(BYTES_Q4);
+                scales = scales.add(BYTES_SCALES);
+                minima = minima.add(BYTES_SCALES);
             }
-            for (total, out) in sums.iter().zip(out) {
-                _mm512_storeu_ps(out.as_mut_ptr(), *total);
+            for (sum, out) in sums.iter().zip(out) {
+                _mm512_storeu_ps(out.as_mut_ptr(), *sum);
             }
         }
     }
@@ -239,31 +272,35 @@ mod x86 {
         let mut sums = [_mm512_setzero_ps(); T];
         // SAFETY: all places are within the slices by the caller's promise.
         unsafe {
-            let scales = tile.as_ptr().add(blocks * BYTES_Q8);
+            let mut at = tile.as_ptr();
+            let mut scales = at.add(blocks * BYTES_Q8);
             for b in 0..blocks {
-                let at = tile.as_ptr().add(b * BYTES_Q8);
-                let mut w = [_mm512_setzero_si512(); 8];
-                for (g, w) in w.iter_mut().enumerate() {
-                    *w = _mm512_loadu_si512(at.add(g * 64).cast());
-                }
-                let d = scales512(scales.add(b * BYTES_SCALES));
-                for (t, total) in sums.iter_mut().enumerate() {
-                    let block = (first + t) * blocks + b;
-                    let values: *const i32 = tokens.values.as_ptr().add(block * BYTES_VALUES).cast();
+                let w = [
+                    _mm512_loadu_si512(at.cast()),
+                    _mm512_loadu_si512(at.add(64).cast()),
+                    _mm512_loadu_si512(at.add(128).cast()),
+                    _mm512_loadu_si512(at.add(192).cast()),
+                    _mm512_loadu_si512(at.add(256).cast()),
+                    _mm512_loadu_si512(at.add(320).cast()),
+                    _mm512_loadu_si512(at.add(384).cast()),
+                    _mm512_loadu_si512(at.add(448).cast()),
+                ];
+                let d = scales512(scales);
+                let mut block = first.wrapping_mul(blocks).wrapping_add(b);
+                for sum in &mut sums {
+                    let values = tokens.values.as_ptr().add(block.wrapping_mul(BYTES_VALUES));
                     // Weights are stored with 128 added.
-                    let mut high = _mm512_setzero_si512();
-                    let mut low = _mm512_set1_epi32(-128 * *tokens.sums.as_ptr().add(block));
-                    for (g, w) in w.iter().enumerate() {
-                        high = _mm512_dpbusd_epi32(high, *w, _mm512_set1_epi32(values.add(g).read_unaligned()));
-                        low = _mm512_dpbusd_epi32(low, *w, _mm512_set1_epi32(values.add(8 + g).read_unaligned()));
-                    }
-                    let dot = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), low));
+                    let offset = _mm512_set1_epi32((*tokens.sums.as_ptr().add(block)).wrapping_mul(-128));
+                    let dot = dot512(&w, values, offset);
                     let s = _mm512_set1_ps(*tokens.scales.as_ptr().add(block));
-                    *total = _mm512_fmadd_ps(dot, _mm512_mul_ps(d, s), *total);
+                    *sum = _mm512_fmadd_ps(dot, _mm512_mul_ps(d, s), *sum);
+                    block = block.wrapping_add(blocks);
                 }
+                at = at.add(BYTES_Q8);
+                scales = scales.add(BYTES_SCALES);
             }
-            for (total, out) in sums.iter().zip(out) {
-                _mm512_storeu_ps(out.as_mut_ptr(), *total);
+            for (sum, out) in sums.iter().zip(out) {
+                _mm512_storeu_ps(out.as_mut_ptr(), *sum);
             }
         }
     }
@@ -306,9 +343,9 @@ mod x86 {
                         let high = _mm256_slli_epi32::<8>(_mm256_madd_epi16(high, ones));
                         let dot = _mm256_cvtepi32_ps(_mm256_add_epi32(high, _mm256_madd_epi16(low, ones)));
                         let s = *tokens.scales.as_ptr().add(block);
-                        let sum = *tokens.sums.as_ptr().add(block) as f32;
+                        let part = _mm256_set1_ps(*tokens.totals.as_ptr().add(block));
                         *total = _mm256_fmadd_ps(dot, _mm256_mul_ps(d, _mm256_set1_ps(s)), *total);
-                        *total = _mm256_fmadd_ps(m, _mm256_set1_ps(s * sum), *total);
+                        *total = _mm256_fmadd_ps(m, part, *total);
                     }
                 }
                 for (total, out) in sums.iter().zip(out.iter_mut()) {
