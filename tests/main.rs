@@ -4,3 +4,4 @@
 mod embedder;
 mod floors;
 mod http;
+mod policy;

@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     domain::{Fleet, ModelCard},
-    policy::{self, Diagnostics, Inputs, Policy, Spec},
+    policy::{self, Diagnostics, Policy, Spec},
 };
 
 /// Like `println!`, but a reader that has gone away (`weir policy schema | head`) is no defect to panic over.
@@ -50,10 +50,14 @@ pub struct PolicyArgs {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Write a policy to start from.
-    #[command(after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less")]
+    #[command(
+        after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less"
+    )]
     Init(init::InitArgs),
     /// Report everything that is wrong with policy files.
-    #[command(after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json")]
+    #[command(
+        after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json"
+    )]
     Check {
         /// Policy files
         #[arg(required = true, value_name = "FILE")]
@@ -62,7 +66,9 @@ enum Verb {
         common: Common,
     },
     /// Say what a policy does with one request, and why.
-    #[command(after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json")]
+    #[command(
+        after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json"
+    )]
     Explain(explain::ExplainArgs),
     /// Run the tests that policy files hold.
     #[command(after_help = "Example:\n  weir policy test policies/*.yaml")]
@@ -141,15 +147,9 @@ fn fancy() -> bool {
 /// Compiles a file. The outer error is about reading it at all.
 fn load(file: &Path, common: &Common) -> anyhow::Result<Result<Policy, Diagnostics>> {
     let yaml = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let spec = match policy::parse(&file.display().to_string(), &yaml) {
-        Ok(spec) => spec,
-        Err(diagnostics) => return Ok(Err(diagnostics)),
-    };
-    let fleet = match &common.config {
-        Some(path) => configured_fleet(path)?,
-        None => implied_fleet(&spec),
-    };
-    Ok(policy::compile(&spec, &Inputs::unembedded(&fleet, &spec)))
+    let configured = common.config.as_deref().map(request::fleet).transpose()?;
+    let fleet = |spec: &Spec| configured.unwrap_or_else(|| implied_fleet(spec));
+    Ok(policy::check(&file.display().to_string(), &yaml, fleet))
 }
 
 /// The fleet that a file without a configuration implies: each of its `models` is an entry of the name it asks for, or,
@@ -168,9 +168,4 @@ fn implied_fleet(spec: &Spec) -> Fleet {
         card.tags.extend(model.tag.clone());
     }
     Fleet::new(cards.into_values())
-}
-
-/// The fleet of a weir.yaml. Only its entries' cards are read here; `weir check` checks the rest.
-fn configured_fleet(path: &Path) -> anyhow::Result<Fleet> {
-    request::fleet(path)
 }

@@ -66,7 +66,9 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let fallback = c.fallback();
     c.tests(&arms);
     let no_embedding = c.no_embedding(&arms, selector.as_ref());
-    c.surprises(selector.as_ref(), min_propensity, arms.len());
+    if c.findings.is_empty() {
+        c.surprises(selector.as_ref(), min_propensity, arms.len());
+    }
     let version = c.version(inputs);
     let mut findings = Diagnostics(c.findings);
     findings.sort();
@@ -391,6 +393,13 @@ impl<'a> Compiler<'a> {
         found
     }
 
+    /// A key that should be an arm's name.
+    fn not_an_arm(&mut self, pointer: &str, name: &str, arms: &[String]) {
+        let help = suggest("arms", name, arms.iter().map(String::as_str));
+        let d = self.source.key(pointer, Kind::UnknownName, format!("`{name}` is not an arm"));
+        self.findings.push(d.maybe_help(help));
+    }
+
     fn selector(&mut self, arms: &[String], embedding: usize) -> Option<Selector> {
         let select = &self.spec.select;
         let given = [
@@ -446,8 +455,9 @@ impl<'a> Compiler<'a> {
                     if !(weight.is_finite() && *weight >= 0.0) {
                         self.wrong(&at, Kind::Value, format!("a weight is at least 0; this is {weight}"), None);
                     }
-                    if let Some(i) = self.arm(&at, name, arms) {
-                        weights[i] = *weight;
+                    match arms.iter().position(|a| a == name) {
+                        Some(i) => weights[i] = *weight,
+                        None => self.not_an_arm(&at, name, arms),
                     }
                 }
                 let sum: f64 = weights.iter().sum();
@@ -692,8 +702,8 @@ impl<'a> Compiler<'a> {
             let help = suggest("rules", rule, self.spec.rules.iter().map(|r| r.name.as_str()));
             self.wrong(&step(at, "rule"), Kind::UnknownName, format!("there is no rule `{rule}`"), help);
         }
-        for arm in expect.propensity.keys() {
-            self.arm(&step(&step(at, "propensity"), arm), arm, arms);
+        for arm in expect.propensity.keys().filter(|a| !arms.contains(a)) {
+            self.not_an_arm(&step(&step(at, "propensity"), arm), arm, arms);
         }
     }
 

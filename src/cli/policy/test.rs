@@ -39,9 +39,7 @@ pub(super) fn run(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCode
         let name = file.display().to_string();
         let tested = match load(file, common) {
             Ok(Ok(policy)) => test(name, &policy),
-            Ok(Err(diagnostics)) => {
-                Tested { diagnostics: Some(diagnostics), ..Tested::nothing(name) }
-            }
+            Ok(Err(diagnostics)) => Tested { diagnostics: Some(diagnostics), ..Tested::nothing(name) },
             Err(error) => {
                 let broken = vec![Broken { name: String::new(), reason: format!("{error:#}") }];
                 Tested { broken, failed: 1, ..Tested::nothing(name) }

@@ -81,7 +81,8 @@ pub(in crate::policy) fn check(
         Ok(parsed) => parsed,
         Err(errors) => return Err(syntax(text, &errors)),
     };
-    let mut checker = Checker { text, parsed: &parsed, names, program, problems: Vec::new(), locals: Vec::new() };
+    let mut checker =
+        Checker { text, parsed: &parsed, names, program, problems: Vec::new(), locals: Vec::new(), too_deep: false };
     let (ty, expression) = checker.expr(parsed.expression(), 0);
     if checker.problems.is_empty() && ty != Some(Ty::Bool) {
         let ty = ty.map_or_else(String::new, |t| t.to_string());
@@ -111,8 +112,7 @@ fn syntax(text: &str, errors: &cel::ParseErrors) -> Vec<Problem> {
         let rest = text.get(start..).unwrap_or_default();
         let offset = rest.char_indices().nth(column).map_or(rest.len(), |(at, _)| at);
         let at = (start + offset).min(text.len());
-        let message = error.msg.lines().next().unwrap_or_default().trim();
-        let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
+        let message = reword(error.msg.lines().next().unwrap_or_default().trim());
         // One mistake makes the parser stumble several times; the first place is the one to look at.
         if out.is_empty() {
             let help = (text.contains(" and ") || text.contains(" or ") || text.contains(" not "))
@@ -124,6 +124,31 @@ fn syntax(text: &str, errors: &cel::ParseErrors) -> Vec<Problem> {
     out
 }
 
+/// The parser's message without its list of everything that might have followed.
+fn reword(message: &str) -> String {
+    let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
+    let quoted = |rest: &str| {
+        let rest = rest.split(" expecting ").next().unwrap_or(rest).trim();
+        match rest.trim_matches('\'').trim() {
+            "<EOF>" => "something is missing at the end".to_owned(),
+            text => format!("`{text}` is not expected here"),
+        }
+    };
+    if let Some(rest) = message.strip_prefix("mismatched input ").or(message.strip_prefix("extraneous input ")) {
+        return quoted(rest);
+    }
+    if let Some(rest) = message.strip_prefix("no viable alternative at input ") {
+        return quoted(rest);
+    }
+    if let Some(rest) = message.strip_prefix("token recognition error at: ") {
+        return format!("`{}` is not part of the language", rest.trim_matches('\'').trim());
+    }
+    if let Some((what, _)) = message.strip_prefix("missing ").and_then(|rest| rest.split_once(" at ")) {
+        return format!("{} is missing", what.replace('\'', "`"));
+    }
+    message.to_owned()
+}
+
 struct Checker<'a> {
     text: &'a str,
     parsed: &'a Parsed,
@@ -132,16 +157,21 @@ struct Checker<'a> {
     problems: Vec<Problem>,
     /// Variables of comprehensions, innermost last.
     locals: Vec<(String, Ty)>,
+    /// Whether the nesting has been reported; once is enough.
+    too_deep: bool,
 }
 
 /// A type, unless something inside was wrong and has been reported.
 type Typed = (Option<Ty>, IdedExpr);
 
 impl Checker<'_> {
+    /// The parser's places are byte offsets, the last one inclusive.
     fn place(&self, id: u64) -> Range<usize> {
-        let byte = |n: u32| self.text.char_indices().nth(n as usize).map_or(self.text.len(), |(at, _)| at);
         match self.parsed.source_info().offset_for(id) {
-            Some((start, stop)) => byte(start)..byte(stop.saturating_add(1)),
+            Some((start, stop)) => {
+                let start = self.text.floor_char_boundary(start as usize);
+                start..self.text.ceil_char_boundary((stop as usize).saturating_add(1)).max(start)
+            }
             None => 0..self.text.len(),
         }
     }
@@ -161,6 +191,10 @@ impl Checker<'_> {
 
     fn expr(&mut self, e: &IdedExpr, depth: usize) -> Typed {
         if depth > MAX_DEPTH {
+            if self.too_deep {
+                return (None, e.clone());
+            }
+            self.too_deep = true;
             let at = self.place(e.id);
             let ty = self.wrong(
                 at,
