@@ -73,7 +73,9 @@ pub fn check(file: &str, yaml: &[u8], fleet: impl FnOnce(&Spec) -> Fleet) -> Res
                 findings.0.iter().any(|f| {
                     let name = f.pointer.rsplit('/').next().unwrap_or_default();
                     let named = d.kind == DiagnosticKind::UnknownName && d.message.contains(&format!("`{name}`"));
-                    under(&d.pointer, &f.pointer) || under(&f.pointer, &d.pointer) || (!name.is_empty() && named)
+                    under(&d.pointer, &f.pointer)
+                        || schema::parent(&f.pointer) == d.pointer
+                        || (!name.is_empty() && named)
                 })
             };
             let (mut kept, _): (Vec<_>, Vec<_>) =

@@ -173,7 +173,7 @@ impl Words<'_> {
 }
 
 /// The value with what is wrong about its shape taken out, so that the rest can still be checked for its meaning: keys
-/// that are not known or hold the wrong type are left out, missing texts are empty.
+/// that are not known or hold the wrong type are left out, missing texts, lists and maps are empty.
 pub(super) fn mend(shape: &Shape, value: &Value, findings: &[Diagnostic]) -> Value {
     let mut value = value.clone();
     for finding in findings {
@@ -182,9 +182,17 @@ pub(super) fn mend(shape: &Shape, value: &Value, findings: &[Diagnostic]) -> Val
         let Some(Value::Object(map)) = value.pointer_mut(parent(&finding.pointer)) else { continue };
         if finding.label != NEEDED {
             map.shift_remove(&key);
-        } else if expected(schema_at(&shape.schema, &finding.pointer)) == "text" {
-            map.insert(key, Value::String(String::new()));
+            continue;
         }
+        // Without models, every name in the file would seem unknown.
+        let empty = match expected(schema_at(&shape.schema, &finding.pointer)).as_str() {
+            _ if finding.pointer == "/models" => continue,
+            "text" => Value::String(String::new()),
+            "a list" => Value::Array(Vec::new()),
+            other if other.starts_with("a map") => Value::Object(serde_json::Map::new()),
+            _ => continue,
+        };
+        map.insert(key, empty);
     }
     value
 }

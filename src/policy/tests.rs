@@ -287,9 +287,8 @@ fn the_fold_agrees_with_solving_directly() {
         m[i].iter_mut().for_each(|v| *v /= pivot);
         for k in (0..n).filter(|k| *k != i) {
             let by = m[k][i];
-            for j in 0..=n {
-                m[k][j] -= by * m[i][j];
-            }
+            let row = m[i].clone();
+            m[k].iter_mut().zip(&row).for_each(|(v, p)| *v -= by * p);
         }
     }
     let theta = &state.arms["small"].fit().unwrap().theta;
@@ -611,11 +610,21 @@ proptest! {
 #[test]
 #[ignore = "a measurement, not a check"]
 fn time() {
-    for (name, yaml) in [("plain linucb, 3 arms", PLAIN), ("5 rules, linucb, 4 arms", BANDIT)] {
+    let names: Vec<String> = (0..16).map(|n| format!("a{n}")).collect();
+    let plans: String = names.iter().map(|n| format!("  {n}: {{call: small, temperature: 0.5}}\n")).collect();
+    let wide = format!(
+        "policy: wide\nmodels: {{small: {{name: large-1}}}}\nplans:\n{plans}select:\n  arms: [{}]\n  linucb: {{}}\n  features: [tokens, complexity, {{embedding: {{project: 32}}}}]\n  no_embedding: a0\nreward: {{quality: {{weight: 1, from: feedback.score}}}}\n",
+        names.join(", ")
+    );
+    for (name, yaml) in [
+        ("plain linucb, 3 arms", PLAIN),
+        ("5 rules, linucb, 4 arms", BANDIT),
+        ("linucb, 16 arms, 35 features", wide.as_str()),
+    ] {
         let policy = build(yaml);
-        let state = match name.starts_with("plain") {
-            true => policy.initial_state(),
-            false => learnt(&policy, 40),
+        let state = match policy.needs_embedding() {
+            true => learnt(&policy, 200),
+            false => policy.initial_state(),
         };
         let contexts: Vec<Context> = (0..1000).map(|n| context(&policy, n)).collect();
         let start = std::time::Instant::now();
