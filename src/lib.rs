@@ -15,8 +15,10 @@ pub mod policy;
 pub mod assets;
 pub mod audit;
 pub mod backend;
+pub mod clock;
 pub mod engine;
 pub mod signals;
+pub mod tls;
 
 pub mod dispatch;
 pub mod gateway;
@@ -29,3 +31,6 @@ pub mod cli;
 pub mod config;
 pub mod http;
 pub mod telemetry;
+
+/// weir's version and the commit it was built from; part of every decision's record.
+pub const BUILD: &str = concat!(env!("CARGO_PKG_VERSION"), "+", env!("WEIR_COMMIT"));

@@ -86,6 +86,21 @@ where
     })
 }
 
+/// Makes panics log where they happened, and what only where the message is a literal. The standard hook prints every
+/// message, and those of `str` quote the text that was cut, which may be a prompt. For `weir serve`.
+pub fn withhold_panic_messages() {
+    std::panic::set_hook(Box::new(|info| {
+        let location = info.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic_message(info.payload());
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(location, %backtrace, "weir met a defect of its own: {what}");
+    }));
+}
+
+fn panic_message(payload: &(dyn std::any::Any + Send)) -> &'static str {
+    payload.downcast_ref::<&'static str>().copied().unwrap_or("(the message is withheld: it may quote a request)")
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HttpLabels {
     http_route: &'static str,

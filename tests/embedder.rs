@@ -120,7 +120,7 @@ async fn the_token_estimate_is_within_its_error() {
         let counted = embedder.count_tokens(text) - 2;
         ratios.push((f64::from(weir::signals::estimate_tokens(text)) / counted as f64, text));
     }
-    assert!(ratios.iter().all(|(ratio, _)| (0.7..=1.3).contains(ratio)), "{ratios:#?}");
+    assert!(ratios.iter().all(|(ratio, _)| (0.8..=1.2).contains(ratio)), "{ratios:#?}");
 }
 
 #[tokio::test]
@@ -234,4 +234,30 @@ fn a_library_that_is_none_does_not_panic() {
         .status()
         .unwrap();
     assert!(status.success());
+}
+
+#[tokio::test]
+#[ignore = "a measurement: cargo test --release --test it embedder::cost -- --ignored --nocapture"]
+async fn cost() {
+    let rss = || {
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        status.lines().find(|line| line.starts_with("VmRSS")).unwrap_or_default().to_owned()
+    };
+    println!("before: {}", rss());
+    for threads in [1, 2] {
+        let embedder = OrtEmbedder::load(&EmbedderFiles { threads, ..files() }).unwrap();
+        println!("{threads} sessions: {}", rss());
+        for words in [10, 100, 510] {
+            let text = "river ".repeat(words);
+            let mut times = vec![];
+            for _ in 0..20 {
+                let start = std::time::Instant::now();
+                embedder.embed(&text).await.unwrap();
+                times.push(start.elapsed());
+            }
+            times.sort();
+            println!("{words} tokens: median {:?}", times[10]);
+        }
+        println!("after 512 tokens: {}", rss());
+    }
 }

@@ -29,11 +29,11 @@ const RULES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "backend/remote.rs",
+        "backend/remote",
         &["axum", "sqlx", "crate::engine", "crate::audit", "crate::signals", "crate::gateway", "crate::http"],
     ),
     (
-        "backend/scripted.rs",
+        "backend/scripted",
         &["axum", "sqlx", "crate::engine", "crate::audit", "crate::signals", "crate::gateway", "crate::http"],
     ),
     (
@@ -41,8 +41,8 @@ const RULES: &[(&str, &[&str])] = &[
         &["axum", "sqlx", "reqwest", "crate::audit", "crate::signals", "crate::gateway", "crate::http"],
     ),
     ("assets", &["axum", "sqlx", "crate::audit", "crate::backend", "crate::gateway", "crate::http", "crate::engine"]),
-    ("gateway.rs", &["axum", "crate::http", "crate::cli", "crate::app"]),
-    ("dispatch.rs", &["axum", "crate::http", "crate::cli", "crate::app"]),
+    ("gateway", &["axum", "crate::http", "crate::cli", "crate::app"]),
+    ("dispatch", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("learn.rs", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("replay", &["axum", "crate::dispatch", "crate::engine", "crate::backend::remote", "crate::http"]),
 ];

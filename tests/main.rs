@@ -1,7 +1,17 @@
 //! The integration crate: a file per behaviour.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what went wrong by panicking")]
 
+mod assets;
+mod audit_contract;
+mod audit_crash;
+mod audit_feeder;
+mod bad_input;
+mod bench;
 mod embedder;
+mod engine_model;
 mod floors;
 mod http;
 mod policy;
+mod real_model;
+mod record;
+mod support;

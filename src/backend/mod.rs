@@ -4,6 +4,10 @@
 pub mod local;
 pub mod remote;
 pub mod scripted;
+mod slots;
+mod status;
+pub mod tally;
+pub mod wire;
 
 use std::{sync::Arc, time::Duration};
 

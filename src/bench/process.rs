@@ -45,10 +45,14 @@ impl Server {
         let failed = |reason: String| BenchError::Start { what: name.to_owned(), reason };
         let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
         let mut command = Command::new(program);
-        // The operator's own configuration must not reach a measured server.
+        // The operator's own configuration, proxies and keys must not reach a measured server.
         for (key, _) in std::env::vars_os() {
-            let key_text = key.to_string_lossy();
-            if key_text.starts_with("WEIR_") || key_text == "DATABASE_URL" || key_text.ends_with("_proxy") {
+            let name = key.to_string_lossy().to_ascii_uppercase();
+            if name.starts_with("WEIR_")
+                || name.ends_with("_PROXY")
+                || name == "DATABASE_URL"
+                || name == "OPENAI_API_KEY"
+            {
                 command.env_remove(&key);
             }
         }

@@ -155,9 +155,11 @@ fn weir_args(subject: Subject, upstream: &str, places: Places<'_>) -> Result<Vec
 fn configuration(subject: Subject, upstream: &str, policy: &Path) -> String {
     let entry = |name: &str| serde_json::json!({"name": name, "tags": [name], "remote": {"url": upstream, "model": mock_upstream::MODEL}});
     let mut config = serde_json::json!({"fleet": [entry("small"), entry("large")], "policies": [policy]});
-    if subject == Subject::Decision {
-        config["embedder"] = serde_json::json!({"model": "off"});
-    }
+    config["embedder"] = match subject {
+        Subject::Decision => serde_json::json!({"model": "off"}),
+        // However long the queue before the embedder, every decision is to wait for it: that is what is measured.
+        _ => serde_json::json!({"model": "bge-small-en", "deadline_ms": 20_000}),
+    };
     // JSON is YAML.
     config.to_string()
 }

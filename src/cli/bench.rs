@@ -107,6 +107,20 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Resolves when this process is told to end.
+async fn stopped() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        tokio::select! {
+            _ = terminate.recv() => Ok(()),
+            result = tokio::signal::ctrl_c() => result,
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
 fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
     let mut subjects = args.subjects;
     if subjects.is_empty() {
@@ -141,7 +155,16 @@ fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
         eprintln!("weir: {error}");
         return Ok(ExitCode::from(2));
     }
-    let runs = super::runtime()?.block_on(plan.run(|step| eprintln!("{step}")))?;
+    let runs = super::runtime()?.block_on(async {
+        tokio::select! {
+            runs = plan.run(|step| eprintln!("{step}")) => Ok(runs?),
+            // Dropping the plan's future ends the servers and removes their files.
+            result = stopped() => {
+                result?;
+                anyhow::bail!("stopped by a signal; nothing is reported")
+            }
+        }
+    })?;
     let report = Report::of(&runs);
     if let Some(dir) = &args.out {
         report.write(&runs, dir)?;

@@ -1,14 +1,31 @@
 //! The one way from data to bytes that are hashed: canonical JSON (RFC 8785), vectors as base64 of little-endian f32.
 
+mod serializer;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
 
 /// Canonical JSON of `value` (RFC 8785: sorted keys, shortest numbers, no white space).
 ///
 /// # Errors
-/// When the value cannot be JSON: a NaN or an infinity, or a map whose keys are not strings.
-pub fn to_bytes<T: Serialize>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
-    serde_json_canonicalizer::to_vec(value)
+/// When the value cannot be JSON: a NaN or an infinity, a map whose keys are not strings, or a key that comes twice.
+pub fn to_bytes<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
+    let mut out = Vec::with_capacity(1024);
+    write(&mut out, value)?;
+    Ok(out)
+}
+
+/// Appends the canonical JSON of `value` to `out`; on an error `out` is as it was.
+///
+/// # Errors
+/// As [`to_bytes`].
+pub fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, value: &T) -> Result<(), serde_json::Error> {
+    let start = out.len();
+    let result = value.serialize(&mut serializer::Canonical::new(out));
+    if result.is_err() {
+        out.truncate(start);
+    }
+    result
 }
 
 /// A vector as base64 of its little-endian bytes; bit-exact, NaN included.
@@ -31,3 +48,6 @@ pub fn vector_from_bytes(bytes: &[u8]) -> Option<Vec<f32>> {
 pub fn vector_from_base64(text: &str) -> Option<Vec<f32>> {
     vector_from_bytes(&BASE64_STANDARD.decode(text).ok()?)
 }
+
+#[cfg(test)]
+mod tests;

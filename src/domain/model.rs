@@ -39,6 +39,9 @@ pub enum Need {
 }
 
 impl Need {
+    /// All needs.
+    pub const ALL: [Need; 5] = [Need::Tools, Need::ResponseFormat, Need::Images, Need::Audio, Need::Logprobs];
+
     /// The word used in records and messages.
     pub fn as_str(self) -> &'static str {
         match self {

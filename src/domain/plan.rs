@@ -57,6 +57,18 @@ impl CallSpec {
     pub fn bare(model: impl Into<String>) -> Self {
         Self { model: model.into(), sampling: Sampling::default(), system: None }
     }
+
+    /// What the call is sampled with: the plan's parameters where `client` said nothing, the lower of both `max_tokens`,
+    /// the stop strings of both (the client's first).
+    pub fn sampling_for(&self, client: &Sampling) -> Sampling {
+        let mut sampling = self.sampling.overridden_by(client);
+        sampling.stop.clone_from(&client.stop);
+        sampling.stop.extend(self.sampling.stop.iter().filter(|s| !client.stop.contains(s)).cloned());
+        if let (Some(plan), Some(asked)) = (self.sampling.max_tokens, client.max_tokens) {
+            sampling.max_tokens = Some(plan.min(asked));
+        }
+        sampling
+    }
 }
 
 /// What may be run for a request. A tree; today its only node is the call, and `fallback` says which calls follow when

@@ -1,1 +1,342 @@
-//! (being written)
+//! In-process inference, an island: GGUF models of the llama architecture on the CPU, several requests at once.
+//!
+//! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
+//! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
+//! loop around it, on a thread of its own. Nothing here knows of HTTP, policies or backends.
+
+mod detokenizer;
+mod error;
+pub mod gguf;
+pub mod model;
+pub mod ops;
+mod runner;
+pub mod sampler;
+mod scheduler;
+mod sequence;
+mod template;
+#[cfg(test)]
+pub(crate) mod testing;
+mod tokenizer;
+mod worker;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::Ordering, mpsc},
+    thread::JoinHandle,
+};
+
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+pub use error::EngineError;
+pub use ops::{Level, linear::Format};
+pub use sampler::Choosing;
+
+use crate::domain::{FinishReason, Message, TokenLogprob, Usage};
+use gguf::{Gguf, TensorType};
+use model::{Config, Llama};
+use ops::{Ops, Pool};
+use scheduler::{Limits, Scheduler};
+use template::Template;
+use tokenizer::Tokenizer;
+use worker::{Load, Worker};
+
+/// Answers whose length nobody has bounded end after so many tokens.
+pub const DEFAULT_MAX_TOKENS: usize = 1024;
+/// Most alternatives that log-probabilities name, as in OpenAI's service.
+pub const MOST_TOP_LOGPROBS: usize = 20;
+
+/// How an engine is set up.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Threads that compute; 0 takes the cores there are, at most 4.
+    pub threads: usize,
+    /// Choices that run at once.
+    pub max_sequences: usize,
+    /// Requests that wait behind them before the engine says that it is busy.
+    pub max_waiting: usize,
+    /// Bounds prompt plus answer below what the model was trained for.
+    pub context: Option<u32>,
+    /// Tokens of one step: more make long prompts faster, fewer keep streams smoother.
+    pub step_tokens: usize,
+    /// Bytes that keys and values of all running sequences may take; at least one whole context is always allowed.
+    pub cache_bytes: usize,
+    /// How weights are kept; [`Format::F32`] is the reference for tests.
+    pub format: Format,
+    /// Instruction set; `None` takes the processor's best.
+    pub level: Option<Level>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            max_sequences: 16,
+            max_waiting: 256,
+            context: None,
+            step_tokens: 128,
+            cache_bytes: 2 << 30,
+            format: Format::Native,
+            level: None,
+        }
+    }
+}
+
+/// What a model file is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    pub path: PathBuf,
+    /// As the file names itself; may be empty.
+    pub name: String,
+    pub architecture: String,
+    pub parameters: u64,
+    /// The most frequent element type of its matrices, as llama.cpp names it.
+    pub quantisation: String,
+    /// Longest prompt plus answer that this engine takes, in tokens.
+    pub context: usize,
+    pub vocabulary: usize,
+    /// Bytes of packed weights in memory.
+    pub weight_bytes: usize,
+    /// Bytes of keys and values per token of a sequence.
+    pub kv_bytes_per_token: usize,
+}
+
+/// What to continue.
+#[derive(Clone, Debug)]
+pub enum Prompt {
+    /// Rendered by the model's own chat template. Only text parts are read.
+    Chat(Vec<Message>),
+    /// Token ids, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub struct Generate {
+    pub prompt: Prompt,
+    pub choosing: Choosing,
+    /// Longest answer in tokens; `None`: [`DEFAULT_MAX_TOKENS`], or what the context leaves if that is less.
+    pub max_tokens: Option<u32>,
+    pub stop: Vec<String>,
+    /// Number of choices, at least 1.
+    pub n: u32,
+    /// Log-probabilities with so many alternatives per token.
+    pub logprobs: Option<u8>,
+}
+
+/// What comes back while a request runs. The last event of a request that went right is `Usage`; one that failed ends
+/// with `Failed`; one whose engine has gone ends without either.
+#[derive(Clone, Debug)]
+pub enum GenerateEvent {
+    /// New text of a choice; never half a character, never a part of a stop string.
+    Text {
+        choice: u32,
+        text: String,
+        logprobs: Vec<TokenLogprob>,
+    },
+    Finish {
+        choice: u32,
+        reason: FinishReason,
+    },
+    Usage(Usage),
+    Failed(EngineError),
+}
+
+/// A loaded model and the thread that runs it. Dropping it ends the thread; what runs is cut.
+pub struct Engine {
+    info: ModelInfo,
+    tokenizer: Arc<Tokenizer>,
+    template: Template,
+    limits: Limits,
+    max_waiting: usize,
+    load: Arc<Load>,
+    requests: Option<mpsc::Sender<Arc<sequence::Request>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Engine {
+    /// Loads a model file and starts its thread. Blocks while it reads.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file or the options, with what to do about it.
+    pub fn load(path: &Path, options: EngineOptions) -> Result<Self, EngineError> {
+        for (name, value) in [("max_sequences", options.max_sequences), ("step_tokens", options.step_tokens)] {
+            if value == 0 {
+                return Err(EngineError::Options(format!("{name} must be at least 1")));
+            }
+        }
+        let gguf = Gguf::open(path)?;
+        let config = Config::read(&gguf)?;
+        let context = options.context.map_or(config.context, |n| config.context.min(n as usize));
+        if context < 2 {
+            return Err(EngineError::Options("context must be at least 2 tokens".to_owned()));
+        }
+        let tokenizer = Arc::new(Tokenizer::read(&gguf, config.vocabulary)?);
+        let template = Template::compile(gguf.text("tokenizer.chat_template")?).map_err(|e| gguf.unsupported(e))?;
+        let model = Llama::load(&gguf, config.clone(), options.format)?;
+        let info = ModelInfo {
+            path: path.to_owned(),
+            name: config.name.clone(),
+            architecture: "llama".to_owned(),
+            parameters: gguf.tensors.values().map(gguf::TensorInfo::elements).sum(),
+            quantisation: quantisation(&gguf).to_owned(),
+            context,
+            vocabulary: config.vocabulary,
+            weight_bytes: model.weight_bytes(),
+            kv_bytes_per_token: config.kv_bytes_per_token(),
+        };
+        let limits = Limits {
+            step_tokens: options.step_tokens,
+            sequences: options.max_sequences,
+            positions: context.max(options.cache_bytes / config.kv_bytes_per_token()),
+        };
+        let threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
+            n => n,
+        };
+        let failed = |e: std::io::Error| EngineError::Options(format!("no thread could be started: {e}"));
+        let ops = Ops {
+            level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
+            pool: Pool::new(threads).map_err(failed)?,
+        };
+        let (sender, requests) = mpsc::channel();
+        let load = Arc::new(Load::default());
+        let worker = Worker {
+            requests,
+            scheduler: Scheduler::new(limits),
+            runner: runner::Runner::new(model, ops),
+            tokenizer: Arc::clone(&tokenizer),
+            load: Arc::clone(&load),
+        };
+        let thread =
+            std::thread::Builder::new().name("weir-engine".to_owned()).spawn(|| worker.run()).map_err(failed)?;
+        Ok(Self {
+            info,
+            tokenizer,
+            template,
+            limits,
+            max_waiting: options.max_waiting,
+            load,
+            requests: Some(sender),
+            thread: Some(thread),
+        })
+    }
+
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// Sequences that run and requests that wait, at this moment.
+    pub fn load_state(&self) -> (usize, usize) {
+        (self.load.running.load(Ordering::Relaxed), self.load.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Whether the engine's thread lives.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// The token ids of a conversation as the model's template renders it.
+    ///
+    /// # Errors
+    /// [`EngineError::Template`], [`EngineError::Tokenizer`], and [`EngineError::PromptTooLong`] for text so long that it
+    /// cannot fit the context whatever its tokens are.
+    pub fn encode(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+        let bytes: usize = messages.iter().map(|m| m.joined_text().len()).sum();
+        let fewest = self.tokenizer.fewest(bytes);
+        if fewest >= self.info.context {
+            return Err(EngineError::PromptTooLong { prompt: fewest, exact: false, context: self.info.context });
+        }
+        self.template.encode(messages, &self.tokenizer)
+    }
+
+    /// Queues a request. Tokenises on the calling thread (about 0.3 ms per thousand characters), then returns at once.
+    /// Dropping the receiver cancels the request and frees its place.
+    ///
+    /// # Errors
+    /// [`EngineError::BadRequest`], [`EngineError::Template`], [`EngineError::PromptTooLong`], [`EngineError::Busy`] when
+    /// too many wait already, [`EngineError::Stopped`].
+    pub fn generate(&self, g: Generate) -> Result<UnboundedReceiver<GenerateEvent>, EngineError> {
+        self.check(&g)?;
+        let prompt = match g.prompt {
+            Prompt::Chat(messages) => self.encode(&messages)?,
+            Prompt::Tokens(tokens) => tokens,
+        };
+        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.info.vocabulary) {
+            return Err(EngineError::BadRequest(format!("token id {id} is not of this model's vocabulary")));
+        }
+        if prompt.is_empty() {
+            return Err(EngineError::BadRequest("the prompt is empty".to_owned()));
+        }
+        let context = self.info.context;
+        if prompt.len() + 1 > context {
+            return Err(EngineError::PromptTooLong { prompt: prompt.len(), exact: true, context });
+        }
+        let left = context - prompt.len();
+        let (running, _) = self.load_state();
+        let max_waiting = self.max_waiting;
+        self.load
+            .waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max_waiting).then_some(n + 1))
+            .map_err(|waiting| EngineError::Busy { running, waiting, max_waiting })?;
+        let (events, receiver) = unbounded_channel();
+        let request = sequence::Request {
+            prompt,
+            choosing: g.choosing,
+            max_tokens: g.max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize).min(left),
+            stop: g.stop,
+            logprobs: g.logprobs.map(usize::from),
+            choices: g.n,
+            events,
+        };
+        let sender = self.requests.as_ref().ok_or(EngineError::Stopped)?;
+        sender.send(Arc::new(request)).map_err(|_| EngineError::Stopped)?;
+        Ok(receiver)
+    }
+
+    fn check(&self, g: &Generate) -> Result<(), EngineError> {
+        let bad = |message: String| Err(EngineError::BadRequest(message));
+        let choosing = g.choosing;
+        if g.n == 0 || g.n as usize > self.limits.sequences {
+            return bad(format!("n is {}, and must be from 1 to {} for this model", g.n, self.limits.sequences));
+        }
+        if g.max_tokens == Some(0) {
+            return bad("max_tokens must be at least 1".to_owned());
+        }
+        if !(choosing.temperature.is_finite() && choosing.temperature >= 0.0) {
+            return bad(format!("temperature is {}, and must be a number of at least 0", choosing.temperature));
+        }
+        if !(0.0..=1.0).contains(&choosing.top_p) {
+            return bad(format!("top_p is {}, and must be from 0 to 1", choosing.top_p));
+        }
+        if g.logprobs.is_some_and(|n| usize::from(n) > MOST_TOP_LOGPROBS) {
+            return bad(format!("top_logprobs must be at most {MOST_TOP_LOGPROBS}"));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.load.stop.store(true, Ordering::Relaxed);
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has said so already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The element type of most matrix elements but the embedding's.
+fn quantisation(gguf: &Gguf) -> &'static str {
+    let mut counts: Vec<(TensorType, u64)> = Vec::new();
+    for (_, info) in gguf.tensors.iter().filter(|(name, i)| name.starts_with("blk.") && i.dimensions.len() > 1) {
+        match counts.iter_mut().find(|(kind, _)| *kind == info.kind) {
+            Some((_, count)) => *count += info.elements(),
+            None => counts.push((info.kind, info.elements())),
+        }
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or("", |(kind, _)| kind.name())
+}
+
+#[cfg(test)]
+mod tests;

@@ -35,7 +35,9 @@ struct Observation {
 
 impl Drop for Observation {
     fn drop(&mut self) {
-        self.metrics.http_request(self.route, *self.status.get_mut(), self.started.elapsed());
+        let (route, status, took) = (self.route, *self.status.get_mut(), self.started.elapsed());
+        self.metrics.http_request(route, status, took);
+        tracing::debug!(route, status, took_ms = took.as_secs_f64() * 1e3, "answered");
     }
 }
 

@@ -170,3 +170,17 @@ fn refusal() -> Response<Body> {
     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_do_not_delay_small_writes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (accepted, connected) = tokio::join!(accept(&listener), TcpStream::connect(address));
+        assert!(accepted.nodelay().unwrap());
+        assert!(!connected.unwrap().nodelay().unwrap(), "it is not the default");
+    }
+}

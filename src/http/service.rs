@@ -7,8 +7,9 @@ use serde_json::Value;
 use utoipa::IntoParams;
 
 use crate::{
+    audit::DecisionFilter,
     domain::{DecisionId, Feedback, OutcomeStatus, Request},
-    gateway::{Answer, Caller, Embedded, Explained, GatewayError, Readiness, Served},
+    gateway::{Answer, Caller, Embedded, Explained, Gateway, GatewayError, Readiness, Served},
 };
 
 /// The gateway as the HTTP edge sees it. Every method may be called from many tasks at once; dropping a future, or the
@@ -69,6 +70,65 @@ pub struct DecisionsQuery {
     pub session: Option<String>,
     /// Tenant of the key.
     pub tenant: Option<String>,
-    /// Name of the API key.
-    pub key: Option<String>,
+}
+
+impl From<DecisionsQuery> for DecisionFilter {
+    fn from(query: DecisionsQuery) -> Self {
+        Self {
+            limit: query.limit.or(Some(20)),
+            before: query.before,
+            after: query.after,
+            policy: query.policy,
+            arm: query.arm,
+            model: query.model,
+            status: query.status.map(|s| s.as_str().to_owned()),
+            session: query.session,
+            tenant: query.tenant,
+            ..Self::default()
+        }
+    }
+}
+
+#[async_trait]
+impl Service for Gateway {
+    async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
+        Gateway::chat(self, request, caller).await
+    }
+
+    async fn decide(&self, request: Request, caller: Caller) -> Result<Explained, GatewayError> {
+        Gateway::decide(self, request, caller).await
+    }
+
+    async fn embeddings(&self, model: &str, texts: Vec<String>) -> Result<Embedded, GatewayError> {
+        Gateway::embeddings(self, model, texts).await
+    }
+
+    fn served(&self) -> Vec<Served> {
+        Gateway::served(self)
+    }
+
+    async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {
+        Gateway::feedback(self, id, feedback).await
+    }
+
+    async fn decisions(&self, query: DecisionsQuery) -> Result<Vec<Value>, GatewayError> {
+        let rows = Gateway::decisions(self, query.into()).await?;
+        rows.iter().map(json).collect()
+    }
+
+    async fn decision(&self, id: DecisionId) -> Result<Value, GatewayError> {
+        json(&Gateway::decision(self, id).await?)
+    }
+
+    async fn readiness(&self) -> Readiness {
+        Gateway::readiness(self).await
+    }
+
+    fn metrics(&self) -> String {
+        Gateway::metrics(self)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Value, GatewayError> {
+    serde_json::to_value(value).map_err(|e| GatewayError::Store(e.to_string()))
 }

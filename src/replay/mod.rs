@@ -1,1 +1,23 @@
-//! (being written)
+//! Walking the road of recorded requests again.
+//!
+//! [`reproduce`] derives recorded decisions a second time, from the record alone, and compares the bytes. [`log`] asks what
+//! another policy would have chosen for the same requests. Neither calls a model.
+
+mod log;
+mod reproduce;
+
+pub use log::{ReplayReport, ReplayedPolicy, replay_log};
+pub use reproduce::{Difference, ReproduceReport, context_of, recorded_policy, reproduce};
+
+/// What keeps a record from being walked again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    #[error("the store cannot be read: {0}")]
+    Store(#[from] crate::audit::StoreError),
+    #[error(transparent)]
+    Learn(#[from] crate::learn::LearnError),
+    #[error("the policy {name} ({hash}) that made decision {decision} is not in the record")]
+    NoPolicy { name: String, hash: String, decision: String },
+    #[error("the recorded policy {name} does not compile to its recorded hash: {reason}")]
+    Policy { name: String, reason: String },
+}

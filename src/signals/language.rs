@@ -4,6 +4,8 @@
 //! first, which is right more often on a handful of words and costs a few microseconds; what they leave open goes to
 //! `whatlang`, whose answer counts only when the library itself calls it reliable and there are enough letters.
 
+use std::{collections::HashMap, sync::LazyLock};
+
 use whatlang::Lang;
 
 /// Enough to tell a language; the cost of `whatlang` grows with the text.
@@ -97,7 +99,18 @@ const WORDS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// The language of `text`.
+/// Of each listed word, the languages that list it: bit `i` stands for `WORDS[i]`. Only looked up, never iterated.
+static LANGUAGES_OF: LazyLock<HashMap<&'static str, u16>> = LazyLock::new(|| {
+    let mut languages = HashMap::new();
+    for (index, (_, words)) in WORDS.iter().enumerate() {
+        for word in *words {
+            *languages.entry(*word).or_insert(0) |= 1 << index;
+        }
+    }
+    languages
+});
+
+/// The language of `text`. Some 2 us where the short words tell, 100 us where trigrams must.
 pub(super) fn detect(text: &str) -> &'static str {
     let text = &text[..text.floor_char_boundary(EXAMINED_BYTES)];
     if let Some(code) = by_words(text) {
@@ -126,8 +139,9 @@ fn by_words(text: &str) -> Option<&'static str> {
         }
         lower.clear();
         lower.extend(word.chars().flat_map(char::to_lowercase));
-        for (hit, (_, list)) in hits.iter_mut().zip(WORDS) {
-            *hit += u32::from(list.contains(&lower.as_str()));
+        let languages = LANGUAGES_OF.get(lower.as_str()).copied().unwrap_or(0);
+        for (index, hit) in hits.iter_mut().enumerate() {
+            *hit += u32::from(languages >> index & 1);
         }
     }
     let (best, most) = hits.iter().enumerate().max_by_key(|(index, n)| (**n, std::cmp::Reverse(*index)))?;

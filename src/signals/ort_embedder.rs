@@ -89,6 +89,7 @@ impl OrtEmbedder {
                 .map_err(|e| EmbedError::Run(format!("no thread could be started: {e}")))?;
             workers.push(worker);
         }
+        trim_heap();
         let half = (files.window.div_ceil(2), files.window / 2);
         let identity = EmbedderIdentity {
             name: files.name.clone(),
@@ -237,6 +238,15 @@ fn precision(files: &EmbedderFiles) -> Result<&'static str, EmbedError> {
     let bytes = std::fs::read(&files.model).map_err(|e| model_error(files, &EmbedError::Run(e.to_string())))?;
     let quantised = regex::bytes::Regex::new("DynamicQuantize|MatMulInteger").expect("a constant pattern");
     Ok(if quantised.is_match(&bytes) { "int8" } else { "f32" })
+}
+
+/// Loading parses and repacks the weights in the C heap, which keeps the freed pages: 27 MiB for bge-small.
+fn trim_heap() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: takes no pointer and may be called at any time, from any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 fn load_tokenizer(files: &EmbedderFiles) -> Result<Tokenizer, EmbedError> {

@@ -8,7 +8,7 @@
 //! - beyond ASCII: two bytes (accented Latin, Greek, Cyrillic, Hebrew, Arabic) half a token, three (CJK, Indic) one, four
 //!   (emoji) two.
 //!
-//! Error: `tests/embedder.rs` holds it to within 30 % of bge's WordPiece on English prose, code and Chinese. It is an estimate
+//! Error: `tests/embedder.rs` holds it to within 20 % of bge's WordPiece on English prose, code and Chinese. It is an estimate
 //! for routing and budgets, not for filling a context to the brim.
 
 /// Role and separators around each message of a chat template.

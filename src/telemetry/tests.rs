@@ -42,3 +42,11 @@ fn a_filter_that_is_none_is_named() {
     assert_eq!(error.kind(), "filter");
     assert!(error.to_string().starts_with("WEIR_LOG=weir=loud is no log filter"), "{error}");
 }
+
+#[test]
+fn a_panic_message_that_may_quote_a_prompt_is_withheld() {
+    let message = |panics: fn()| panic_message(&*std::panic::catch_unwind(panics).unwrap_err());
+    assert_eq!(message(|| panic!("a literal")), "a literal");
+    let cut = message(|| drop(std::hint::black_box("pr\u{f6}mpt")[..3].to_owned()));
+    assert!(cut.contains("withheld"), "{cut}");
+}

@@ -142,13 +142,13 @@ impl Service for Fake {
         let body = if stream {
             let endless = model == "endless";
             let silent = model == "silent";
-            let after = stream::once(async move {
+            // A silent one thinks for a quarter of a second before each chunk.
+            let after = stream::iter(chunks).then(move |chunk| async move {
                 if silent {
                     tokio::time::sleep(Duration::from_millis(250)).await;
                 }
-                stream::iter(chunks)
-            })
-            .flatten();
+                chunk
+            });
             let rest = stream::unfold(0u32, move |i| async move {
                 if !endless {
                     return None;

@@ -1,15 +1,27 @@
-//! The way of one request through weir: signals, decision, dispatch, record. Everything the HTTP edge may do is a method
-//! of [`Gateway`]; nothing here knows status codes.
+//! What goes in and out of the gateway.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures_util::stream::BoxStream;
-use serde::Serialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::BackendError,
     domain::{Chunk, Completion, Context, Decision, DecisionId, KeyView, Need},
 };
+
+/// What becomes of a `model` that nothing here is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownModel {
+    /// 404, listing what is served.
+    Error,
+    /// The default policy decides.
+    Auto,
+    /// On to the named fleet entry, with the client's own model name.
+    PassThrough(String),
+}
 
 /// Who sent a request.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,270 @@
+//! Queries over more than one table, and rows turned into values.
+
+use sqlx::{PgPool, Postgres, QueryBuilder, Row, postgres::PgRow};
+
+use crate::{
+    audit::{
+        projection::{Columns, Projected, instant, number, text},
+        query::{DecisionFilter, DecisionRow},
+        record::Beside,
+        store::{StoreError, StoredEvent},
+    },
+    domain::{DecisionId, Hash},
+};
+
+pub(super) fn hash(row: &PgRow, column: usize) -> Result<Hash, StoreError> {
+    let bytes: &[u8] = row.try_get(column)?;
+    bytes.try_into().map(Hash).map_err(|_| StoreError::Row(format!("a hash of {} bytes", bytes.len())))
+}
+
+fn seq(row: &PgRow, column: usize) -> Result<u64, StoreError> {
+    Ok(row.try_get::<i64, _>(column)? as u64)
+}
+
+/// A `bigint` that was a `u32`.
+fn small(row: &PgRow, column: usize) -> Result<u32, StoreError> {
+    u32::try_from(row.try_get::<i64, _>(column)?).map_err(|e| StoreError::Row(e.to_string()))
+}
+
+fn small_optional(row: &PgRow, column: usize) -> Result<Option<u32>, StoreError> {
+    let value: Option<i64> = row.try_get(column)?;
+    value.map(|v| u32::try_from(v).map_err(|e| StoreError::Row(e.to_string()))).transpose()
+}
+
+pub(super) async fn decisions(pool: &PgPool, filter: &DecisionFilter) -> Result<Vec<DecisionRow>, StoreError> {
+    let mut query: QueryBuilder<Postgres> = QueryBuilder::new(
+        "SELECT d.id, d.seq, (extract(epoch FROM d.at) * 1000000)::bigint, d.replica, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, \
+         d.propensity, d.model_requested, d.stream, d.key, d.tenant, d.session, d.client_retry, d.dry, o.status, \
+         o.served_by, o.attempts, o.cost_usd, o.latency_us, o.ttft_us, o.prompt_tokens, o.completion_tokens, o.error \
+         FROM decisions d LEFT JOIN outcomes o ON o.decision_id = d.id WHERE TRUE",
+    );
+    if let Some(id) = filter.before {
+        query.push(" AND d.id < ").push_bind(id.0);
+    }
+    if let Some(id) = filter.after {
+        query.push(" AND d.id > ").push_bind(id.0);
+    }
+    if let Some(at) = filter.since {
+        query.push(" AND d.at >= 'epoch'::timestamptz + ").push_bind(instant(at));
+        query.push(" * interval '1 microsecond'");
+    }
+    if let Some(at) = filter.until {
+        query.push(" AND d.at < 'epoch'::timestamptz + ").push_bind(instant(at));
+        query.push(" * interval '1 microsecond'");
+    }
+    for (column, value) in [
+        (" AND d.policy = ", &filter.policy),
+        (" AND d.arm = ", &filter.arm),
+        (" AND o.served_by = ", &filter.model),
+        (" AND d.session = ", &filter.session),
+        (" AND d.tenant = ", &filter.tenant),
+        (" AND d.decided_by = ", &filter.decided_by),
+    ] {
+        if let Some(value) = value {
+            query.push(column).push_bind(text(value).into_owned());
+        }
+    }
+    match filter.status.as_deref() {
+        None => {}
+        Some("open") => {
+            query.push(" AND o.status IS NULL AND NOT d.dry AND d.decided_by <> 'shadow'");
+        }
+        Some(status) => {
+            query.push(" AND o.status = ").push_bind(text(status).into_owned());
+        }
+    }
+    query.push(" ORDER BY d.id DESC LIMIT ").push_bind(i64::from(filter.rows()));
+    let rows = query.build().fetch_all(pool).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(DecisionRow {
+                id: DecisionId(row.try_get(0)?),
+                seq: seq(row, 1)?,
+                at: row.try_get(2)?,
+                replica: row.try_get(3)?,
+                policy: row.try_get(4)?,
+                policy_hash: hash(row, 5)?,
+                state_seq: row.try_get::<i64, _>(6)? as u64,
+                decided_by: row.try_get(7)?,
+                rule: row.try_get(8)?,
+                arm: row.try_get(9)?,
+                propensity: row.try_get(10)?,
+                model_requested: row.try_get(11)?,
+                stream: row.try_get(12)?,
+                key: row.try_get(13)?,
+                tenant: row.try_get(14)?,
+                session: row.try_get(15)?,
+                client_retry: small(row, 16)?,
+                dry: row.try_get(17)?,
+                status: row.try_get(18)?,
+                served_by: row.try_get(19)?,
+                attempts: small_optional(row, 20)?,
+                cost_usd: row.try_get(21)?,
+                latency_us: row.try_get(22)?,
+                ttft_us: row.try_get(23)?,
+                prompt_tokens: small_optional(row, 24)?,
+                completion_tokens: small_optional(row, 25)?,
+                error: row.try_get(26)?,
+            })
+        })
+        .collect()
+}
+
+/// Columns: seq, replica, kind, decision_id, at, hash, prev, record, context, embedding, bodies.
+fn stored_event(row: &PgRow) -> Result<StoredEvent, StoreError> {
+    Ok(StoredEvent {
+        seq: seq(row, 0)?,
+        replica: row.try_get(1)?,
+        kind: row.try_get(2)?,
+        decision: row.try_get::<Option<_>, _>(3)?.map(DecisionId),
+        at: row.try_get(4)?,
+        hash: hash(row, 5)?,
+        prev: hash(row, 6)?,
+        record: row.try_get(7)?,
+        beside: Beside { context: row.try_get(8)?, embedding: row.try_get(9)?, bodies: row.try_get(10)? },
+    })
+}
+
+pub(super) async fn decision_events(pool: &PgPool, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT seq, replica, kind, decision_id, (extract(epoch FROM at) * 1000000)::bigint, hash, prev, record, \
+         context, embedding, bodies FROM events WHERE decision_id = $1 ORDER BY at, replica COLLATE \"C\", seq",
+    )
+    .bind(id.0)
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(stored_event).collect()
+}
+
+pub(super) async fn stored_events(
+    pool: &PgPool,
+    replica: &str,
+    from: u64,
+    limit: u32,
+) -> Result<Vec<StoredEvent>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT seq, replica, kind, decision_id, (extract(epoch FROM at) * 1000000)::bigint, hash, prev, record, \
+         context, embedding, bodies FROM events WHERE replica = $1 AND seq >= $2 ORDER BY seq LIMIT $3",
+    )
+    .bind(replica)
+    .bind(number(from))
+    .bind(i64::from(limit))
+    .fetch_all(pool)
+    .await?;
+    rows.iter().map(stored_event).collect()
+}
+
+/// Each table is reached by its key, from the events of the stretch.
+pub(super) async fn projected(
+    pool: &PgPool,
+    replica: &str,
+    first: i64,
+    last: i64,
+) -> Result<Vec<Projected>, StoreError> {
+    let mut out = Vec::new();
+    let rows = sqlx::query(
+        "SELECT d.seq, d.id, (extract(epoch FROM d.at) * 1000000)::bigint, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, d.propensity, \
+         d.model_requested, d.key, d.tenant, d.session, d.dry FROM events e \
+         JOIN decisions d ON d.id = e.decision_id AND d.replica = e.replica AND d.seq = e.seq \
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+    )
+    .bind(replica)
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let columns = Columns::Decision {
+            at: row.try_get(2)?,
+            policy: row.try_get(3)?,
+            policy_hash: hash(row, 4)?,
+            state_seq: row.try_get::<i64, _>(5)? as u64,
+            decided_by: row.try_get(6)?,
+            rule: row.try_get(7)?,
+            arm: row.try_get(8)?,
+            propensity: row.try_get(9)?,
+            model_requested: row.try_get(10)?,
+            key: row.try_get(11)?,
+            tenant: row.try_get(12)?,
+            session: row.try_get(13)?,
+            dry: row.try_get(14)?,
+        };
+        out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
+    }
+    let rows = sqlx::query(
+        "SELECT a.seq, a.decision_id, a.place, a.why, a.model, a.latency_us, a.cost_usd, a.error FROM events e \
+         JOIN attempts a ON a.decision_id = e.decision_id AND a.replica = e.replica AND a.seq = e.seq \
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+    )
+    .bind(replica)
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let columns = Columns::Attempt {
+            index: small(row, 2)?,
+            why: row.try_get(3)?,
+            model: row.try_get(4)?,
+            latency_us: row.try_get(5)?,
+            cost_usd: row.try_get(6)?,
+            error: row.try_get(7)?,
+        };
+        out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
+    }
+    let rows = sqlx::query(
+        "SELECT o.seq, o.decision_id, (extract(epoch FROM o.at) * 1000000)::bigint, o.status, o.served_by, o.attempts, o.latency_us, o.cost_usd, o.error \
+         FROM events e JOIN outcomes o ON o.decision_id = e.decision_id AND o.replica = e.replica AND o.seq = e.seq \
+         WHERE e.replica = $1 AND e.seq BETWEEN $2 AND $3",
+    )
+    .bind(replica)
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let columns = Columns::Outcome {
+            at: row.try_get(2)?,
+            status: row.try_get(3)?,
+            served_by: row.try_get(4)?,
+            attempts: small(row, 5)?,
+            latency_us: row.try_get(6)?,
+            cost_usd: row.try_get(7)?,
+            error: row.try_get(8)?,
+        };
+        out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
+    }
+    let rows = sqlx::query(
+        "SELECT seq, decision_id, source, name, value FROM feedback WHERE replica = $1 AND seq BETWEEN $2 AND $3",
+    )
+    .bind(replica)
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let columns = Columns::Feedback { source: row.try_get(2)?, name: row.try_get(3)?, value: row.try_get(4)? };
+        out.push(Projected { seq: seq(row, 0)?, id: Some(DecisionId(row.try_get(1)?)), columns });
+    }
+    let rows = sqlx::query(
+        "SELECT event_seq, decision_id, policy_hash, seq, arm, reward FROM state_updates \
+         WHERE replica = $1 AND event_seq BETWEEN $2 AND $3",
+    )
+    .bind(replica)
+    .bind(first)
+    .bind(last)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let columns = Columns::StateUpdate {
+            policy_hash: hash(row, 2)?,
+            update_seq: row.try_get::<i64, _>(3)? as u64,
+            arm: row.try_get(4)?,
+            reward: row.try_get(5)?,
+        };
+        let id = row.try_get::<Option<_>, _>(1)?.map(DecisionId);
+        out.push(Projected { seq: seq(row, 0)?, id, columns });
+    }
+    out.sort_by_key(|projected| projected.seq);
+    Ok(out)
+}

@@ -1,0 +1,139 @@
+//! A streamed answer on its way to the client: pieces pass through, the end is held back until it is recorded.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_util::{Stream, StreamExt, stream::BoxStream};
+use tokio::time::{Instant, Sleep};
+
+use super::ledger::Ledger;
+use crate::{
+    backend::BackendError,
+    cascade::{Command, Event, Machine, Timer},
+    domain::{Chunk, DecisionId, ErrorKind, Micros, OutcomeStatus},
+    gateway::GatewayError,
+};
+
+/// The stream of [`crate::gateway::AnswerBody::Stream`]. Dropping it early drops the backend's stream, which cancels the
+/// call, and its ledger, which records that the client left.
+pub(super) struct Answering {
+    id: DecisionId,
+    machine: Machine,
+    ledger: Ledger,
+    chunks: Option<BoxStream<'static, Result<Chunk, BackendError>>>,
+    first: Option<Chunk>,
+    /// The machine's deadline, on its clock and on tokio's.
+    deadline: Option<(Micros, Instant)>,
+    alarm: Option<Pin<Box<Sleep>>>,
+    /// What is given out once it is recorded how the request ended.
+    last: Option<Result<Chunk, GatewayError>>,
+}
+
+/// The machine's view of a failed call.
+pub(super) fn failure(call: u32, error: &BackendError) -> Event {
+    let retry_after = error.retry_after.map(|wait| i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
+    Event::Failed { call, kind: error.kind, retry_after }
+}
+
+impl Answering {
+    pub(super) fn new(
+        id: DecisionId,
+        machine: Machine,
+        ledger: Ledger,
+        chunks: BoxStream<'static, Result<Chunk, BackendError>>,
+        first: Option<Chunk>,
+        deadline: Option<(Micros, Instant)>,
+    ) -> Self {
+        Self { id, machine, ledger, chunks: Some(chunks), first, deadline, alarm: None, last: None }
+    }
+
+    fn poll_backend(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BackendError>>> {
+        match (self.first.take(), &mut self.chunks) {
+            (Some(first), _) => Poll::Ready(Some(Ok(first))),
+            (None, Some(chunks)) => chunks.poll_next_unpin(cx),
+            (None, None) => Poll::Ready(None),
+        }
+    }
+
+    /// Ready when the deadline has passed.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Micros> {
+        let Some((at, instant)) = self.deadline else { return Poll::Pending };
+        let alarm = self.alarm.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(instant)));
+        alarm.as_mut().poll(cx).map(|()| at)
+    }
+
+    /// The call has ended: tells the machine and writes the outcome that it decides upon.
+    fn end(&mut self, event: Event, now: Micros, outcome: Result<Chunk, BackendError>) {
+        self.machine.handle(event, now);
+        while let Some(command) = self.machine.poll() {
+            match command {
+                Command::Finish { .. } => self.ledger.close(OutcomeStatus::Ok, None),
+                Command::Fail { kind, .. } => self.ledger.close(OutcomeStatus::Error, Some(kind.as_str())),
+                Command::Cancel { .. } => self.chunks = None,
+                // After a forward the machine only ends; there is nothing to start, forward or wait for.
+                Command::Start { .. } | Command::Forward { .. } | Command::SetTimer { .. } => {}
+            }
+        }
+        let (id, model) = (self.id, self.ledger.model());
+        self.last = Some(outcome.map_err(|error| GatewayError::Backend { id, model, error }));
+    }
+
+    fn fail(&mut self, error: BackendError) {
+        self.ledger.failed(&error);
+        let event = failure(self.call(), &error);
+        let now = self.ledger.now();
+        self.end(event, now, Err(error));
+    }
+
+    /// The call that was forwarded.
+    fn call(&self) -> u32 {
+        self.ledger.calls().saturating_sub(1)
+    }
+}
+
+impl Stream for Answering {
+    type Item = Result<Chunk, GatewayError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        loop {
+            if this.last.is_some() {
+                let recorded = std::task::ready!(this.ledger.poll_recorded(cx));
+                this.chunks = None;
+                let last = this.last.take();
+                return Poll::Ready(match recorded {
+                    Ok(()) => last,
+                    Err(reason) => Some(Err(GatewayError::NotRecorded(reason))),
+                });
+            }
+            if this.machine.ended() {
+                return Poll::Ready(None);
+            }
+            match this.poll_backend(cx) {
+                Poll::Ready(Some(Ok(Chunk::Usage(usage)))) => {
+                    this.ledger.streamed(usage);
+                    let (event, now) = (Event::Done { call: this.call() }, this.ledger.now());
+                    this.end(event, now, Ok(Chunk::Usage(usage)));
+                }
+                Poll::Ready(Some(Ok(chunk))) => {
+                    this.ledger.piece(&chunk);
+                    return Poll::Ready(Some(Ok(chunk)));
+                }
+                Poll::Ready(Some(Err(error))) => this.fail(error),
+                Poll::Ready(None) => {
+                    let what = "the backend's stream ended before its answer did";
+                    this.fail(BackendError::new(ErrorKind::Cut, what));
+                }
+                Poll::Pending => {
+                    let at = std::task::ready!(this.poll_deadline(cx));
+                    let stopped = this.ledger.stopped(ErrorKind::Timeout);
+                    let error = stopped.unwrap_or_else(|| BackendError::new(ErrorKind::Timeout, "the deadline passed"));
+                    let now = this.ledger.now().max(at);
+                    this.end(Event::Timer(Timer::Deadline), now, Err(error));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Reading GGUF files: header, metadata and raw tensor bytes, with every size checked against the file before it is
+//! trusted. What the metadata means is left to [`super::model`] and [`super::tokenizer`].
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>, versions 2 and 3, little-endian. The reader is
+//! our own and not candle's, which divides by `general.alignment` (a damaged file panics there) and does not say where
+//! in the file it stumbled.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufReader, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use super::EngineError;
+
+/// Longest accepted nesting of arrays; the format needs one.
+const MAX_DEPTH: u32 = 4;
+const MAX_DIMENSIONS: u32 = 4;
+const MAX_NAME: usize = 1024;
+const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// A metadata value. Integers are widened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    Unsigned(u64),
+    Signed(i64),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+    List(Vec<Value>),
+}
+
+/// How a tensor's elements are stored. Only what the engine reads has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TensorType {
+    F32,
+    F16,
+    Bf16,
+    /// Blocks of 32 with one f16 scale; `w = d (q - 8)`.
+    Q4_0,
+    /// Blocks of 32 with f16 scale and minimum; `w = d q + m`.
+    Q4_1,
+    /// Blocks of 32 signed bytes with one f16 scale.
+    Q8_0,
+    /// The other block types of candle: dequantised at load.
+    Other(u32),
+}
+
+impl TensorType {
+    fn from_u32(code: u32) -> Option<Self> {
+        Some(match code {
+            0 => TensorType::F32,
+            1 => TensorType::F16,
+            2 => TensorType::Q4_0,
+            3 => TensorType::Q4_1,
+            8 => TensorType::Q8_0,
+            30 => TensorType::Bf16,
+            6 | 7 | 10..=14 => TensorType::Other(code),
+            _ => return None,
+        })
+    }
+
+    /// Elements per block, and bytes per block.
+    pub fn block(self) -> (u64, u64) {
+        match self {
+            TensorType::F32 => (1, 4),
+            TensorType::F16 | TensorType::Bf16 => (1, 2),
+            TensorType::Q4_0 => (32, 18),
+            TensorType::Q4_1 => (32, 20),
+            TensorType::Q8_0 => (32, 34),
+            TensorType::Other(6) => (32, 22),
+            TensorType::Other(7) => (32, 24),
+            TensorType::Other(10) => (256, 84),
+            TensorType::Other(11) => (256, 110),
+            TensorType::Other(12) => (256, 144),
+            TensorType::Other(13) => (256, 176),
+            TensorType::Other(_) => (256, 210),
+        }
+    }
+
+    /// The name that llama.cpp gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            TensorType::F32 => "F32",
+            TensorType::F16 => "F16",
+            TensorType::Bf16 => "BF16",
+            TensorType::Q4_0 => "Q4_0",
+            TensorType::Q4_1 => "Q4_1",
+            TensorType::Q8_0 => "Q8_0",
+            TensorType::Other(6) => "Q5_0",
+            TensorType::Other(7) => "Q5_1",
+            TensorType::Other(10) => "Q2_K",
+            TensorType::Other(11) => "Q3_K",
+            TensorType::Other(12) => "Q4_K",
+            TensorType::Other(13) => "Q5_K",
+            TensorType::Other(_) => "Q6_K",
+        }
+    }
+}
+
+/// Where a tensor is and what shape it has.
+#[derive(Clone, Debug)]
+pub struct TensorInfo {
+    pub kind: TensorType,
+    /// Innermost dimension first, as in the file: a matrix of `rows` x `columns` is `[columns, rows]`.
+    pub dimensions: Vec<u64>,
+    /// From the start of the file.
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+impl TensorInfo {
+    pub fn elements(&self) -> u64 {
+        self.dimensions.iter().product()
+    }
+}
+
+/// An open file with its header read and every tensor's place checked.
+pub struct Gguf {
+    path: PathBuf,
+    file: File,
+    pub metadata: BTreeMap<String, Value>,
+    pub tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl Gguf {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`] when the file cannot be read, [`EngineError::Corrupt`] when it is no whole GGUF file,
+    /// [`EngineError::UnsupportedModel`] for versions, byte orders and tensor types that are not read here.
+    pub fn open(path: &Path) -> Result<Self, EngineError> {
+        let file = File::open(path).map_err(|e| EngineError::io(path, &e))?;
+        let length = file.metadata().map_err(|e| EngineError::io(path, &e))?.len();
+        let mut header = Header { path, reader: BufReader::with_capacity(1 << 16, &file), at: 0, length };
+        let (metadata, tensors) = header.read()?;
+        Ok(Self { path: path.to_owned(), file, metadata, tensors })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The raw bytes of a tensor, or `None` when there is no tensor of that name.
+    ///
+    /// # Errors
+    /// [`EngineError::Io`] when reading fails.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
+        let Some(info) = self.tensors.get(name) else { return Ok(None) };
+        let mut file = &self.file;
+        let mut bytes = vec![0; info.bytes as usize];
+        file.seek(SeekFrom::Start(info.offset))
+            .and_then(|_| file.read_exact(&mut bytes))
+            .map_err(|e| EngineError::io(&self.path, &e))?;
+        Ok(Some(bytes))
+    }
+
+    pub fn corrupt(&self, reason: impl Into<String>) -> EngineError {
+        EngineError::Corrupt { path: self.path.clone(), reason: reason.into() }
+    }
+
+    pub fn unsupported(&self, reason: impl Into<String>) -> EngineError {
+        EngineError::UnsupportedModel { path: self.path.clone(), reason: reason.into() }
+    }
+
+    /// A whole number of the metadata that must be there.
+    pub fn need_u64(&self, key: &str) -> Result<u64, EngineError> {
+        self.u64(key)?.ok_or_else(|| self.corrupt(format!("metadata `{key}` is missing")))
+    }
+
+    /// A whole number of the metadata; `None` when absent, an error when of another type.
+    pub fn u64(&self, key: &str) -> Result<Option<u64>, EngineError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Unsigned(n)) => Ok(Some(*n)),
+            Some(Value::Signed(n)) if *n >= 0 => Ok(Some(*n as u64)),
+            Some(_) => Err(self.corrupt(format!("metadata `{key}` is not a whole number of at least 0"))),
+        }
+    }
+
+    /// A number of the metadata; `None` when absent.
+    pub fn f64(&self, key: &str) -> Result<Option<f64>, EngineError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Float(x)) if x.is_finite() => Ok(Some(*x)),
+            Some(Value::Unsigned(n)) => Ok(Some(*n as f64)),
+            Some(_) => Err(self.corrupt(format!("metadata `{key}` is not a finite number"))),
+        }
+    }
+
+    /// A text of the metadata; `None` when absent.
+    pub fn text(&self, key: &str) -> Result<Option<&str>, EngineError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(self.corrupt(format!("metadata `{key}` is not a text"))),
+        }
+    }
+
+    /// A truth value of the metadata; `None` when absent.
+    pub fn bool(&self, key: &str) -> Result<Option<bool>, EngineError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(_) => Err(self.corrupt(format!("metadata `{key}` is not true or false"))),
+        }
+    }
+
+    /// A list of the metadata; `None` when absent.
+    pub fn list(&self, key: &str) -> Result<Option<&[Value]>, EngineError> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::List(list)) => Ok(Some(list)),
+            Some(_) => Err(self.corrupt(format!("metadata `{key}` is not a list"))),
+        }
+    }
+}
+
+type Tables = (BTreeMap<String, Value>, BTreeMap<String, TensorInfo>);
+
+/// Reads the header front to back; knows how many bytes are left, so that no length of the file is believed.
+struct Header<'a> {
+    path: &'a Path,
+    reader: BufReader<&'a File>,
+    at: u64,
+    length: u64,
+}
+
+impl Header<'_> {
+    fn corrupt(&self, reason: impl Into<String>) -> EngineError {
+        EngineError::Corrupt { path: self.path.to_owned(), reason: reason.into() }
+    }
+
+    fn unsupported(&self, reason: impl Into<String>) -> EngineError {
+        EngineError::UnsupportedModel { path: self.path.to_owned(), reason: reason.into() }
+    }
+
+    fn read(&mut self) -> Result<Tables, EngineError> {
+        let magic: [u8; 4] = self.bytes("the magic number")?;
+        if magic == *b"FUGG" {
+            return Err(self.unsupported("the file is big-endian"));
+        }
+        if magic != *b"GGUF" {
+            return Err(self.corrupt("it does not begin with `GGUF`"));
+        }
+        let version = self.u32("the version")?;
+        if !(2..=3).contains(&version) {
+            return Err(self.unsupported(format!("GGUF version {version}; versions 2 and 3 are read")));
+        }
+        let tensor_count = self.u64("the number of tensors")?;
+        let value_count = self.u64("the number of metadata entries")?;
+        // Each entry takes at least a name's length, a type and one byte; each tensor name, shape, type and offset.
+        self.fits(value_count, 13, "metadata entries")?;
+        self.fits(tensor_count, 24, "tensors")?;
+        let mut metadata = BTreeMap::new();
+        for _ in 0..value_count {
+            let key = self.name("a metadata key")?;
+            let kind = self.u32(&key)?;
+            let value = self.value(kind, 0, &key)?;
+            metadata.insert(key, value);
+        }
+        let mut tensors = BTreeMap::new();
+        for _ in 0..tensor_count {
+            let (name, info) = self.tensor()?;
+            tensors.insert(name, info);
+        }
+        let alignment = match metadata.get("general.alignment") {
+            None => DEFAULT_ALIGNMENT,
+            Some(Value::Unsigned(n)) if n.is_power_of_two() && *n <= 1 << 20 => *n,
+            Some(_) => return Err(self.corrupt("metadata `general.alignment` is no power of two")),
+        };
+        let data = self.at.div_ceil(alignment) * alignment;
+        for (name, info) in &mut tensors {
+            let end = data.checked_add(info.offset).and_then(|start| start.checked_add(info.bytes));
+            match end {
+                Some(end) if end <= self.length => info.offset += data,
+                _ => {
+                    let reason = format!(
+                        "tensor `{name}` should end at byte {}, but the file has {} bytes: it is cut short",
+                        end.unwrap_or(u64::MAX),
+                        self.length
+                    );
+                    return Err(EngineError::Corrupt { path: self.path.to_owned(), reason });
+                }
+            }
+        }
+        Ok((metadata, tensors))
+    }
+
+    fn tensor(&mut self) -> Result<(String, TensorInfo), EngineError> {
+        let name = self.name("a tensor name")?;
+        let rank = self.u32(&name)?;
+        if rank == 0 || rank > MAX_DIMENSIONS {
+            return Err(self.corrupt(format!("tensor `{name}` has {rank} dimensions")));
+        }
+        let mut dimensions = Vec::with_capacity(rank as usize);
+        for _ in 0..rank {
+            dimensions.push(self.u64(&name)?);
+        }
+        let code = self.u32(&name)?;
+        let offset = self.u64(&name)?;
+        let kind = TensorType::from_u32(code)
+            .ok_or_else(|| self.unsupported(format!("tensor `{name}` has element type {code}, which is not read")))?;
+        let (elements_per_block, block_bytes) = kind.block();
+        let elements = dimensions.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
+        let bytes = elements
+            .filter(|n| *n > 0 && dimensions.first().is_some_and(|d| d % elements_per_block == 0))
+            .and_then(|n| (n / elements_per_block).checked_mul(block_bytes))
+            .ok_or_else(|| self.corrupt(format!("tensor `{name}` has the impossible shape {dimensions:?}")))?;
+        Ok((name, TensorInfo { kind, dimensions, offset, bytes }))
+    }
+
+    fn value(&mut self, kind: u32, depth: u32, key: &str) -> Result<Value, EngineError> {
+        Ok(match kind {
+            0 => Value::Unsigned(self.bytes::<1>(key)?[0].into()),
+            1 => Value::Signed(i8::from_le_bytes(self.bytes(key)?).into()),
+            2 => Value::Unsigned(u16::from_le_bytes(self.bytes(key)?).into()),
+            3 => Value::Signed(i16::from_le_bytes(self.bytes(key)?).into()),
+            4 => Value::Unsigned(self.u32(key)?.into()),
+            5 => Value::Signed(i32::from_le_bytes(self.bytes(key)?).into()),
+            6 => Value::Float(f32::from_le_bytes(self.bytes(key)?).into()),
+            7 => Value::Bool(self.bytes::<1>(key)?[0] != 0),
+            8 => Value::Text(self.text(key)?),
+            9 if depth < MAX_DEPTH => {
+                let inner = self.u32(key)?;
+                let count = self.u64(key)?;
+                self.fits(count, if inner == 8 || inner == 9 { 8 } else { 1 }, key)?;
+                let mut list = Vec::new();
+                for _ in 0..count {
+                    list.push(self.value(inner, depth + 1, key)?);
+                }
+                Value::List(list)
+            }
+            10 => Value::Unsigned(self.u64(key)?),
+            11 => Value::Signed(i64::from_le_bytes(self.bytes(key)?)),
+            12 => Value::Float(f64::from_le_bytes(self.bytes(key)?)),
+            _ => return Err(self.corrupt(format!("metadata `{key}` has the unknown type {kind}"))),
+        })
+    }
+
+    /// Fails unless `count` things of at least `least` bytes each fit into what is left of the file.
+    fn fits(&self, count: u64, least: u64, what: &str) -> Result<(), EngineError> {
+        let left = self.length - self.at;
+        if count.checked_mul(least).is_none_or(|bytes| bytes > left) {
+            return Err(self.corrupt(format!(
+                "at byte {}: {count} {what} are announced, but only {left} bytes are left",
+                self.at
+            )));
+        }
+        Ok(())
+    }
+
+    fn bytes<const N: usize>(&mut self, what: &str) -> Result<[u8; N], EngineError> {
+        if self.length - self.at < N as u64 {
+            return Err(self.cut(what));
+        }
+        let mut out = [0; N];
+        self.reader.read_exact(&mut out).map_err(|e| EngineError::io(self.path, &e))?;
+        self.at += N as u64;
+        Ok(out)
+    }
+
+    fn u32(&mut self, what: &str) -> Result<u32, EngineError> {
+        Ok(u32::from_le_bytes(self.bytes(what)?))
+    }
+
+    fn u64(&mut self, what: &str) -> Result<u64, EngineError> {
+        Ok(u64::from_le_bytes(self.bytes(what)?))
+    }
+
+    fn cut(&self, what: &str) -> EngineError {
+        self.corrupt(format!("it ends at byte {}, in the middle of {what}", self.length))
+    }
+
+    /// A key or a tensor name. Longer ones are no names but garbage, and would make unreadable messages.
+    fn name(&mut self, what: &str) -> Result<String, EngineError> {
+        let name = self.text(what)?;
+        if name.len() > MAX_NAME {
+            return Err(self.corrupt(format!("{what} before byte {} has {} bytes", self.at, name.len())));
+        }
+        Ok(name)
+    }
+
+    fn text(&mut self, what: &str) -> Result<String, EngineError> {
+        let length = self.u64(what)?;
+        if self.length - self.at < length {
+            return Err(self.cut(what));
+        }
+        let mut bytes = vec![0; length as usize];
+        self.reader.read_exact(&mut bytes).map_err(|e| EngineError::io(self.path, &e))?;
+        self.at += length;
+        String::from_utf8(bytes).map_err(|_| self.corrupt(format!("{what} is not UTF-8 (before byte {})", self.at)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The sizes and constants of a llama-architecture model, read from GGUF metadata and checked for sense.
+
+use crate::engine::{EngineError, gguf::Gguf, ops::attention::Heads};
+
+/// A model's sizes. All are above zero.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub name: String,
+    pub hidden: usize,
+    pub layers: usize,
+    pub feed_forward: usize,
+    pub heads: Heads,
+    pub vocabulary: usize,
+    /// Longest sequence that the model was trained for, in tokens.
+    pub context: usize,
+    pub rms_epsilon: f32,
+    pub rope_base: f64,
+    /// Positions are divided by it (linear scaling); 1 without.
+    pub rope_scale: f64,
+}
+
+/// No real model comes near; a damaged file may.
+const MOST: u64 = 1 << 24;
+
+impl Config {
+    /// Reads and checks the metadata.
+    ///
+    /// # Errors
+    /// [`EngineError::UnsupportedModel`] for other architectures and features, [`EngineError::Corrupt`] for metadata
+    /// that is missing or makes no sense.
+    pub fn read(gguf: &Gguf) -> Result<Self, EngineError> {
+        let architecture = gguf
+            .text("general.architecture")?
+            .ok_or_else(|| gguf.corrupt("metadata `general.architecture` is missing"))?;
+        if architecture != "llama" {
+            return Err(gguf.unsupported(format!("its architecture is `{architecture}`, not `llama`")));
+        }
+        if gguf.u64("llama.expert_count")?.is_some_and(|n| n > 0) {
+            return Err(gguf.unsupported("it is a mixture of experts"));
+        }
+        let size = |key: &str| -> Result<usize, EngineError> {
+            match gguf.need_u64(key)? {
+                n if n == 0 || n > MOST => Err(gguf.corrupt(format!("metadata `{key}` is {n}"))),
+                n => Ok(n as usize),
+            }
+        };
+        let hidden = size("llama.embedding_length")?;
+        let layers = size("llama.block_count")?;
+        let feed_forward = size("llama.feed_forward_length")?;
+        let context = size("llama.context_length")?;
+        let queries = size("llama.attention.head_count")?;
+        let keys = match gguf.u64("llama.attention.head_count_kv")? {
+            Some(_) => size("llama.attention.head_count_kv")?,
+            None => queries,
+        };
+        let head = match gguf.u64("llama.attention.key_length")? {
+            Some(_) => size("llama.attention.key_length")?,
+            None => hidden / queries,
+        };
+        let value_head = gguf.u64("llama.attention.value_length")?.unwrap_or(head as u64);
+        if value_head != head as u64 {
+            return Err(gguf.unsupported(format!("its keys have {head} elements and its values {value_head}")));
+        }
+        if queries % keys != 0 || head == 0 {
+            return Err(gguf.corrupt(format!("{queries} heads over {keys} key heads of {head} elements")));
+        }
+        if head % 16 != 0 {
+            return Err(gguf.unsupported(format!("its heads have {head} elements, not a multiple of 16")));
+        }
+        if gguf.u64("llama.rope.dimension_count")?.is_some_and(|n| n != head as u64) {
+            return Err(gguf.unsupported("only a part of each head is rotated"));
+        }
+        let rope_scale = match gguf.text("llama.rope.scaling.type")? {
+            None | Some("none") => 1.0,
+            Some("linear") => gguf.f64("llama.rope.scaling.factor")?.unwrap_or(1.0),
+            Some(other) => return Err(gguf.unsupported(format!("its rotary embedding is scaled by `{other}`"))),
+        };
+        let rope_base = gguf.f64("llama.rope.freq_base")?.unwrap_or(10_000.0);
+        let rms_epsilon = gguf
+            .f64("llama.attention.layer_norm_rms_epsilon")?
+            .ok_or_else(|| gguf.corrupt("metadata `llama.attention.layer_norm_rms_epsilon` is missing"))?;
+        if rope_base <= 0.0 || rope_scale <= 0.0 || rms_epsilon < 0.0 {
+            return Err(gguf.corrupt(format!(
+                "rotary base {rope_base}, its scale {rope_scale} or the norms' epsilon {rms_epsilon} is out of range"
+            )));
+        }
+        let embedding = gguf
+            .tensors
+            .get("token_embd.weight")
+            .ok_or_else(|| gguf.corrupt("tensor `token_embd.weight` is missing"))?;
+        let vocabulary = match embedding.dimensions[..] {
+            [columns, rows] if columns == hidden as u64 && rows <= MOST => rows as usize,
+            _ => {
+                return Err(gguf.corrupt(format!(
+                    "tensor `token_embd.weight` has the shape {:?}, whose first size should be {hidden}",
+                    embedding.dimensions
+                )));
+            }
+        };
+        Ok(Self {
+            name: gguf.text("general.name")?.unwrap_or_default().to_owned(),
+            hidden,
+            layers,
+            feed_forward,
+            heads: Heads { queries, keys, size: head },
+            vocabulary,
+            context,
+            rms_epsilon: rms_epsilon as f32,
+            rope_base,
+            rope_scale,
+        })
+    }
+
+    /// Bytes of keys and values per token.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        2 * self.layers * self.heads.keys * self.heads.size * size_of::<f32>()
+    }
+}

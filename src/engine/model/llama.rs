@@ -1,0 +1,274 @@
+//! The forward pass of the llama architecture over a batch of tokens of any number of sequences.
+//!
+//! RMS norm, grouped-query attention with rotary positions, SwiGLU, residuals; weights as [`Linear`]. Nothing here
+//! knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
+
+use super::{Config, Kv};
+use crate::engine::{
+    EngineError,
+    gguf::{Gguf, TensorType},
+    ops::{
+        Ops, attention, elementwise,
+        linear::{Format, Linear, Quantised, dequantise, multiply},
+    },
+};
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    feed_forward_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// The weights of a model and the tables that follow from its sizes.
+pub struct Llama {
+    config: Config,
+    embedding: Linear,
+    layers: Vec<Layer>,
+    norm: Vec<f32>,
+    /// `None`: tied to the embedding.
+    head: Option<Linear>,
+    /// Radians per position, by pair of elements of a head.
+    frequencies: Vec<f64>,
+}
+
+/// Tokens of one sequence within a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Index into the caches given with the batch.
+    pub cache: usize,
+    /// First row of the batch.
+    pub row: usize,
+    pub count: usize,
+}
+
+/// What one forward pass computes. Pieces are in the order of their rows and cover all of them; the position of a piece
+/// is the length of its cache.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    pub tokens: Vec<u32>,
+    pub pieces: Vec<Piece>,
+    /// Rows whose logits are wanted.
+    pub logits: Vec<usize>,
+}
+
+/// Buffers of the forward pass, kept between steps. Each is `[tokens][width]`.
+#[derive(Default)]
+pub struct Workspace {
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+    attended: Vec<f32>,
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    projected: Vec<f32>,
+    /// Of the rotary angles, `[tokens][half a head]`.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    quantised: Quantised,
+    /// `[wanted rows][vocabulary]`: the result.
+    pub logits: Vec<f32>,
+}
+
+impl Llama {
+    /// Reads and packs all weights.
+    ///
+    /// # Errors
+    /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
+    /// [`EngineError::UnsupportedModel`] for biases, which other architectures have.
+    pub fn load(gguf: &Gguf, config: Config, format: Format) -> Result<Self, EngineError> {
+        if let Some(name) = gguf.tensors.keys().find(|name| name.ends_with(".bias")) {
+            return Err(gguf.unsupported(format!("it has biases (`{name}`)")));
+        }
+        let c = &config;
+        let (q, kv) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size);
+        let matrix = |name: &str, rows: usize, columns: usize| load_matrix(gguf, name, rows, columns, format);
+        let mut layers = Vec::with_capacity(c.layers);
+        for i in 0..c.layers {
+            let name = |part: &str| format!("blk.{i}.{part}.weight");
+            layers.push(Layer {
+                attention_norm: load_vector(gguf, &name("attn_norm"), c.hidden)?,
+                query: matrix(&name("attn_q"), q, c.hidden)?,
+                key: matrix(&name("attn_k"), kv, c.hidden)?,
+                value: matrix(&name("attn_v"), kv, c.hidden)?,
+                output: matrix(&name("attn_output"), c.hidden, q)?,
+                feed_forward_norm: load_vector(gguf, &name("ffn_norm"), c.hidden)?,
+                gate: matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
+                up: matrix(&name("ffn_up"), c.feed_forward, c.hidden)?,
+                down: matrix(&name("ffn_down"), c.hidden, c.feed_forward)?,
+            });
+        }
+        let embedding = matrix("token_embd.weight", c.vocabulary, c.hidden)?;
+        let head = match gguf.tensors.contains_key("output.weight") {
+            true => Some(matrix("output.weight", c.vocabulary, c.hidden)?),
+            false => None,
+        };
+        let norm = load_vector(gguf, "output_norm.weight", c.hidden)?;
+        let factors = match gguf.tensors.contains_key("rope_freqs.weight") {
+            true => load_vector(gguf, "rope_freqs.weight", c.heads.size / 2)?,
+            false => vec![1.0; c.heads.size / 2],
+        };
+        // base^(-2i / head), divided by the file's factors and the linear scale.
+        let half = factors.len() as f64;
+        let frequency =
+            |(i, factor): (usize, &f32)| c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale;
+        let frequencies = factors.iter().enumerate().map(frequency).collect();
+        Ok(Self { embedding, layers, norm, head, frequencies, config })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Bytes of packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self
+            .layers
+            .iter()
+            .flat_map(|l| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down])
+            .map(Linear::bytes)
+            .sum();
+        layers + self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes)
+    }
+
+    /// Runs the batch, appends its keys and values to the caches, and leaves the wanted logits in the workspace.
+    ///
+    /// # Panics
+    /// When a token is not of the vocabulary: the engine checks that when it accepts a request.
+    pub fn forward(&self, ops: &Ops, batch: &Batch, caches: &mut [&mut Kv], w: &mut Workspace) {
+        let c = &self.config;
+        let rows = batch.tokens.len();
+        let (q, kv) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size);
+        w.hidden.resize(rows * c.hidden, 0.0);
+        for (token, out) in batch.tokens.iter().zip(w.hidden.chunks_exact_mut(c.hidden)) {
+            self.embedding.row(*token as usize, out);
+        }
+        w.cos.clear();
+        w.sin.clear();
+        for piece in &batch.pieces {
+            caches[piece.cache].reserve(c, piece.count);
+            let start = caches[piece.cache].len();
+            for position in start..start + piece.count {
+                for frequency in &self.frequencies {
+                    let (sin, cos) = (position as f64 * frequency).sin_cos();
+                    w.cos.push(cos as f32);
+                    w.sin.push(sin as f32);
+                }
+            }
+        }
+        for (buffer, width) in [
+            (&mut w.normed, c.hidden),
+            (&mut w.query, q),
+            (&mut w.key, kv),
+            (&mut w.value, kv),
+            (&mut w.attended, q),
+            (&mut w.gate, c.feed_forward),
+            (&mut w.up, c.feed_forward),
+            (&mut w.projected, c.hidden),
+        ] {
+            buffer.resize(rows * width, 0.0);
+        }
+        for (index, layer) in self.layers.iter().enumerate() {
+            self.attention(ops, index, layer, batch, caches, w);
+            elementwise::rms_norm(ops.level, &w.hidden, &layer.feed_forward_norm, c.rms_epsilon, &mut w.normed);
+            multiply(ops, &w.normed, rows, &mut w.quantised, &mut [(&layer.gate, &mut w.gate), (&layer.up, &mut w.up)]);
+            elementwise::silu_mul(ops.level, &mut w.gate, &w.up);
+            multiply(ops, &w.gate, rows, &mut w.quantised, &mut [(&layer.down, &mut w.projected)]);
+            elementwise::add(ops.level, &mut w.hidden, &w.projected);
+        }
+        for piece in &batch.pieces {
+            caches[piece.cache].advance(piece.count);
+        }
+        let wanted = batch.logits.len();
+        w.projected.clear();
+        for row in &batch.logits {
+            w.projected.extend_from_slice(&w.hidden[row * c.hidden..][..c.hidden]);
+        }
+        w.normed.resize(wanted * c.hidden, 0.0);
+        elementwise::rms_norm(ops.level, &w.projected, &self.norm, c.rms_epsilon, &mut w.normed);
+        w.logits.resize(wanted * c.vocabulary, 0.0);
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        multiply(ops, &w.normed, wanted, &mut w.quantised, &mut [(head, &mut w.logits)]);
+    }
+
+    fn attention(
+        &self,
+        ops: &Ops,
+        index: usize,
+        layer: &Layer,
+        batch: &Batch,
+        caches: &mut [&mut Kv],
+        w: &mut Workspace,
+    ) {
+        let c = &self.config;
+        let rows = batch.tokens.len();
+        elementwise::rms_norm(ops.level, &w.hidden, &layer.attention_norm, c.rms_epsilon, &mut w.normed);
+        multiply(
+            ops,
+            &w.normed,
+            rows,
+            &mut w.quantised,
+            &mut [(&layer.query, &mut w.query), (&layer.key, &mut w.key), (&layer.value, &mut w.value)],
+        );
+        let (q, kv, half) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size, c.heads.size / 2);
+        for piece in &batch.pieces {
+            let cache = &mut *caches[piece.cache];
+            for i in 0..piece.count {
+                let row = piece.row + i;
+                let (cos, sin) = (&w.cos[row * half..][..half], &w.sin[row * half..][..half]);
+                elementwise::rope(ops.level, &mut w.query[row * q..][..q], cos, sin);
+                elementwise::rope(ops.level, &mut w.key[row * kv..][..kv], cos, sin);
+            }
+            let span = piece.row * kv..(piece.row + piece.count) * kv;
+            cache.write(c, index, &w.key[span.clone()], &w.value[span]);
+        }
+        let pieces: Vec<attention::Piece<'_>> = batch
+            .pieces
+            .iter()
+            .map(|piece| attention::Piece {
+                row: piece.row,
+                count: piece.count,
+                position: caches[piece.cache].len(),
+                cache: attention::Cache { blocks: caches[piece.cache].blocks(), layer: index },
+            })
+            .collect();
+        attention::attend(ops, c.heads, &w.query, &pieces, &mut w.attended);
+        multiply(ops, &w.attended, rows, &mut w.quantised, &mut [(&layer.output, &mut w.projected)]);
+        elementwise::add(ops.level, &mut w.hidden, &w.projected);
+    }
+}
+
+fn read<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<(TensorType, Vec<u8>), EngineError> {
+    let missing = || gguf.corrupt(format!("tensor `{name}` is missing"));
+    let info: &'a _ = gguf.tensors.get(name).ok_or_else(missing)?;
+    if info.dimensions != shape {
+        return Err(gguf.corrupt(format!("tensor `{name}` has the shape {:?} instead of {shape:?}", info.dimensions)));
+    }
+    Ok((info.kind, gguf.read(name)?.ok_or_else(missing)?))
+}
+
+fn load_matrix(gguf: &Gguf, name: &str, rows: usize, columns: usize, format: Format) -> Result<Linear, EngineError> {
+    let (kind, raw) = read(gguf, name, &[columns as u64, rows as u64])?;
+    Linear::pack(kind, &raw, rows, columns, format)
+        .map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
+}
+
+fn load_vector(gguf: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {
+    let (kind, raw) = read(gguf, name, &[length as u64])?;
+    let values =
+        dequantise(kind, &raw, length).map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))?;
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(gguf.corrupt(format!("tensor `{name}` holds numbers that are not finite")));
+    }
+    Ok(values)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,282 @@
+//! Causal attention of some query tokens over a sequence's keys and values, with grouped heads.
+//!
+//! Scores are scaled dot products over all positions up to the query's own; their softmax is exact (two passes over the
+//! whole row), then the values are added up position by position. Each query's arithmetic depends on its position only,
+//! not on the tokens computed with it: a prompt in chunks gives the same bits as the prompt at once.
+
+use std::{cell::RefCell, sync::Arc};
+
+use super::{
+    Ops, Shared, elementwise,
+    tile::{self, Tile, WIDTH},
+};
+
+/// Positions of a KV block.
+pub const POSITIONS: usize = 32;
+/// Query positions that one task computes.
+const QUERIES: usize = 8;
+/// Scores below which a job is not worth waking another thread for.
+const ALONE_BELOW: usize = 1 << 20;
+
+/// Sizes of the attention of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    pub queries: usize,
+    /// Divides `queries`.
+    pub keys: usize,
+    /// A multiple of 16.
+    pub size: usize,
+}
+
+impl Heads {
+    /// Elements of one layer in a block: keys `[head][tile][element][16 positions]`, then values
+    /// `[head][position][element]`.
+    pub fn layer_elements(self) -> usize {
+        2 * self.half()
+    }
+
+    fn half(self) -> usize {
+        self.keys * self.size * POSITIONS
+    }
+}
+
+/// The keys and values of [`POSITIONS`] neighbouring positions of one sequence in all layers, layer after layer.
+pub type Block = Arc<Vec<f32>>;
+
+/// A sequence's blocks as one layer sees them.
+#[derive(Clone, Copy)]
+pub struct Cache<'a> {
+    pub blocks: &'a [Block],
+    pub layer: usize,
+}
+
+impl<'a> Cache<'a> {
+    fn layer(&self, heads: Heads, block: usize) -> &'a [f32] {
+        &self.blocks[block][self.layer * heads.layer_elements()..][..heads.layer_elements()]
+    }
+
+    /// Keys of sixteen positions, `[element][16]`.
+    fn keys(&self, heads: Heads, head: usize, tile: usize) -> &'a [f32] {
+        let per_block = POSITIONS / WIDTH;
+        let layer = self.layer(heads, tile / per_block);
+        &layer[(head * per_block + tile % per_block) * heads.size * WIDTH..][..heads.size * WIDTH]
+    }
+
+    /// Values of a block, `[position][element]`.
+    fn values(&self, heads: Heads, head: usize, block: usize) -> &'a [f32] {
+        &self.layer(heads, block)[heads.half() + head * heads.size * POSITIONS..][..heads.size * POSITIONS]
+    }
+}
+
+/// Writes one position's keys and values (`[head][element]` each) into a block's layer.
+pub fn store(heads: Heads, layer: &mut [f32], position: usize, keys: &[f32], values: &[f32]) {
+    let within = position % POSITIONS;
+    let (key_part, value_part) = layer.split_at_mut(heads.half());
+    for (head, key) in keys.chunks_exact(heads.size).enumerate() {
+        let tile = &mut key_part[(head * (POSITIONS / WIDTH) + within / WIDTH) * heads.size * WIDTH..];
+        for (element, value) in key.iter().enumerate() {
+            tile[element * WIDTH + within % WIDTH] = *value;
+        }
+    }
+    for (head, value) in values.chunks_exact(heads.size).enumerate() {
+        value_part[(head * POSITIONS + within) * heads.size..][..heads.size].copy_from_slice(value);
+    }
+}
+
+/// A run of neighbouring query tokens of one sequence.
+pub struct Piece<'a> {
+    /// Row of the first query in the batch.
+    pub row: usize,
+    pub count: usize,
+    /// Position of the first query within its sequence; keys and values up to the last query's are stored.
+    pub position: usize,
+    pub cache: Cache<'a>,
+}
+
+/// Attention of all pieces: `q` and `out` are `[rows][query heads][size]`.
+pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mut [f32]) {
+    let mut tasks: Vec<(&Piece<'_>, usize, usize)> = Vec::new();
+    let mut work = 0;
+    for piece in pieces {
+        work += piece.count * (piece.position + piece.count) * heads.queries * heads.size;
+        for start in (0..piece.count).step_by(QUERIES) {
+            tasks.extend((0..heads.keys).map(|head| (piece, head, start)));
+        }
+    }
+    let out = Shared::new(out);
+    let run = |task: usize| {
+        let (piece, head, start) = &tasks[task];
+        SCRATCH.with_borrow_mut(|scratch| one(ops, heads, q, piece, *head, *start, scratch, out));
+    };
+    if work < ALONE_BELOW { (0..tasks.len()).for_each(run) } else { ops.pool.run(tasks.len(), &run) }
+}
+
+/// Buffers of one task, kept between tasks.
+#[derive(Default)]
+struct Scratch {
+    queries: Vec<f32>,
+    scores: Vec<f32>,
+    sums: Vec<f32>,
+    out: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Up to [`QUERIES`] queries of a piece against one key head, with all query heads that share it.
+#[expect(clippy::too_many_arguments, reason = "the one inner step of `attend`, apart to be readable")]
+fn one(
+    ops: &Ops,
+    heads: Heads,
+    q: &[f32],
+    piece: &Piece<'_>,
+    head: usize,
+    start: usize,
+    scratch: &mut Scratch,
+    out: Shared<f32>,
+) {
+    let size = heads.size;
+    let group = heads.queries / heads.keys;
+    let count = QUERIES.min(piece.count - start);
+    let rows = count * group;
+    let row_width = heads.queries * size;
+    let first = piece.row + start;
+
+    // Queries, scaled, as rows [query][member of the group].
+    scratch.queries.clear();
+    for t in 0..count {
+        scratch.queries.extend_from_slice(&q[(first + t) * row_width + head * group * size..][..group * size]);
+    }
+    elementwise::scale(ops.level, &mut scratch.queries, 1.0 / (size as f32).sqrt());
+
+    let longest = piece.position + start + count;
+    let tiles = longest.div_ceil(WIDTH);
+    let stride = tiles * WIDTH;
+    scratch.scores.resize(rows * stride, 0.0);
+    let scores = &mut scratch.scores[..rows * stride];
+    for index in 0..tiles {
+        let tile = Tile {
+            a: &scratch.queries,
+            a_stride: size,
+            b: piece.cache.keys(heads, head, index),
+            b_stride: WIDTH,
+            depth: size,
+        };
+        tile::multiply(ops.level, rows, tile, &mut scores[index * WIDTH..], stride, false);
+    }
+
+    scratch.sums.clear();
+    for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
+        let visible = piece.position + start + row / group + 1;
+        let (seen, hidden) = scores.split_at_mut(visible);
+        let mut sum = [0.0];
+        elementwise::softmax_weights(ops.level, seen, &mut sum);
+        scratch.sums.push(sum[0]);
+        hidden.fill(0.0);
+    }
+
+    scratch.out.clear();
+    scratch.out.resize(rows * size, 0.0);
+    for block in 0..longest.div_ceil(POSITIONS) {
+        let begin = block * POSITIONS;
+        let values = piece.cache.values(heads, head, block);
+        for element in (0..size).step_by(WIDTH) {
+            let tile = Tile {
+                a: &scores[begin..],
+                a_stride: stride,
+                b: &values[element..],
+                b_stride: size,
+                depth: POSITIONS.min(longest - begin),
+            };
+            tile::multiply(ops.level, rows, tile, &mut scratch.out[element..], size, true);
+        }
+    }
+    for (row, values) in scratch.out.chunks_exact_mut(size).enumerate() {
+        elementwise::scale(ops.level, values, 1.0 / scratch.sums[row]);
+        let (t, member) = (row / group, row % group);
+        // SAFETY: this query row and these heads belong to this task alone.
+        let out = unsafe { out.slice((first + t) * row_width + (head * group + member) * size, size) };
+        out.copy_from_slice(values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{
+        ops::{Level, Pool},
+        testing::numbers,
+    };
+
+    /// Attention in f64, as one would write it on a blackboard.
+    fn reference(heads: Heads, q: &[f32], k: &[f32], v: &[f32], position: usize) -> Vec<f64> {
+        let (width, kv) = (heads.queries * heads.size, heads.keys * heads.size);
+        let mut out = vec![0.0; q.len()];
+        for t in 0..q.len() / width {
+            for h in 0..heads.queries {
+                let key_head = h / (heads.queries / heads.keys);
+                let seen = position + t + 1;
+                let dot = |j: usize| -> f64 {
+                    (0..heads.size)
+                        .map(|e| {
+                            f64::from(q[t * width + h * heads.size + e])
+                                * f64::from(k[j * kv + key_head * heads.size + e])
+                        })
+                        .sum::<f64>()
+                        / (heads.size as f64).sqrt()
+                };
+                let weights: Vec<f64> = (0..seen).map(|j| dot(j).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for (j, weight) in weights.iter().enumerate() {
+                    for e in 0..heads.size {
+                        out[t * width + h * heads.size + e] +=
+                            weight / sum * f64::from(v[j * kv + key_head * heads.size + e]);
+                    }
+                }
+            }
+        }
+        out
+    }
+
+    fn run(level: Level, heads: Heads, q: &[f32], k: &[f32], v: &[f32], parts: &[usize]) -> Vec<f32> {
+        let (width, kv) = (heads.queries * heads.size, heads.keys * heads.size);
+        let total: usize = k.len() / kv;
+        let mut blocks = vec![vec![0f32; heads.layer_elements() * 2]; total.div_ceil(POSITIONS)];
+        for p in 0..total {
+            let layer = &mut blocks[p / POSITIONS][heads.layer_elements()..];
+            store(heads, layer, p, &k[p * kv..][..kv], &v[p * kv..][..kv]);
+        }
+        let blocks: Vec<Block> = blocks.into_iter().map(Arc::new).collect();
+        let ops = Ops { level, pool: Pool::new(2).unwrap() };
+        let mut out = vec![0.0; q.len()];
+        let mut done = total - q.len() / width;
+        let mut row = 0;
+        for count in parts {
+            let cache = Cache { blocks: &blocks, layer: 1 };
+            attend(&ops, heads, q, &[Piece { row, count: *count, position: done, cache }], &mut out);
+            row += count;
+            done += count;
+        }
+        out
+    }
+
+    #[test]
+    fn agrees_with_the_blackboard_and_does_not_depend_on_chunks_or_levels() {
+        let heads = Heads { queries: 6, keys: 2, size: 16 };
+        for (total, fresh) in [(1, 1), (16, 16), (47, 47), (70, 33), (100, 1)] {
+            let q = numbers(fresh * 96, 1);
+            let k = numbers(total * 32, 2);
+            let v = numbers(total * 32, 3);
+            let whole = run(Level::Scalar, heads, &q, &k, &v, &[fresh]);
+            for (got, want) in whole.iter().zip(reference(heads, &q, &k, &v, total - fresh)) {
+                assert!((f64::from(*got) - want).abs() < 1e-5, "{got} against {want}");
+            }
+            for level in Level::available() {
+                assert_eq!(run(level, heads, &q, &k, &v, &[fresh]), whole, "{level:?}");
+                assert_eq!(run(level, heads, &q, &k, &v, &vec![1; fresh]), whole, "one by one");
+                assert_eq!(run(level, heads, &q, &k, &v, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Operations on rows of numbers: norms, rotary embedding, gates, softmax and the quantisation of activations.
+//!
+//! Sums are kept in sixteen lanes by index and added up in one fixed order, so that they depend on nothing but their
+//! terms. No fused multiply-add: all instruction sets give the same bits.
+
+use super::versions;
+
+const LANES: usize = 16;
+
+/// The lanes of a sum, added pairwise.
+#[inline(always)]
+fn reduce(lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = lanes;
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            lanes[i] = join(lanes[i], lanes[i + width]);
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// e^x to within two units in the last place for x in -87..88; below, a tiny positive number. Cephes' polynomial
+/// after reduction by powers of two, without branches so that it vectorises.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    /// Adding and subtracting it rounds to the nearest whole number.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
+    let mut p = 1.987_569_1e-4f32;
+    p = p * r + 1.398_2e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5.000_000_1e-1;
+    let y = p * (r * r) + r + 1.0;
+    let scale = f32::from_bits((((n as i32) + 127) << 23) as u32);
+    y * scale
+}
+
+versions! {
+    /// RMS norm of each row: `out = x / sqrt(mean(x^2) + epsilon) * weight`; `x` and `out` are rows of `weight.len()`.
+    pub fn rms_norm(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
+        let width = weight.len();
+        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let mut lanes = [0f32; LANES];
+            let (chunks, rest) = x.as_chunks::<LANES>();
+            for chunk in chunks {
+                for i in 0..LANES {
+                    lanes[i] += chunk[i] * chunk[i];
+                }
+            }
+            for (i, v) in rest.iter().enumerate() {
+                lanes[i] += v * v;
+            }
+            let mean = reduce(lanes, |a, b| a + b) / width as f32;
+            let scale = 1.0 / (mean + epsilon).sqrt();
+            for ((o, v), w) in out.iter_mut().zip(x).zip(weight) {
+                *o = v * scale * w;
+            }
+        }
+    }
+}
+
+versions! {
+    /// `x += y`, element by element.
+    pub fn add(x: &mut [f32], y: &[f32]) {
+        for (x, y) in x.iter_mut().zip(y) {
+            *x += y;
+        }
+    }
+}
+
+versions! {
+    /// SwiGLU: `gate = silu(gate) * up`, with silu(x) = x / (1 + e^-x).
+    pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
+    }
+}
+
+versions! {
+    /// Rotates neighbouring pairs of each head by the angles whose cosines and sines are given (half a head each), as
+    /// GGUF files of the llama architecture expect: their query and key rows are permuted for it.
+    pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
+        for head in x.chunks_exact_mut(cos.len() * 2) {
+            let (pairs, _) = head.as_chunks_mut::<2>();
+            for ((pair, c), s) in pairs.iter_mut().zip(cos).zip(sin) {
+                let [a, b] = *pair;
+                *pair = [a * c - b * s, a * s + b * c];
+            }
+        }
+    }
+}
+
+versions! {
+    /// Turns `scores` into e^(score - greatest) and writes their sum to `sum[0]`; dividing is left to the caller.
+    pub fn softmax_weights(scores: &mut [f32], sum: &mut [f32; 1]) {
+        let mut top = [f32::NEG_INFINITY; LANES];
+        let (chunks, rest) = scores.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                top[i] = if chunk[i] > top[i] { chunk[i] } else { top[i] };
+            }
+        }
+        for (i, v) in rest.iter().enumerate() {
+            top[i] = if *v > top[i] { *v } else { top[i] };
+        }
+        let top = reduce(top, |a, b| if a > b { a } else { b });
+        let mut lanes = [0f32; LANES];
+        let (chunks, rest) = scores.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                chunk[i] = exp(chunk[i] - top);
+                lanes[i] += chunk[i];
+            }
+        }
+        for (i, v) in rest.iter_mut().enumerate() {
+            *v = exp(*v - top);
+            lanes[i] += *v;
+        }
+        sum[0] = reduce(lanes, |a, b| a + b);
+    }
+}
+
+versions! {
+    /// `x *= factor`.
+    pub fn scale(x: &mut [f32], factor: f32) {
+        for x in x {
+            *x *= factor;
+        }
+    }
+}
+
+versions! {
+    /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
+    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v. `x` is a
+    /// multiple of 32 long, `values` twice as long, the others a 32nd of it.
+    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32]) {
+        /// Adding and subtracting it rounds to the nearest whole number, ties to even.
+        const ROUND: f32 = 12_582_912.0;
+        /// The greatest v whose halves fit: 256 * 127 + 127.
+        const MOST: f32 = 32_639.0;
+        let (x, _) = x.as_chunks::<32>();
+        let (values, _) = values.as_chunks_mut::<64>();
+        for (((x, values), scale), sum) in x.iter().zip(values).zip(scales).zip(sums) {
+            let mut greatest = [0f32; LANES];
+            for i in 0..32 {
+                let a = x[i].abs();
+                let g = &mut greatest[i % LANES];
+                *g = if a > *g { a } else { *g };
+            }
+            let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
+            *scale = greatest / MOST;
+            let inverse = if greatest > 1e-30 { MOST / greatest } else { 0.0 };
+            let mut total = 0;
+            for i in 0..32 {
+                let v = ((x[i] * inverse + ROUND) - ROUND) as i32;
+                let high = (v + 128) >> 8;
+                values[i] = high as i8;
+                values[32 + i] = (v - (high << 8)) as i8;
+                total += v;
+            }
+            *sum = total;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::ops::Level;
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        crate::engine::testing::numbers(n, seed)
+    }
+
+    #[test]
+    fn exp_is_close_to_the_real_one() {
+        for i in -8600..8700 {
+            let x = i as f32 / 100.0;
+            let want = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - want).abs() / want;
+            assert!(error < 3e-7, "exp({x}): relative error {error}");
+        }
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn all_levels_give_the_same_bits() {
+        for n in [32, 96, 576] {
+            let x = numbers(n * 3, 1);
+            let w = numbers(n, 2);
+            let run = |level| {
+                let mut out = vec![0.0; n * 3];
+                rms_norm(level, &x, &w, 1e-5, &mut out);
+                let mut gate = x.clone();
+                silu_mul(level, &mut gate, &out);
+                let mut weights = x[..n - 3].to_vec();
+                let mut sum = [0.0];
+                softmax_weights(level, &mut weights, &mut sum);
+                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; n * 3 / 32], vec![0; n * 3 / 32]);
+                quantise(level, &x, &mut q, &mut s, &mut t);
+                let mut rotated = x.clone();
+                rope(level, &mut rotated, &w[..8], &w[8..16]);
+                (out, gate, weights, sum, q, s, t, rotated)
+            };
+            let want = run(Level::Scalar);
+            for level in Level::available() {
+                assert_eq!(run(level), want, "{level:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_and_norm_are_what_they_say() {
+        let mut weights = [1.0f32, 2.0, 3.0, 0.5];
+        let mut sum = [0.0];
+        softmax_weights(Level::detect(), &mut weights, &mut sum);
+        let total: f64 = [1.0f64, 2.0, 3.0, 0.5].iter().map(|x| (x - 3.0).exp()).sum();
+        assert!((f64::from(sum[0]) - total).abs() < 1e-6);
+        let mut out = [0.0; 2];
+        rms_norm(Level::detect(), &[3.0, 4.0], &[1.0, 2.0], 0.0, &mut out);
+        let rms = 12.5f32.sqrt();
+        assert!((out[0] - 3.0 / rms).abs() < 1e-6 && (out[1] - 8.0 / rms).abs() < 1e-6);
+    }
+
+    #[test]
+    fn quantised_blocks_come_back_within_half_a_step() {
+        let mut x = numbers(320, 7);
+        x[64..96].fill(0.0);
+        let (mut q, mut s, mut t) = (vec![0i8; 640], vec![0.0; 10], vec![0; 10]);
+        quantise(Level::detect(), &x, &mut q, &mut s, &mut t);
+        let value = |i: usize| {
+            let at = i / 32 * 64 + i % 32;
+            i32::from(q[at]) * 256 + i32::from(q[at + 32])
+        };
+        for (i, x) in x.iter().enumerate() {
+            let step = s[i / 32];
+            assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
+        }
+        assert_eq!(t[3], (96..128).map(value).sum::<i32>());
+    }
+}

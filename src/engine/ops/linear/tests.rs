@@ -1,0 +1,127 @@
+use super::*;
+use crate::engine::{
+    ops::{Level, Pool},
+    testing::{numbers, quantise_q4_0, quantise_q4_1, quantise_q8_0},
+};
+
+fn raw_of(kind: TensorType, values: &[f32]) -> Vec<u8> {
+    match kind {
+        TensorType::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        TensorType::F16 => values.iter().flat_map(|v| f16::from_f32(*v).to_le_bytes()).collect(),
+        TensorType::Q4_0 => quantise_q4_0(values),
+        TensorType::Q4_1 => quantise_q4_1(values),
+        TensorType::Q8_0 => quantise_q8_0(values),
+        other => panic!("no writer for {other:?}"),
+    }
+}
+
+fn product(level: Level, w: &Linear, x: &[f32], tokens: usize) -> Vec<f32> {
+    let ops = Ops { level, pool: Pool::new(2).unwrap() };
+    let mut out = vec![0.0; tokens * w.rows()];
+    multiply(&ops, x, tokens, &mut Quantised::default(), &mut [(w, &mut out)]);
+    out
+}
+
+const KINDS: [TensorType; 5] = [TensorType::F32, TensorType::F16, TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0];
+
+#[test]
+fn rows_come_back_as_the_file_has_them() {
+    let (rows, columns) = (37, 96);
+    let values = numbers(rows * columns, 5);
+    for kind in KINDS {
+        let raw = raw_of(kind, &values);
+        let want = dequantise(kind, &raw, rows * columns).unwrap();
+        for format in [Format::Native, Format::F32] {
+            let w = Linear::pack(kind, &raw, rows, columns, format).unwrap();
+            let mut row = vec![0.0; columns];
+            for r in 0..rows {
+                w.row(r, &mut row);
+                for (got, want) in row.iter().zip(&want[r * columns..]) {
+                    assert!((got - want).abs() <= 1e-6 * want.abs(), "{kind:?} {format:?} row {r}: {got}, {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_agree_with_f64_within_the_activations_precision() {
+    let (rows, columns, tokens) = (50, 160, 11);
+    let values = numbers(rows * columns, 6);
+    let x = numbers(tokens * columns, 7);
+    for kind in KINDS {
+        let raw = raw_of(kind, &values);
+        let exact = dequantise(kind, &raw, rows * columns).unwrap();
+        for format in [Format::Native, Format::F32] {
+            let w = Linear::pack(kind, &raw, rows, columns, format).unwrap();
+            let got = product(Level::detect(), &w, &x, tokens);
+            for t in 0..tokens {
+                for r in 0..rows {
+                    let terms = (0..columns).map(|c| f64::from(exact[r * columns + c]) * f64::from(x[t * columns + c]));
+                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                    let got = f64::from(got[t * rows + r]);
+                    assert!((got - want).abs() <= size * 3e-5, "{kind:?} {format:?}: {got}, {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_level_and_batch_gives_the_scalar_twins_bits() {
+    let (rows, columns, tokens) = (40, 96, 75);
+    let values = numbers(rows * columns, 8);
+    let x = numbers(tokens * columns, 9);
+    for kind in KINDS {
+        let w = Linear::pack(kind, &raw_of(kind, &values), rows, columns, Format::Native).unwrap();
+        let want = product(Level::Scalar, &w, &x, tokens);
+        for level in Level::available() {
+            assert_eq!(product(level, &w, &x, tokens), want, "{kind:?} {level:?}");
+            for t in [0, 7, 74] {
+                let alone = product(level, &w, &x[t * columns..][..columns], 1);
+                assert_eq!(alone, want[t * rows..][..rows], "{kind:?} {level:?} token {t} alone");
+            }
+        }
+    }
+}
+
+#[test]
+fn extreme_weights_and_activations_do_not_overflow() {
+    // Greatest magnitudes of all: what would saturate 16-bit sums.
+    let columns = 64;
+    for sign in [1.0, -1.0] {
+        let values: Vec<f32> = (0..16 * columns).map(|i| if i % 64 == 0 { 1.0 } else { sign }).collect();
+        let x = vec![sign; columns];
+        for kind in [TensorType::Q4_0, TensorType::Q4_1, TensorType::Q8_0] {
+            let raw = raw_of(kind, &values);
+            let exact = dequantise(kind, &raw, values.len()).unwrap();
+            let w = Linear::pack(kind, &raw, 16, columns, Format::Native).unwrap();
+            for level in Level::available() {
+                let got = product(level, &w, &x, 1);
+                let want: f32 = exact[..columns].iter().map(|w| w * sign).sum();
+                assert!((got[3] - want).abs() < 0.5, "{kind:?} {level:?}: {} against {want}", got[3]);
+            }
+        }
+    }
+}
+
+#[test]
+fn several_matrices_share_one_product() {
+    let (columns, tokens) = (64, 3);
+    let x = numbers(tokens * columns, 10);
+    let a = Linear::pack(
+        TensorType::Q8_0,
+        &raw_of(TensorType::Q8_0, &numbers(20 * columns, 1)),
+        20,
+        columns,
+        Format::Native,
+    );
+    let b =
+        Linear::pack(TensorType::F32, &raw_of(TensorType::F32, &numbers(33 * columns, 2)), 33, columns, Format::Native);
+    let (a, b) = (a.unwrap(), b.unwrap());
+    let (mut out_a, mut out_b) = (vec![0.0; 60], vec![0.0; 99]);
+    let ops = Ops { level: Level::detect(), pool: Pool::new(1).unwrap() };
+    multiply(&ops, &x, tokens, &mut Quantised::default(), &mut [(&a, &mut out_a), (&b, &mut out_b)]);
+    assert_eq!(out_a, product(Level::detect(), &a, &x, tokens));
+    assert_eq!(out_b, product(Level::detect(), &b, &x, tokens));
+}

@@ -1,0 +1,179 @@
+//! A sequence: one choice of one request, from its first prompt token to its last generated one.
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::{
+    GenerateEvent,
+    detokenizer::{StopFilter, Utf8Stream},
+    model::Kv,
+    sampler::{Choosing, Logprobs},
+    tokenizer::Tokenizer,
+};
+use crate::domain::{FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
+
+/// What the choices of a request have in common.
+pub struct Request {
+    pub prompt: Vec<u32>,
+    pub choosing: Choosing,
+    pub max_tokens: usize,
+    pub stop: Vec<String>,
+    pub logprobs: Option<usize>,
+    pub choices: u32,
+    pub events: UnboundedSender<GenerateEvent>,
+}
+
+impl Request {
+    /// Positions that the request may fill in the caches at most: its prompt for each choice, and its answers.
+    pub fn reservation(&self) -> usize {
+        (self.prompt.len() + self.max_tokens) * self.choices as usize
+    }
+}
+
+/// Counts down the choices of a request, to send its usage after the last.
+#[derive(Default)]
+pub struct Tally {
+    pub finished: u32,
+    pub completion_tokens: u32,
+}
+
+/// One choice under way.
+pub struct Sequence {
+    pub request: Arc<Request>,
+    /// Index of the request's tally.
+    pub ticket: u64,
+    pub choice: u32,
+    pub kv: Kv,
+    /// Generated tokens, the last of which is not yet in the cache.
+    pub generated: Vec<u32>,
+    utf8: Utf8Stream,
+    stops: StopFilter,
+    /// Bytes of text decoded, and given out.
+    decoded: usize,
+    shown: usize,
+    /// Log-probabilities of tokens whose text is not all given out: with where their text begins and ends.
+    waiting: Vec<(usize, usize, TokenLogprob)>,
+}
+
+impl Sequence {
+    pub fn new(request: Arc<Request>, ticket: u64, choice: u32) -> Self {
+        let stops = StopFilter::new(request.stop.iter().cloned());
+        Self {
+            request,
+            ticket,
+            choice,
+            kv: Kv::default(),
+            generated: Vec::new(),
+            utf8: Utf8Stream::default(),
+            stops,
+            decoded: 0,
+            shown: 0,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Another choice of the same request, which continues from this one's cache.
+    pub fn fork(&self, choice: u32) -> Self {
+        Self { kv: self.kv.clone(), ..Self::new(Arc::clone(&self.request), self.ticket, choice) }
+    }
+
+    /// Whether the client has gone.
+    pub fn abandoned(&self) -> bool {
+        self.request.events.is_closed()
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub fn pending(&self) -> &[u32] {
+        let filled = self.kv.len();
+        match filled < self.request.prompt.len() {
+            true => &self.request.prompt[filled..],
+            false => &self.generated[filled - self.request.prompt.len()..],
+        }
+    }
+
+    pub fn prefilling(&self) -> bool {
+        self.kv.len() < self.request.prompt.len()
+    }
+
+    /// Takes a sampled token, gives out what may be shown, and says whether that was the end.
+    pub fn accept(&mut self, token: u32, logprobs: Option<Logprobs>, tokenizer: &Tokenizer) -> Option<FinishReason> {
+        self.generated.push(token);
+        if tokenizer.ends(token) {
+            return Some(self.end(FinishReason::Stop));
+        }
+        let mut text = String::new();
+        self.utf8.push(tokenizer.bytes(token), &mut text);
+        let begin = self.decoded;
+        self.decoded += text.len();
+        if let Some(logprobs) = logprobs {
+            self.waiting.push((begin, self.decoded, named(token, &logprobs, tokenizer)));
+        }
+        let (show, stopped) = self.stops.push(&text);
+        self.shown += show.len();
+        if stopped {
+            // Of a token that reaches into the stop string, the part before it has been shown.
+            let shown = self.shown;
+            self.waiting.retain(|(begin, _, _)| *begin < shown);
+            self.waiting.iter_mut().for_each(|(_, end, _)| *end = (*end).min(shown));
+            self.show(show);
+            return Some(FinishReason::Stop);
+        }
+        self.show(show);
+        (self.generated.len() >= self.request.max_tokens).then(|| self.end(FinishReason::Length))
+    }
+
+    /// Gives out what was held back.
+    fn end(&mut self, reason: FinishReason) -> FinishReason {
+        let mut tail = String::new();
+        self.utf8.finish(&mut tail);
+        let (mut show, stopped) = self.stops.push(&tail);
+        if !stopped {
+            show.push_str(&self.stops.finish());
+        }
+        self.shown = usize::MAX;
+        self.show(show);
+        reason
+    }
+
+    fn show(&mut self, text: String) {
+        let ready = self.waiting.iter().take_while(|(_, end, _)| *end <= self.shown).count();
+        let logprobs: Vec<TokenLogprob> = self.waiting.drain(..ready).map(|(_, _, logprob)| logprob).collect();
+        if !text.is_empty() || !logprobs.is_empty() {
+            self.send(GenerateEvent::Text { choice: self.choice, text, logprobs });
+        }
+    }
+
+    /// Sends an event; a client that has gone is noticed by [`abandoned`](Self::abandoned).
+    pub fn send(&self, event: GenerateEvent) {
+        let _ = self.request.events.send(event);
+    }
+
+    /// The usage of the whole request.
+    pub fn usage(&self, tally: &Tally) -> Usage {
+        Usage {
+            prompt_tokens: self.request.prompt.len() as u32,
+            cached_tokens: 0,
+            completion_tokens: tally.completion_tokens,
+            source: UsageSource::Reported,
+        }
+    }
+}
+
+fn named(token: u32, logprobs: &Logprobs, tokenizer: &Tokenizer) -> TokenLogprob {
+    let text = |token: u32| String::from_utf8_lossy(tokenizer.bytes(token)).into_owned();
+    TokenLogprob {
+        token: text(token),
+        logprob: logprobs.chosen,
+        bytes: tokenizer.bytes(token).to_vec(),
+        top: logprobs
+            .top
+            .iter()
+            .map(|(token, logprob)| TopLogprob {
+                token: text(*token),
+                logprob: *logprob,
+                bytes: tokenizer.bytes(*token).to_vec(),
+            })
+            .collect(),
+    }
+}

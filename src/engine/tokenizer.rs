@@ -1,0 +1,291 @@
+//! From text to token ids and back, by the vocabulary in a GGUF file (byte-level BPE).
+//!
+//! Special tokens are never found in text that a user wrote: [`Tokenizer::encode_text`] knows none, and
+//! [`Tokenizer::encode_template`] recognises them only where the caller says the template put them. The splitting
+//! patterns by `tokenizer.ggml.pre` are those of the models' own tokenizer.json files.
+
+use tokenizers::{
+    Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior,
+    models::bpe::{BPE, BpeBuilder, Vocab},
+    pre_tokenizers::{
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        digits::Digits,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
+    },
+};
+
+use super::{
+    EngineError,
+    gguf::{Gguf, Value},
+};
+
+/// GGUF's `tokenizer.ggml.token_type` of control tokens and of tokens that users defined.
+const CONTROL: u64 = 3;
+const USER_DEFINED: u64 = 4;
+
+/// A model's vocabulary.
+pub struct Tokenizer {
+    model: BPE,
+    split: PreTokenizerWrapper,
+    /// The bytes of each token; empty for control tokens.
+    bytes: Vec<Box<[u8]>>,
+    /// Names of tokens that only templates may use, longest first.
+    special: Vec<(String, u32)>,
+    /// The first bytes of those names.
+    special_first: Vec<u8>,
+    longest: usize,
+    /// Put before a prompt where the metadata asks for it.
+    pub bos: Option<u32>,
+    pub add_bos: bool,
+    /// Tokens that end an answer.
+    pub ends: Vec<u32>,
+    /// `bos_token` and `eos_token` as templates see them.
+    pub bos_text: String,
+    pub eos_text: String,
+}
+
+impl Tokenizer {
+    /// Builds the tokenizer from a file's metadata.
+    ///
+    /// # Errors
+    /// [`EngineError::UnsupportedModel`] for other kinds of tokenizer, [`EngineError::Corrupt`] for lists that do not
+    /// fit together.
+    pub fn read(gguf: &Gguf, vocabulary: usize) -> Result<Self, EngineError> {
+        let missing = |key: &str| gguf.corrupt(format!("metadata `{key}` is missing"));
+        match gguf.text("tokenizer.ggml.model")?.ok_or_else(|| missing("tokenizer.ggml.model"))? {
+            "gpt2" => {}
+            other => return Err(gguf.unsupported(format!("its tokenizer is of the kind `{other}`, not `gpt2`"))),
+        }
+        let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+        if tokens.len() != vocabulary {
+            return Err(gguf.corrupt(format!(
+                "`tokenizer.ggml.tokens` lists {} tokens, and the embedding has {vocabulary}",
+                tokens.len()
+            )));
+        }
+        let types = types(gguf, tokens.len())?;
+        let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
+        let mut merges = Vec::new();
+        for merge in texts(gguf, "tokenizer.ggml.merges")? {
+            let pair = merge.split_once(' ').filter(|(a, b)| {
+                vocab.contains_key(*a) && vocab.contains_key(*b) && vocab.contains_key(&format!("{a}{b}"))
+            });
+            let Some((a, b)) = pair else {
+                return Err(gguf.corrupt(format!("merge {} of the tokenizer is of unknown tokens", merges.len())));
+            };
+            merges.push((a.to_owned(), b.to_owned()));
+        }
+        let pre = gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
+        let split = pre_tokenizer(pre).map_err(|reason| gguf.unsupported(reason))?;
+        let model = BpeBuilder::new()
+            .vocab_and_merges(vocab, merges)
+            .ignore_merges(pre == "llama-bpe")
+            .build()
+            .map_err(|e| gguf.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+
+        let id = |key: &str| -> Result<Option<u32>, EngineError> {
+            match gguf.u64(key)? {
+                Some(n) if n >= vocabulary as u64 => Err(gguf.corrupt(format!("metadata `{key}` is {n}"))),
+                n => Ok(n.map(|n| n as u32)),
+            }
+        };
+        let bos = id("tokenizer.ggml.bos_token_id")?;
+        let eos = id("tokenizer.ggml.eos_token_id")?;
+        let mut ends: Vec<u32> = eos.into_iter().collect();
+        ends.extend(id("tokenizer.ggml.eot_token_id")?);
+        // Files before `eot_token_id` existed: the usual names of what ends a turn or a text.
+        for (index, token) in tokens.iter().enumerate() {
+            let names = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>"];
+            if types[index] == CONTROL && names.contains(token) {
+                ends.push(index as u32);
+            }
+        }
+        ends.sort_unstable();
+        ends.dedup();
+
+        let mut special: Vec<(String, u32)> = tokens
+            .iter()
+            .zip(&types)
+            .enumerate()
+            .filter(|(_, (token, kind))| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty())
+            .map(|(id, (token, _))| ((*token).to_owned(), id as u32))
+            .collect();
+        special.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(a.cmp(b)));
+        let mut special_first: Vec<u8> = special.iter().map(|(name, _)| name.as_bytes()[0]).collect();
+        special_first.sort_unstable();
+        special_first.dedup();
+        let bytes: Vec<Box<[u8]>> = tokens
+            .iter()
+            .zip(&types)
+            .map(|(token, kind)| match *kind {
+                CONTROL => Box::default(),
+                USER_DEFINED => token.as_bytes().into(),
+                _ => bytes_of(token),
+            })
+            .collect();
+        let text = |id: Option<u32>| id.map(|id| tokens[id as usize].to_owned()).unwrap_or_default();
+        Ok(Self {
+            longest: bytes.iter().map(|b| b.len()).max().unwrap_or(1).max(1),
+            model,
+            split,
+            bytes,
+            special,
+            special_first,
+            bos,
+            add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false) && bos.is_some(),
+            ends,
+            bos_text: text(bos),
+            eos_text: text(eos),
+        })
+    }
+
+    /// The special token that begins `text`, or is begun by the whole of it.
+    fn special_at(&self, text: &str, whole: bool) -> Option<&(String, u32)> {
+        let first = text.as_bytes().first()?;
+        if !self.special_first.contains(first) {
+            return None;
+        }
+        self.special.iter().find(|(name, _)| text.starts_with(name.as_str()) || (!whole && name.starts_with(text)))
+    }
+
+    /// `text` with `guard` after the first character of every special token in it, and of every beginning of one at its
+    /// end, which what follows could complete.
+    pub fn guarded(&self, text: &str, guard: char) -> String {
+        let mut out = String::with_capacity(text.len());
+        for (at, c) in text.char_indices() {
+            out.push(c);
+            if self.special_at(&text[at..], false).is_some() {
+                out.push(guard);
+            }
+        }
+        out
+    }
+
+    /// The fewest tokens that a text of `bytes` bytes can have.
+    pub fn fewest(&self, bytes: usize) -> usize {
+        bytes.div_ceil(self.longest)
+    }
+
+    /// The ids of a text in which nothing is special.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`] when the splitting pattern fails on the text.
+    pub fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        if text.is_empty() {
+            return Ok(());
+        }
+        let fail = |e: tokenizers::Error| EngineError::Tokenizer(e.to_string());
+        let mut pieces = PreTokenizedString::from(NormalizedString::from(text));
+        self.split.pre_tokenize(&mut pieces).map_err(fail)?;
+        pieces.tokenize(|piece| self.model.tokenize(piece.get())).map_err(fail)?;
+        for (_, _, tokens) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
+            ids.extend(tokens.iter().flatten().map(|token| token.id));
+        }
+        Ok(())
+    }
+
+    /// The ids of a rendered template: special tokens are recognised wherever they stand whole, and `guard`, which
+    /// [`guarded`](Self::guarded) has put inside every special token that is not the template's, is taken out of what
+    /// lies between them.
+    ///
+    /// # Errors
+    /// As [`encode_text`](Self::encode_text).
+    pub fn encode_template(&self, text: &str, guard: char, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        let mut plain = 0;
+        let mut at = 0;
+        let flush = |from: usize, to: usize, ids: &mut Vec<u32>| {
+            let piece = &text[from..to];
+            match piece.contains(guard) {
+                true => self.encode_text(&piece.replace(guard, ""), ids),
+                false => self.encode_text(piece, ids),
+            }
+        };
+        while at < text.len() {
+            let rest = &text[at..];
+            if let Some((name, id)) = self.special_at(rest, true) {
+                flush(plain, at, ids)?;
+                ids.push(*id);
+                at += name.len();
+                plain = at;
+            } else {
+                at += rest.chars().next().map_or(1, char::len_utf8);
+            }
+        }
+        flush(plain, text.len(), ids)
+    }
+
+    /// The bytes that a token adds to a text; none for control tokens.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |b| b)
+    }
+
+    pub fn ends(&self, id: u32) -> bool {
+        self.ends.contains(&id)
+    }
+}
+
+fn texts<'a>(gguf: &'a Gguf, key: &str) -> Result<Vec<&'a str>, EngineError> {
+    let list = gguf.list(key)?.ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is missing")))?;
+    list.iter()
+        .map(|value| match value {
+            Value::Text(text) => Ok(text.as_str()),
+            _ => Err(gguf.corrupt(format!("metadata `{key}` is not a list of texts"))),
+        })
+        .collect()
+}
+
+fn types(gguf: &Gguf, tokens: usize) -> Result<Vec<u64>, EngineError> {
+    let key = "tokenizer.ggml.token_type";
+    let Some(list) = gguf.list(key)? else { return Ok(vec![1; tokens]) };
+    if list.len() != tokens {
+        return Err(gguf.corrupt(format!("metadata `{key}` has {} entries for {tokens} tokens", list.len())));
+    }
+    list.iter()
+        .map(|value| match value {
+            Value::Signed(n) if *n >= 0 => Ok(*n as u64),
+            Value::Unsigned(n) => Ok(*n),
+            _ => Err(gguf.corrupt(format!("metadata `{key}` is not a list of whole numbers"))),
+        })
+        .collect()
+}
+
+/// How a model cuts text into words, by the name that llama.cpp gives it.
+fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, String> {
+    const LLAMA3: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    const QWEN2: &str = "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+    let by = |pattern: &str| -> Result<PreTokenizerWrapper, String> {
+        Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
+            .map(Into::into)
+            .map_err(|e| format!("its splitting pattern `{name}` does not compile: {e}"))
+    };
+    let plain = ByteLevel::new(false, false, false);
+    let parts: Vec<PreTokenizerWrapper> = match name {
+        "smollm" => vec![Digits::new(true).into(), ByteLevel::new(false, false, true).into()],
+        "gpt-2" | "default" => vec![ByteLevel::new(false, false, true).into()],
+        "llama-bpe" => vec![by(LLAMA3)?, plain.into()],
+        "qwen2" => vec![by(QWEN2)?, plain.into()],
+        other => return Err(format!("its tokenizer splits text by `{other}`, which is not known here")),
+    };
+    Ok(Sequence::new(parts).into())
+}
+
+/// The bytes behind a byte-level token, whose characters each stand for one byte as in GPT-2: printable Latin-1 for
+/// itself, the rest from U+0100 on. A token with any other character stands for its own UTF-8.
+fn bytes_of(token: &str) -> Box<[u8]> {
+    let byte = |c: char| -> Option<u8> {
+        match u32::from(c) {
+            n @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => Some(n as u8),
+            n @ 0x100..=0x120 => Some((n - 0x100) as u8),
+            n @ 0x121..=0x142 => Some((n - 0x121 + 0x7f) as u8),
+            0x143 => Some(0xad),
+            _ => None,
+        }
+    };
+    let bytes: Option<Vec<u8>> = token.chars().map(byte).collect();
+    bytes.map_or_else(|| token.as_bytes().into(), Vec::into_boxed_slice)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,124 @@
+//! The engine's thread: take requests, schedule, run, sample, give out; sleep when there is nothing to do.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+    mpsc::{Receiver, TryRecvError},
+};
+
+use super::{
+    EngineError, GenerateEvent,
+    runner::Runner,
+    sampler::sample,
+    scheduler::{Part, Scheduler},
+    sequence::Request,
+    tokenizer::Tokenizer,
+};
+use crate::domain::FinishReason;
+
+/// What the handle and the thread both see.
+#[derive(Default)]
+pub struct Load {
+    /// Sequences that run.
+    pub running: AtomicUsize,
+    /// Requests accepted and not yet admitted.
+    pub waiting: AtomicUsize,
+    pub stop: AtomicBool,
+}
+
+/// The state of the engine's thread.
+pub struct Worker {
+    pub requests: Receiver<Arc<Request>>,
+    pub scheduler: Scheduler,
+    pub runner: Runner,
+    pub tokenizer: Arc<Tokenizer>,
+    pub load: Arc<Load>,
+}
+
+impl Worker {
+    /// Works until the handle is gone.
+    pub fn run(mut self) {
+        loop {
+            if !self.receive() || self.load.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.scheduler.drop_abandoned();
+            self.scheduler.admit();
+            self.publish();
+            if !self.scheduler.running.is_empty() {
+                self.step();
+                self.publish();
+            }
+        }
+    }
+
+    /// Takes what has come; waits when there is nothing else to do. False when the handle is gone.
+    fn receive(&mut self) -> bool {
+        if self.scheduler.is_idle() {
+            match self.requests.recv() {
+                Ok(request) => self.scheduler.push(request),
+                Err(_) => return false,
+            }
+        }
+        loop {
+            match self.requests.try_recv() {
+                Ok(request) => self.scheduler.push(request),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return !self.scheduler.is_idle(),
+            }
+        }
+    }
+
+    fn publish(&mut self) {
+        self.load.running.store(self.scheduler.running.len(), Ordering::Relaxed);
+        self.load.waiting.fetch_sub(self.scheduler.take_left(), Ordering::Relaxed);
+    }
+
+    fn step(&mut self) {
+        let parts = self.scheduler.plan();
+        self.runner.run(&mut self.scheduler, &parts);
+        let mut finished = Vec::new();
+        for (row, part) in parts.iter().filter(|part| part.samples).enumerate() {
+            self.sample(row, part, &mut finished);
+        }
+        self.scheduler.remove(&finished);
+    }
+
+    /// Samples for a part, and for the choices that fork from it when its prompt has just ended.
+    fn sample(&mut self, row: usize, part: &Part, finished: &mut Vec<usize>) {
+        let forks = match self.scheduler.running[part.sequence].generated.is_empty() {
+            true => self.scheduler.fork(part.sequence),
+            false => 0..0,
+        };
+        for index in std::iter::once(part.sequence).chain(forks) {
+            let sequence = &mut self.scheduler.running[index];
+            let request = Arc::clone(&sequence.request);
+            let sampled = sample(
+                self.runner.logits(row),
+                request.choosing,
+                sequence.choice,
+                request.prompt.len() + sequence.generated.len(),
+                request.logprobs,
+            );
+            let reason = match sampled {
+                Some(sampled) => sequence.accept(sampled.token, sampled.logprobs, &self.tokenizer),
+                None => {
+                    sequence.send(GenerateEvent::Failed(EngineError::NotFinite));
+                    Some(FinishReason::Cancelled)
+                }
+            };
+            let Some(reason) = reason else { continue };
+            finished.push(index);
+            let failed = reason == FinishReason::Cancelled;
+            if !failed {
+                sequence.send(GenerateEvent::Finish { choice: sequence.choice, reason });
+            }
+            if let Some(tally) = self.scheduler.finished(index)
+                && !failed
+            {
+                let sequence = &self.scheduler.running[index];
+                sequence.send(GenerateEvent::Usage(sequence.usage(&tally)));
+            }
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! The way of one request through weir: signals, decision, dispatch, record. Everything the HTTP edge may do is a method
+//! of [`Gateway`]; nothing here knows status codes.
+
+mod sessions;
+mod types;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    audit::{AuditStore, DecisionFilter, DecisionRow, DecisionView, EventLog, Feeder, StoreError},
+    backend::{Backend, BackendError},
+    clock::now_micros,
+    dispatch::{Dispatcher, Journal, LogJournal},
+    domain::{
+        Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
+        EventBody, Feedback, Fleet, Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals,
+        Usage, canonical,
+    },
+    learn::Published,
+    policy::Policy,
+    signals::{self, Embedder},
+    telemetry::Metrics,
+};
+
+use sessions::Sessions;
+pub use types::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served, UnknownModel};
+
+/// The name behind which the default policy decides.
+pub const AUTO: &str = "auto";
+
+/// What the gateway is built from; `app.rs` puts it together.
+pub struct Parts {
+    pub policies: Vec<Arc<Policy>>,
+    /// Name of the policy behind `auto`.
+    pub default_policy: String,
+    pub fleet: Fleet,
+    pub aliases: BTreeMap<String, String>,
+    pub unknown_model: UnknownModel,
+    pub backends: BTreeMap<String, Arc<dyn Backend>>,
+    pub dispatcher: Dispatcher,
+    pub embedder: Option<Arc<dyn Embedder>>,
+    pub embedder_missing: Option<String>,
+    pub embed_deadline: Duration,
+    pub published: Published,
+    pub log: EventLog,
+    /// The same log, as what is written to.
+    pub journal: Arc<LogJournal>,
+    pub store: Arc<dyn AuditStore>,
+    pub feeder: Arc<Feeder>,
+    pub metrics: Arc<Metrics>,
+    pub keep_context: bool,
+    pub hash_bodies: bool,
+}
+
+/// The router as a whole. One per process, shared by all requests.
+pub struct Gateway {
+    parts: Parts,
+    policies: BTreeMap<String, Arc<Policy>>,
+    sessions: Sessions,
+    started: i64,
+    draining: AtomicBool,
+}
+
+/// What a client's `model` turned out to name.
+enum Target {
+    /// The policy decides.
+    Policy(Arc<Policy>),
+    /// A plan or a model, within a policy's restrictions.
+    Pinned(Arc<Policy>, String),
+}
+
+/// A decision that has been recorded.
+struct Decided {
+    id: DecisionId,
+    decision: Decision,
+    context: Context,
+}
+
+impl Gateway {
+    /// Ready to serve.
+    pub fn new(parts: Parts) -> Self {
+        let policies = parts.policies.iter().map(|p| (p.name().to_owned(), Arc::clone(p))).collect();
+        Self {
+            parts,
+            policies,
+            sessions: Sessions::default(),
+            started: now_micros() / 1_000_000,
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    /// Decides, calls, and hands the answer over; all of it recorded.
+    ///
+    /// # Errors
+    /// See [`GatewayError`]; every error after the decision is recorded as the request's outcome.
+    pub async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
+        let request = Arc::new(request);
+        let Decided { id, decision, .. } = self.decide_and_record(&request, &caller, false).await?;
+        if decision.plan.is_none() {
+            return Err(self.refused(id, decision).await);
+        }
+        let dispatched = self.parts.dispatcher.run(id, &decision, Arc::clone(&request), &caller).await?;
+        Ok(Answer {
+            id,
+            model: dispatched.model,
+            policy: decision.policy,
+            arm: decision.arm,
+            created: now_micros() / 1_000_000,
+            body: dispatched.body,
+        })
+    }
+
+    /// Decides and records it, and calls nothing.
+    pub async fn decide(&self, request: Request, caller: Caller) -> Result<Explained, GatewayError> {
+        let request = Arc::new(request);
+        let Decided { id, decision, context } = self.decide_and_record(&request, &caller, true).await?;
+        Ok(Explained { id, decision, context })
+    }
+
+    /// Unit vectors of `texts`, one after the other: the embedder is not to be batched.
+    pub async fn embeddings(&self, model: &str, texts: Vec<String>) -> Result<Embedded, GatewayError> {
+        let embedder = self.parts.embedder.as_ref().ok_or_else(|| {
+            GatewayError::NoEmbedder(
+                self.parts.embedder_missing.clone().unwrap_or_else(|| "no embedder is configured".to_owned()),
+            )
+        })?;
+        let name = embedder.identity().name.clone();
+        let resolved = self.parts.aliases.get(model).map_or(model, String::as_str);
+        if resolved != name && resolved != "auto" {
+            return Err(GatewayError::UnknownModel { name: model.to_owned(), served: vec![name] });
+        }
+        let mut vectors = Vec::with_capacity(texts.len());
+        let mut tokens = 0;
+        for text in &texts {
+            let vector = embedder.embed(text).await.map_err(|e| GatewayError::NoEmbedder(e.to_string()))?;
+            tokens += embedder.count_tokens(text) as u32;
+            vectors.push(vector);
+        }
+        Ok(Embedded { model: name, vectors, tokens })
+    }
+
+    /// All names that `model` may be.
+    pub fn served(&self) -> Vec<Served> {
+        let entry =
+            |id: &str, kind| Served { id: id.to_owned(), kind, created: self.started, owned_by: "weir".to_owned() };
+        let mut served = vec![entry(AUTO, "policy")];
+        served.extend(self.policies.keys().map(|name| entry(name, "policy")));
+        if let Some(policy) = self.policies.get(&self.parts.default_policy) {
+            served.extend(policy.plan_names().into_iter().map(|name| entry(name, "plan")));
+        }
+        served.extend(self.parts.fleet.0.keys().map(|name| entry(name, "model")));
+        if let Some(embedder) = &self.parts.embedder {
+            served.push(entry(&embedder.identity().name, "model"));
+        }
+        served.extend(self.parts.aliases.keys().map(|name| entry(name, "alias")));
+        let mut seen = BTreeSet::new();
+        served.retain(|s| seen.insert(s.id.clone()));
+        served
+    }
+
+    /// Records a judgement; the learner hears of it through the log. `false` when its idempotency key was seen before.
+    pub async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {
+        if !feedback.value.is_finite() {
+            return Err(GatewayError::Invalid {
+                message: "`value` must be a finite number".into(),
+                param: Some("value".into()),
+            });
+        }
+        self.caught_up().await?;
+        if self.parts.store.decision(id).await.map_err(store_error)?.is_none() {
+            return Err(GatewayError::NotFound(format!(
+                "there is no decision {id}; feedback takes the `id` of an answer or its `x-request-id`"
+            )));
+        }
+        if let Some(key) = &feedback.idempotency_key
+            && self.parts.store.has_feedback_key(id, key).await.map_err(store_error)?
+        {
+            return Ok(false);
+        }
+        let event = Event::new(now_micros(), Some(id), EventBody::Feedback(feedback));
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        Ok(true)
+    }
+
+    /// Decisions as the store has them, newest first.
+    pub async fn decisions(&self, filter: DecisionFilter) -> Result<Vec<DecisionRow>, GatewayError> {
+        self.caught_up().await?;
+        self.parts.store.decisions(&filter).await.map_err(store_error)
+    }
+
+    /// One decision with all that belongs to it.
+    pub async fn decision(&self, id: DecisionId) -> Result<DecisionView, GatewayError> {
+        self.caught_up().await?;
+        let view = self.parts.store.decision(id).await.map_err(store_error)?;
+        view.ok_or_else(|| GatewayError::NotFound(format!("there is no decision {id} in the record")))
+    }
+
+    /// Whether requests can be served now, component by component.
+    pub async fn readiness(&self) -> Readiness {
+        let mut components = BTreeMap::new();
+        let mut ready = !self.draining.load(Ordering::Relaxed);
+        if !ready {
+            components.insert("weir".to_owned(), "shutting down".to_owned());
+        }
+        let log = match self.log_failing().await {
+            Some(error) if self.parts.journal.refuses() => {
+                ready = false;
+                error
+            }
+            Some(error) => format!("serving without a record: {error}"),
+            None => "ok".to_owned(),
+        };
+        components.insert("event log".to_owned(), log);
+        // The store may lag or be down: the log holds everything until it is back.
+        let store = match self.parts.feeder.last_error() {
+            Some(error) => format!("{} events behind: {error}", self.parts.feeder.lag()),
+            None => "ok".to_owned(),
+        };
+        components.insert("store".to_owned(), store);
+        let embedder = match (&self.parts.embedder, &self.parts.embedder_missing) {
+            (Some(_), _) => "ok".to_owned(),
+            (None, Some(reason)) => format!("missing: {reason}"),
+            (None, None) => "off".to_owned(),
+        };
+        components.insert("embedder".to_owned(), embedder);
+        for (name, backend) in &self.parts.backends {
+            let state = if backend.state().available { "ok" } else { "not available" };
+            components.insert(format!("model {name}"), state.to_owned());
+        }
+        Readiness { ready, components }
+    }
+
+    /// Prometheus text.
+    pub fn metrics(&self) -> String {
+        let last = self.parts.log.last_seq();
+        let stored = last.saturating_sub(self.parts.feeder.lag());
+        // The learner follows the store batch by batch.
+        self.parts.metrics.log(last, stored, stored);
+        self.parts.metrics.render()
+    }
+
+    /// From now on every new request is refused.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What keeps the log from being written. Where the last append failed another is tried, since a weir that is not
+    /// ready may get no requests to find out by.
+    async fn log_failing(&self) -> Option<String> {
+        self.parts.journal.failing()?;
+        let probe = Admin { action: "probe".into(), detail: "whether the log can be written again".into() };
+        let event = Event::new(now_micros(), None, EventBody::Admin(probe));
+        let _ = self.parts.journal.append(vec![event]).await;
+        self.parts.journal.failing()
+    }
+
+    async fn decide_and_record(
+        &self,
+        request: &Arc<Request>,
+        caller: &Caller,
+        dry: bool,
+    ) -> Result<Decided, GatewayError> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(GatewayError::Draining);
+        }
+        let id = DecisionId::new();
+        let target = self.resolve(&request.model)?;
+        let (policy, pinned) = match &target {
+            Target::Policy(policy) => (policy, None),
+            Target::Pinned(policy, name) => (policy, Some(name.as_str())),
+        };
+        let mut context = self.context(id, policy, pinned.is_some(), request, caller).await;
+        let state = self.parts.published.get(policy.hash()).unwrap_or_else(|| Arc::new(policy.initial_state()));
+        let begun = Instant::now();
+        let decision = match pinned {
+            Some(name) => policy.pin(name, &state, &context).ok_or_else(|| self.unknown(&request.model))?,
+            None => policy.decide(&state, &context),
+        };
+        self.parts.metrics.decision(&decision.policy, &decision.arm, decision.decided_by, begun.elapsed());
+        if !context.session.id.is_empty() && !dry {
+            self.sessions.decided(&context.session.id, &decision.arm);
+        }
+        let record = DecisionRecord {
+            decision: decision.clone(),
+            model_requested: request.model.clone(),
+            stream: request.stream,
+            key: caller.key.id.clone(),
+            tenant: caller.key.tenant.clone(),
+            session: context.session.id.clone(),
+            client_retry: request.client_retry,
+            dry,
+            build: crate::BUILD.to_owned(),
+            embedder: context.embedding.as_ref().map(|e| EmbedderIdentity::clone(&e.embedder)),
+            context_hash: None,
+            embedding_hash: None,
+            request_hash: self.parts.hash_bodies.then(|| Hash::of(&request.body)),
+        };
+        let mut event = Event::new(context.now, Some(id), EventBody::Decision(Box::new(record)));
+        if self.parts.keep_context {
+            event.context = Some(canonical::to_bytes(&context).map_err(|e| GatewayError::NotRecorded(e.to_string()))?);
+            event.embedding = context.embedding.as_ref().map(|e| canonical::vector_to_bytes(&e.vector));
+        }
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        if !self.parts.keep_context {
+            context.embedding = None;
+        }
+        Ok(Decided { id, decision, context })
+    }
+
+    /// What is known about the request, as far as this policy looks at it. A pinned request under a policy without rules
+    /// is not looked at: nothing could follow from it.
+    async fn context(
+        &self,
+        id: DecisionId,
+        policy: &Policy,
+        pinned: bool,
+        request: &Arc<Request>,
+        caller: &Caller,
+    ) -> Context {
+        let looked_at = !pinned || policy.has_rules();
+        let mut signals = if looked_at { signals::measure(request) } else { Signals::default() };
+        let mut embedding = None;
+        if looked_at && policy.needs_embedding() {
+            match signals::embed_within(self.parts.embedder.as_ref(), &request.query(), self.parts.embed_deadline).await
+            {
+                Ok(found) => {
+                    signals.similarity = policy.similarities(&found.vector);
+                    signals.embedded = true;
+                    embedding = Some(found);
+                }
+                Err(reason) => {
+                    tracing::debug!(decision = %id, %reason, "the query was not embedded");
+                }
+            }
+        }
+        let session = match &request.session {
+            Some(session) => self.sessions.view(&Hash::of(session.as_bytes()).to_string()[..16]),
+            None => SessionView::default(),
+        };
+        let fleet = self.parts.backends.iter().map(|(name, backend)| (name.clone(), backend.state())).collect();
+        Context {
+            now: now_micros(),
+            seed: seed(id, policy.name()),
+            request: RequestView {
+                model: request.model.clone(),
+                stream: request.stream,
+                max_tokens: request.sampling.max_tokens.unwrap_or(0),
+                n: request.n,
+                needs: request.needs.clone(),
+                metadata: request.metadata.clone(),
+                client_retry: request.client_retry,
+            },
+            signals,
+            session,
+            key: caller.key.clone(),
+            fleet,
+            embedding,
+        }
+    }
+
+    /// What `name` means: `auto`, a policy, a plan or model, an alias of one, or what `unknown_model` says.
+    fn resolve(&self, name: &str) -> Result<Target, GatewayError> {
+        let name = self.parts.aliases.get(name).map_or(name, String::as_str);
+        let default = self.policies.get(&self.parts.default_policy).ok_or_else(|| self.unknown(name))?;
+        if name == AUTO {
+            return Ok(Target::Policy(Arc::clone(default)));
+        }
+        if let Some(policy) = self.policies.get(name) {
+            return Ok(Target::Policy(Arc::clone(policy)));
+        }
+        let pinned = |name: &str| Ok(Target::Pinned(Arc::clone(default), name.to_owned()));
+        if self.parts.fleet.get(name).is_some() || default.plan_names().contains(&name) {
+            return pinned(name);
+        }
+        match &self.parts.unknown_model {
+            UnknownModel::Error => Err(self.unknown(name)),
+            UnknownModel::Auto => Ok(Target::Policy(Arc::clone(default))),
+            UnknownModel::PassThrough(entry) => pinned(entry),
+        }
+    }
+
+    fn unknown(&self, name: &str) -> GatewayError {
+        GatewayError::UnknownModel { name: name.to_owned(), served: self.served().into_iter().map(|s| s.id).collect() }
+    }
+
+    /// Records that nothing was called, and says why.
+    async fn refused(&self, id: DecisionId, decision: Decision) -> GatewayError {
+        let reason = decision.refusal.unwrap_or_else(|| "the policy refused".to_owned());
+        let outcome = Outcome {
+            status: OutcomeStatus::Refused,
+            served_by: String::new(),
+            attempts: 0,
+            cost_usd: 0.0,
+            latency_us: 0,
+            ttft_us: None,
+            usage: Usage::default(),
+            error: Some(reason.clone()),
+            answer_hash: None,
+        };
+        let event = Event::new(now_micros(), Some(id), EventBody::Outcome(outcome));
+        if let Err(error) = self.parts.journal.append(vec![event]).await {
+            return GatewayError::NotRecorded(error);
+        }
+        let incapable: BTreeSet<&str> = decision
+            .candidates
+            .iter()
+            .filter_map(|c| match &c.eliminated {
+                Some(Elimination::Capability(need)) => Some(need.as_str()),
+                _ => None,
+            })
+            .collect();
+        let all_incapable = !decision.candidates.is_empty()
+            && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Capability(_))));
+        if all_incapable {
+            let needs = Need::ALL.into_iter().filter(|n| incapable.contains(n.as_str())).collect();
+            return GatewayError::Incapable { id, needs };
+        }
+        let too_long = decision.candidates.iter().find_map(|c| match &c.eliminated {
+            Some(Elimination::Context(why)) => Some((c.arm.clone(), why.clone())),
+            _ => None,
+        });
+        if let Some((model, why)) = too_long
+            && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Context(_))))
+        {
+            let error = BackendError::new(ErrorKind::ContextTooLong, why);
+            return GatewayError::Backend { id, model, error };
+        }
+        GatewayError::Refused { id, reason }
+    }
+
+    /// Waits until the store has everything that was logged before this call, for questions that are asked of it.
+    async fn caught_up(&self) -> Result<(), GatewayError> {
+        let seq = self.parts.log.last_seq();
+        self.parts.feeder.flush(seq, Duration::from_secs(10)).await.map_err(|e| GatewayError::Store(e.to_string()))
+    }
+}
+
+fn store_error(error: StoreError) -> GatewayError {
+    GatewayError::Store(error.to_string())
+}
+
+/// The seed of a decision: a hash of request id and policy name, so that two policies draw independently.
+fn seed(id: DecisionId, policy: &str) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(id.0.as_bytes());
+    hasher.update(policy.as_bytes());
+    let mut first = [0; 8];
+    first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}

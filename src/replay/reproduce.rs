@@ -1,0 +1,122 @@
+//! Deriving recorded decisions again, bit for bit: policy version, state, context and embedding all from the record.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::Serialize;
+
+use super::ReplayError;
+use crate::{
+    audit::{AuditStore, DecisionView},
+    domain::{Context, DecidedBy, Decision, Embedding, Hash, canonical},
+    learn,
+    policy::{self, Policy},
+};
+
+/// One decision that came out otherwise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Difference {
+    pub id: String,
+    /// The recorded decision and the one derived now, as canonical JSON.
+    pub recorded: String,
+    pub derived: String,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ReproduceReport {
+    /// Decisions asked about.
+    pub asked: usize,
+    /// Derived again, same bytes.
+    pub same: usize,
+    pub differences: Vec<Difference>,
+    /// Decisions that cannot be derived, with the reason: their context was erased or never kept.
+    pub impossible: Vec<(String, String)>,
+}
+
+impl ReproduceReport {
+    pub fn all_same(&self) -> bool {
+        self.differences.is_empty()
+    }
+}
+
+/// The recorded context of a decision, embedding included; an error says what is missing.
+pub fn context_of(view: &DecisionView) -> Result<Context, String> {
+    if view.context_bytes.is_none() {
+        return Err("its context was erased, or was never kept (`record.context: none`)".into());
+    }
+    let mut context = view.context.clone().ok_or("its context is no context of this version")?;
+    if view.decision.embedding_hash.is_some() {
+        let vector = view.embedding.clone().ok_or("its embedding was erased")?;
+        let embedder = view.decision.embedder.clone().ok_or("its embedder is not recorded")?;
+        context.embedding = Some(Embedding { vector: vector.into(), embedder: Arc::new(embedder) });
+    }
+    Ok(context)
+}
+
+/// The policy that a record names, compiled again from the record.
+pub async fn recorded_policy(store: &dyn AuditStore, decision: &Decision, id: &str) -> Result<Policy, ReplayError> {
+    let version = store.policy_version(decision.policy_hash).await?.ok_or_else(|| ReplayError::NoPolicy {
+        name: decision.policy.clone(),
+        hash: decision.policy_hash.short(),
+        decision: id.to_owned(),
+    })?;
+    policy::from_version(&version)
+        .map_err(|e| ReplayError::Policy { name: version.name.clone(), reason: e.to_string() })
+}
+
+/// Derives `views` again and compares canonical bytes. They may come in any order; each policy's state is folded forward
+/// once.
+///
+/// # Errors
+/// When the store cannot be read or a policy is not in it; a decision that differs is no error but in the report.
+pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Result<ReproduceReport, ReplayError> {
+    let mut report = ReproduceReport { asked: views.len(), ..ReproduceReport::default() };
+    let mut by_policy: BTreeMap<Hash, Vec<DecisionView>> = BTreeMap::new();
+    for view in views {
+        by_policy.entry(view.decision.decision.policy_hash).or_default().push(view);
+    }
+    for (hash, mut views) in by_policy {
+        views.sort_by_key(|view| view.decision.decision.state_seq);
+        let Some(first) = views.first() else { continue };
+        let policy = recorded_policy(store, &first.decision.decision, &first.id.to_string()).await?;
+        let mut state = learn::restore(store, &policy, Some(first.decision.decision.state_seq)).await?;
+        for view in &views {
+            let recorded = &view.decision.decision;
+            while state.seq < recorded.state_seq {
+                let page = store.state_updates(hash, state.seq + 1, 1024).await?;
+                if page.is_empty() {
+                    break;
+                }
+                for update in page.iter().take_while(|update| update.seq <= recorded.state_seq) {
+                    policy.fold(&mut state, update).map_err(|e| learn::LearnError::State {
+                        policy: policy.name().to_owned(),
+                        reason: e.to_string(),
+                    })?;
+                }
+            }
+            let context = match context_of(view) {
+                Ok(context) => context,
+                Err(reason) => {
+                    report.impossible.push((view.id.to_string(), reason));
+                    continue;
+                }
+            };
+            let derived = match recorded.decided_by {
+                DecidedBy::Pinned => policy.pin(&recorded.arm, &state, &context),
+                _ => Some(policy.decide(&state, &context)),
+            };
+            let recorded = canonical::to_bytes(recorded).unwrap_or_default();
+            let derived = derived.and_then(|d| canonical::to_bytes(&d).ok()).unwrap_or_default();
+            if recorded == derived {
+                report.same += 1;
+            } else {
+                report.differences.push(Difference {
+                    id: view.id.to_string(),
+                    recorded: String::from_utf8_lossy(&recorded).into_owned(),
+                    derived: String::from_utf8_lossy(&derived).into_owned(),
+                });
+            }
+        }
+    }
+    Ok(report)
+}

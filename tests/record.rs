@@ -1,0 +1,257 @@
+//! The record as an auditor needs it: nothing answered is missing, the chain verifies, decisions derive again.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
+
+use crate::support::{
+    postgres::{self, Server},
+    weir::{self, Weir, chat},
+};
+
+/// Two scripted models and a policy that learns which of them to take.
+const CONFIG: &str = r#"
+fleet:
+  - name: cheap
+    scripted: {rules: [{reply: {text: "a short answer of six words"}}]}
+  - name: dear
+    price: {input: 1.0, output: 2.0}
+    scripted: {rules: [{reply: {text: "a longer answer that takes some more words than the other"}}]}
+policies: [learning.yaml]
+embedder: {model: "off"}
+"#;
+
+const POLICY: &str = r#"
+policy: learning
+models: {cheap: {name: cheap}, dear: {name: dear}}
+select:
+  arms: [cheap, dear]
+  linucb: {alpha: 1.0, ridge: 1.0}
+  features: [tokens, complexity, turn]
+  min_propensity: 0.05
+reward:
+  quality: {weight: 1.0, from: feedback.score, wait: 24h}
+"#;
+
+fn write_config(dir: &Path) -> std::path::PathBuf {
+    std::fs::write(dir.join("learning.yaml"), POLICY).unwrap();
+    weir::config(dir, CONFIG)
+}
+
+fn json_of(args: &[&str]) -> Value {
+    let (code, out, err) = weir::run(args);
+    assert_eq!(code, 0, "weir {args:?}: {err}\n{out}");
+    serde_json::from_str(&out).unwrap_or_else(|e| panic!("weir {args:?} printed no JSON ({e}): {out}"))
+}
+
+/// Sixty-four streams at once all end right, and every one is in the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn sixty_four_streams_at_once_are_all_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let weir = Weir::start(&write_config(dir.path()), &data, &[]);
+    let client = weir::client();
+    let streams = (0..64).map(|i| {
+        let mut body = chat("auto", &format!("question {i}"));
+        body["stream"] = json!(true);
+        let request = client.post(format!("{}/v1/chat/completions", weir.url)).json(&body);
+        async move {
+            let response = request.send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+            let text = response.text().await.unwrap();
+            assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+            assert!(text.contains(&format!("chatcmpl-{id}")), "{text}");
+            id
+        }
+    });
+    let ids: Vec<String> = futures_util::future::join_all(streams).await;
+    for id in ids {
+        let (status, view) = weir.get(&format!("/v1/audit/decisions/{id}")).await;
+        assert_eq!(status, 200, "{view}");
+        assert_eq!(view["outcome"]["status"], "ok", "{view}");
+    }
+}
+
+/// Load until told to stop; gives the ids of all requests of which a byte was answered.
+async fn load(url: String, workers: usize, stop: Arc<AtomicBool>) -> Vec<String> {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let client = weir::client();
+    let tasks = (0..workers).map(|worker| {
+        let (url, stop, seen, client) = (url.clone(), Arc::clone(&stop), Arc::clone(&seen), client.clone());
+        tokio::spawn(async move {
+            let mut i = 0;
+            while !stop.load(Ordering::Relaxed) {
+                i += 1;
+                let mut body = chat("auto", &format!("worker {worker} asks {i}"));
+                body["stream"] = json!(worker % 2 == 0);
+                let sent = client.post(format!("{url}/v1/chat/completions")).json(&body).send().await;
+                // The server may be dead already.
+                let Ok(response) = sent else { return };
+                if response.status() != 200 {
+                    continue;
+                }
+                let id = response.headers()["x-request-id"].to_str().unwrap().to_owned();
+                let mut bytes = response.bytes_stream();
+                if let Some(Ok(_)) = bytes.next().await {
+                    seen.lock().unwrap().push(id);
+                }
+                while let Some(Ok(_)) = bytes.next().await {}
+            }
+        })
+    });
+    futures_util::future::join_all(tasks).await;
+    let ids = seen.lock().unwrap().clone();
+    ids
+}
+
+async fn survives_kill(rounds: usize, database_url: Option<&str>) {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let config = write_config(dir.path());
+    let more: Vec<&str> = database_url.map_or(vec![], |url| vec!["--database-url", url]);
+    let mut answered = Vec::new();
+    for round in 0..rounds {
+        let mut weir = Weir::start(&config, &data, &more);
+        let stop = Arc::new(AtomicBool::new(false));
+        let running = tokio::spawn(load(weir.url.clone(), 8, Arc::clone(&stop)));
+        // Another moment of the load each time; what is asserted does not depend on how far it came.
+        tokio::time::sleep(Duration::from_millis(150 + 37 * round as u64)).await;
+        weir.kill();
+        stop.store(true, Ordering::Relaxed);
+        answered.extend(running.await.unwrap());
+    }
+    assert!(answered.len() > rounds, "the load did not get going: {} answers", answered.len());
+
+    let weir = Weir::start(&config, &data, &more);
+    let client = weir::client();
+    for id in &answered {
+        let response = client.get(format!("{}/v1/audit/decisions/{id}", weir.url)).send().await.unwrap();
+        let status = response.status();
+        let view: Value = response.json().await.unwrap();
+        assert_eq!(status, 200, "an answered request is not in the record: {id}: {view}");
+        assert!(view["outcome"]["status"].is_string(), "no outcome after the restart: {view}");
+    }
+    drop(weir);
+    let data = data.to_str().unwrap();
+    let mut args = vec!["audit", "verify", "--json", "--data-dir", data];
+    args.extend(&more);
+    let report = json_of(&args);
+    assert_eq!(report["passed"], json!(true), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_answered_is_lost_by_kill_9_sqlite() {
+    survives_kill(20, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_answered_is_lost_by_kill_9_postgres() {
+    let database = postgres::database().await;
+    survives_kill(20, Some(&database)).await;
+}
+
+/// PostgreSQL goes away for a while under load: no request fails, all records arrive, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_may_stop_for_a_while() {
+    let server = tokio::task::spawn_blocking(Server::start).await.unwrap();
+    let database = server.database().await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let weir = Weir::start(&write_config(dir.path()), &data, &["--database-url", &database]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let (url, flag) = (weir.url.clone(), Arc::clone(&stop));
+    let running = tokio::spawn(async move {
+        let client = weir::client();
+        let mut ids = Vec::new();
+        while !flag.load(Ordering::Relaxed) {
+            let body = chat("auto", "does this still work?");
+            let response = client.post(format!("{url}/v1/chat/completions")).json(&body).send().await.unwrap();
+            assert_eq!(response.status(), 200, "a request failed while the database was away");
+            ids.push(response.headers()["x-request-id"].to_str().unwrap().to_owned());
+            let _ = response.bytes().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        ids
+    });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.stop();
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let server = tokio::task::spawn_blocking(move || {
+        server.resume();
+        server
+    })
+    .await
+    .unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    stop.store(true, Ordering::Relaxed);
+    let ids = running.await.unwrap();
+    // The feeder's next try may be some seconds away.
+    for _ in 0..60 {
+        let (status, _) = weir.get(&format!("/v1/audit/decisions/{}", ids[ids.len() - 1])).await;
+        if status == 200 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    for id in &ids {
+        let (status, view) = weir.get(&format!("/v1/audit/decisions/{id}")).await;
+        assert_eq!(status, 200, "{id}: {view}");
+    }
+    drop(weir);
+    let report =
+        json_of(&["audit", "verify", "--json", "--data-dir", data.to_str().unwrap(), "--database-url", &database]);
+    assert_eq!(report["passed"], json!(true), "{report}");
+    drop(server);
+}
+
+/// Feedback changes later decisions; a thousand of them derive again, across a restart, to the same bytes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_learning_decisions_derive_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let config = write_config(dir.path());
+    let mut taken = Vec::new();
+    for part in 0..2 {
+        let mut weir = Weir::start(&config, &data, &[]);
+        for i in 0..500 {
+            let (status, answer) = weir.post("/v1/chat/completions", &chat("auto", &format!("part {part}, {i}"))).await;
+            assert_eq!(status, 200, "{answer}");
+            let model = answer["model"].as_str().unwrap().to_owned();
+            if i % 3 == 0 {
+                // Only `dear` is ever liked.
+                let value = f64::from(u8::from(model == "dear"));
+                let feedback = json!({"id": answer["id"], "name": "score", "value": value});
+                let (status, said) = weir.post("/v1/feedback", &feedback).await;
+                assert!(status == 200 || status == 202, "{said}");
+            }
+            taken.push(model);
+        }
+        assert!(weir.stop().success());
+    }
+    let late = taken[800..].iter().filter(|m| *m == "dear").count();
+    assert!(late > 170, "200 late decisions took the liked arm only {late} times: it did not learn");
+
+    let data = data.to_str().unwrap();
+    let report = json_of(&["audit", "reproduce", "--last", "1000", "--json", "--data-dir", data]);
+    assert_eq!(report["same"], json!(1000), "{report}");
+    assert_eq!(report["differences"], json!([]), "{report}");
+
+    let replayed = json_of(&["replay", "--data", data, "--json"]);
+    assert_eq!(replayed["policies"][0]["made_the_log"], json!(true));
+    assert_eq!(replayed["policies"][0]["agreed"], json!(1000), "{replayed}");
+
+    let other = dir.path().join("other.yaml");
+    std::fs::write(&other, "policy: other\nmodels: {cheap: {name: cheap}}\nselect: {arms: [cheap], static: cheap}\n")
+        .unwrap();
+    let replayed = json_of(&["replay", "--data", data, "--json", "--policy", other.to_str().unwrap()]);
+    assert_eq!(replayed["policies"][0]["arms"], json!({"cheap": 1000}), "{replayed}");
+}
