@@ -19,7 +19,7 @@ use clap::{Args, Subcommand};
 
 use crate::{
     domain::{Fleet, ModelCard},
-    policy::{self, Diagnostics, Inputs, Policy, Spec},
+    policy::{self, Diagnostics, Policy, Spec},
 };
 
 /// Like `println!`, but a reader that has gone away (`weir policy schema | head`) is no defect to panic over.
@@ -147,15 +147,9 @@ fn fancy() -> bool {
 /// Compiles a file. The outer error is about reading it at all.
 fn load(file: &Path, common: &Common) -> anyhow::Result<Result<Policy, Diagnostics>> {
     let yaml = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let spec = match policy::parse(&file.display().to_string(), &yaml) {
-        Ok(spec) => spec,
-        Err(diagnostics) => return Ok(Err(diagnostics)),
-    };
-    let fleet = match &common.config {
-        Some(path) => configured_fleet(path)?,
-        None => implied_fleet(&spec),
-    };
-    Ok(policy::compile(&spec, &Inputs::unembedded(&fleet, &spec)))
+    let configured = common.config.as_deref().map(request::fleet).transpose()?;
+    let fleet = |spec: &Spec| configured.unwrap_or_else(|| implied_fleet(spec));
+    Ok(policy::check(&file.display().to_string(), &yaml, fleet))
 }
 
 /// The fleet that a file without a configuration implies: each of its `models` is an entry of the name it asks for, or,
@@ -174,9 +168,4 @@ fn implied_fleet(spec: &Spec) -> Fleet {
         card.tags.extend(model.tag.clone());
     }
     Fleet::new(cards.into_values())
-}
-
-/// The fleet of a weir.yaml. Only its entries' cards are read here; `weir check` checks the rest.
-fn configured_fleet(path: &Path) -> anyhow::Result<Fleet> {
-    request::fleet(path)
 }

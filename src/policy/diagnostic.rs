@@ -64,6 +64,9 @@ pub struct Diagnostic {
     /// Byte range within the file.
     #[serde(skip)]
     pub span: std::ops::Range<usize>,
+    /// The place as a JSON pointer.
+    #[serde(skip)]
+    pub(super) pointer: String,
     #[serde(skip)]
     pub(super) source: Arc<Source>,
 }

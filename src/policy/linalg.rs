@@ -146,14 +146,14 @@ mod tests {
             let b = sample(n, 999);
             let l = cholesky(&a, n, 0.5).unwrap();
             let x = solve(&l, &b);
-            for i in 0..n {
+            for (i, b) in b.iter().enumerate() {
                 let row: Vec<f64> = (0..n)
                     .map(|j| {
                         let (r, c) = (i.max(j), i.min(j));
                         a[r * (r + 1) / 2 + c] + if i == j { 0.5 } else { 0.0 }
                     })
                     .collect();
-                assert!((dot(&row, &x) - b[i]).abs() < 1e-10, "n {n} row {i}");
+                assert!((dot(&row, &x) - b).abs() < 1e-10, "n {n} row {i}");
             }
         }
     }

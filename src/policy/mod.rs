@@ -48,8 +48,48 @@ use crate::domain::{
 /// # Errors
 /// All that is wrong with text and shape. What names mean is checked by [`compile`].
 pub fn parse(file: &str, yaml: &[u8]) -> Result<Spec, Diagnostics> {
-    let (spec, source) = document::read::<Spec>(file, yaml, schema::policies())?;
-    Ok(Spec { source, ..spec })
+    let read = document::read::<Spec>(file, yaml, schema::policies());
+    match read.value.filter(|_| read.findings.0.is_empty()) {
+        Some(spec) => Ok(Spec { source: read.source, ..spec }),
+        None => Err(read.findings),
+    }
+}
+
+/// Reads and compiles without an embedder, for checking: errors of shape do not keep errors of meaning from being found,
+/// so that everything comes at once. `fleet` may depend on the file.
+///
+/// # Errors
+/// Everything that is wrong, in the order of the file.
+pub fn check(file: &str, yaml: &[u8], fleet: impl FnOnce(&Spec) -> Fleet) -> Result<Policy, Diagnostics> {
+    let read = document::read::<Spec>(file, yaml, schema::policies());
+    let mut findings = read.findings;
+    let Some(spec) = read.value.map(|spec| Spec { source: read.source, ..spec }) else { return Err(findings) };
+    match compile(&spec, &Inputs::unembedded(&fleet(&spec), &spec)) {
+        Ok(policy) if findings.0.is_empty() => Ok(policy),
+        Ok(_) => Err(findings),
+        Err(meaning) => {
+            // What only follows from something that is reported already would lead astray.
+            let follows = |d: &Diagnostic| {
+                findings.0.iter().any(|f| {
+                    let name = f.pointer.rsplit('/').next().unwrap_or_default();
+                    let named = d.kind == DiagnosticKind::UnknownName && d.message.contains(&format!("`{name}`"));
+                    under(&d.pointer, &f.pointer)
+                        || schema::parent(&f.pointer) == d.pointer
+                        || (!name.is_empty() && named)
+                })
+            };
+            let (mut kept, _): (Vec<_>, Vec<_>) =
+                meaning.0.into_iter().partition(|d| findings.0.is_empty() || !follows(d));
+            findings.0.append(&mut kept);
+            findings.sort();
+            Err(findings)
+        }
+    }
+}
+
+/// Whether a JSON pointer leads to the same node as another, or below it.
+fn under(pointer: &str, above: &str) -> bool {
+    pointer.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// What compiling a policy is handed beside the file; all of it is part of the policy's hash.

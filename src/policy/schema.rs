@@ -72,7 +72,19 @@ pub(super) fn check(shape: &Shape, source: &Arc<Source>, value: &Value) -> Vec<D
     for error in validator.iter_errors(value) {
         words.word(&error);
     }
-    words.out
+    let mut out = words.out;
+    // A plan of a kind that does not exist yet need not also be told that it is no call.
+    let later: Vec<String> =
+        out.iter().filter(|d| d.kind == DiagnosticKind::NotYet).map(|d| parent(&d.pointer).to_owned()).collect();
+    out.retain(|d| d.label != NEEDED || !later.iter().any(|l| l == parent(&d.pointer)));
+    out
+}
+
+/// The label of a missing key.
+const NEEDED: &str = "needed here";
+
+pub(super) fn parent(pointer: &str) -> &str {
+    &pointer[..pointer.rfind('/').unwrap_or(0)]
 }
 
 /// Puts errors into words.
@@ -99,13 +111,18 @@ impl Words<'_> {
             }
             K::Required { property } => {
                 let name = property.as_str().unwrap_or_default();
-                out.push(
-                    say(format!("`{name}` is missing")).label("needed here").maybe_help(described(shape, at, name)),
-                );
+                let missing = source.value(&step(at, name), DiagnosticKind::Value, "this key is missing");
+                out.push(missing.label(NEEDED).maybe_help(described(shape, at, name)));
             }
             K::Type { .. } => {
                 let wanted = expected(schema_at(&shape.schema, at));
-                out.push(say(format!("expected {wanted}, found {}", found(got))).label(format!("expected {wanted}")));
+                let quote = wanted == "text" && (got.is_number() || got.is_boolean());
+                let help = quote.then(|| format!("put it in quotes: \"{got}\""));
+                out.push(
+                    say(format!("expected {wanted}, found {}", found(got)))
+                        .label(format!("expected {wanted}"))
+                        .maybe_help(help),
+                );
             }
             K::Enum { options } => {
                 let names: Vec<&str> = options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
@@ -132,6 +149,14 @@ impl Words<'_> {
     /// Of several shapes, the errors of the one that was meant: the branch whose type fits the value.
     fn any_of(&mut self, at: &str, got: &Value, context: &[Vec<ValidationError<'static>>]) {
         let shape = self.shape;
+        let options: Vec<&str> =
+            shapes(schema_at(&shape.schema, at)).iter().filter_map(|s| s.get("const")?.as_str()).collect();
+        if let (Some(text), false) = (got.as_str(), options.is_empty()) {
+            let message = format!("{} is not one of the values that are allowed here", found(got));
+            let help = suggest("values", text, options.iter().copied());
+            self.out.push(self.source.value(at, DiagnosticKind::Value, message).maybe_help(help));
+            return;
+        }
         let own_type = |e: &ValidationError<'_>| {
             matches!(e.kind(), ValidationErrorKind::Type { .. }) && e.instance_path().as_str() == at
         };
@@ -145,6 +170,31 @@ impl Words<'_> {
             }
         }
     }
+}
+
+/// The value with what is wrong about its shape taken out, so that the rest can still be checked for its meaning: keys
+/// that are not known or hold the wrong type are left out, missing texts, lists and maps are empty.
+pub(super) fn mend(shape: &Shape, value: &Value, findings: &[Diagnostic]) -> Value {
+    let mut value = value.clone();
+    for finding in findings {
+        let key = finding.pointer[parent(&finding.pointer).len()..].trim_start_matches('/');
+        let key = key.replace("~1", "/").replace("~0", "~");
+        let Some(Value::Object(map)) = value.pointer_mut(parent(&finding.pointer)) else { continue };
+        if finding.label != NEEDED {
+            map.shift_remove(&key);
+            continue;
+        }
+        // Without models, every name in the file would seem unknown.
+        let empty = match expected(schema_at(&shape.schema, &finding.pointer)).as_str() {
+            _ if finding.pointer == "/models" => continue,
+            "text" => Value::String(String::new()),
+            "a list" => Value::Array(Vec::new()),
+            other if other.starts_with("a map") => Value::Object(serde_json::Map::new()),
+            _ => continue,
+        };
+        map.insert(key, empty);
+    }
+    value
 }
 
 fn unknown_key(shape: &Shape, source: &Arc<Source>, at: &str, key: &str) -> Diagnostic {
@@ -192,7 +242,7 @@ fn schema_at<'a>(schema: &'a Value, pointer: &str) -> &'a Value {
 
 fn shapes(node: &Value) -> Vec<&Value> {
     match node.get("anyOf").or_else(|| node.get("oneOf")).and_then(Value::as_array) {
-        Some(branches) => branches.iter().collect(),
+        Some(branches) => branches.iter().flat_map(shapes).collect(),
         None => vec![node],
     }
 }
@@ -246,6 +296,7 @@ fn expected(node: &Value) -> String {
                 other => other.to_owned(),
             });
         }
+        words.extend(shape.get("const").map(|c| format!("`{}`", c.as_str().unwrap_or_default())));
         if let Some(options) = shape.get("enum").and_then(Value::as_array) {
             let names: Vec<&str> = options.iter().filter_map(Value::as_str).collect();
             words.push(format!("one of `{}`", names.join("`, `")));

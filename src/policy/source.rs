@@ -73,6 +73,7 @@ impl Source {
             file: self.file.clone(),
             line,
             column,
+            pointer: String::new(),
             path,
             message: message.into(),
             label: String::new(),
@@ -85,7 +86,7 @@ impl Source {
     /// A finding about the value at `pointer`; where the pointer leads nowhere, about the nearest node above it.
     pub fn value(self: &Arc<Self>, pointer: &str, kind: DiagnosticKind, message: impl Into<String>) -> Diagnostic {
         let span = self.nearest(pointer).map_or(0..0, |(_, place)| place.value.clone());
-        self.at(span, readable(pointer), kind, message)
+        Diagnostic { pointer: pointer.to_owned(), ..self.at(span, readable(pointer), kind, message) }
     }
 
     /// A finding about the key at `pointer`.
@@ -95,7 +96,7 @@ impl Source {
             Some((_, place)) => place.value.clone(),
             None => 0..0,
         };
-        self.at(span, readable(pointer), kind, message)
+        Diagnostic { pointer: pointer.to_owned(), ..self.at(span, readable(pointer), kind, message) }
     }
 
     /// A finding inside the text at `pointer`: `within` is a byte range of the scalar's value. Exact for plain and
@@ -126,7 +127,8 @@ impl Source {
             Some(ScalarStyle::Literal) => self.inside_literal(place, value, &within),
             _ => None,
         };
-        self.at(span.unwrap_or_else(|| place.value.clone()), readable(pointer), kind, message)
+        let span = span.unwrap_or_else(|| place.value.clone());
+        Diagnostic { pointer: pointer.to_owned(), ..self.at(span, readable(pointer), kind, message) }
     }
 
     /// Bytes of a literal block: line n of the value is line n of the block, behind its indentation.
@@ -282,7 +284,7 @@ impl<'a> Reader<'a> {
 
     fn find(&mut self, span: Range<usize>, path: &str, message: impl Into<String>, help: &str) {
         let diagnostic = self.source.at(span, readable(path), DiagnosticKind::Syntax, message).help(help);
-        self.findings.push(diagnostic);
+        self.findings.push(Diagnostic { pointer: path.to_owned(), ..diagnostic });
     }
 
     fn run(&mut self) {
@@ -301,7 +303,17 @@ impl<'a> Reader<'a> {
                     } else {
                         "look at this line and the one before it: indentation, a missing colon, an unclosed quote or bracket"
                     };
-                    let message = format!("this is not YAML: {}", error.info());
+                    let (message, help) = match error.info() {
+                        "recursion limit exceeded" => (
+                            "lists and maps are nested too deep".to_owned(),
+                            "no part of a policy is that deep; look for stray brackets",
+                        ),
+                        "while parsing node, found unknown anchor" => (
+                            "this alias names no anchor of the file".to_owned(),
+                            "define the anchor before it is used, or put the text in quotes: `*` begins an alias",
+                        ),
+                        info => (format!("this is not YAML: {info}"), help),
+                    };
                     self.find(at..at + 1, "", message, help);
                     self.fatal = true;
                     return;

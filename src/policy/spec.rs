@@ -10,6 +10,7 @@ use super::source::Source;
 
 /// A policy: which plan answers a request.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(title = "weir policy")]
 #[serde(deny_unknown_fields)]
 pub struct Spec {
     /// The policy's name, by which clients ask for it as `model`.

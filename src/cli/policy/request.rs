@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::Context as _;
 use serde_json::{Map, Value};
 
 use crate::{
-    domain::{Capabilities, Context, Fleet, ModelCard, Price, Request, RequestView, SessionView},
+    config::{ConfigFile, FleetEntry},
+    domain::{Context, Fleet, Request, RequestView, SessionView},
     http::wire,
-    policy::{Policy, TestSpec, document},
+    policy::{Policy, TestSpec},
     signals,
 };
 
@@ -60,41 +60,7 @@ pub(super) fn context(policy: &Policy, request: &Request) -> Context {
     }
 }
 
-/// What is read of a weir.yaml here.
-#[derive(serde::Deserialize, schemars::JsonSchema)]
-struct FleetOnly {
-    fleet: Vec<Entry>,
-}
-
-/// A fleet entry's card; where it runs is not asked, but for what a model in the process cannot do.
-#[derive(serde::Deserialize, schemars::JsonSchema)]
-struct Entry {
-    name: String,
-    #[serde(default)]
-    tags: Vec<String>,
-    #[serde(default)]
-    context: Option<u32>,
-    #[serde(default)]
-    price: Price,
-    #[serde(default)]
-    capabilities: Option<Capabilities>,
-    #[serde(default)]
-    local: Option<Value>,
-}
-
-/// The fleet of a weir.yaml.
+/// The fleet of a weir.yaml. The rest of the file is `weir check`'s to judge.
 pub(super) fn fleet(path: &Path) -> anyhow::Result<Fleet> {
-    let shown = path.display().to_string();
-    let yaml = std::fs::read(path).with_context(|| format!("cannot read {shown}"))?;
-    let file: FleetOnly = document::load(&shown, &yaml).map_err(|found| anyhow::anyhow!("{found}"))?;
-    Ok(Fleet::new(file.fleet.into_iter().map(|entry| ModelCard {
-        name: entry.name,
-        tags: entry.tags,
-        context: entry.context.unwrap_or(0),
-        price: entry.price,
-        capabilities: entry.capabilities.unwrap_or_else(|| match entry.local {
-            Some(_) => Capabilities::text_only(),
-            None => Capabilities::default(),
-        }),
-    })))
+    Ok(Fleet::new(ConfigFile::read(path)?.fleet.iter().map(FleetEntry::card)))
 }

@@ -11,6 +11,8 @@ use regex::RegexBuilder;
 use super::{
     super::diagnostic::{nearest, suggest},
     Condition, Program, regex_name, slot_name,
+    syntax::syntax,
+    typing::{FUNCTIONS, function, operation, operator, unify},
     variables::{FLEET, Slot, TABLE, Ty},
 };
 
@@ -18,33 +20,6 @@ use super::{
 const MAX_LENGTH: usize = 4096;
 /// Deepest nesting of an expression.
 const MAX_DEPTH: usize = 48;
-
-/// Functions of one receiver: name, receiver, arguments, result.
-const METHODS: &[(&str, Ty, &[Ty], Ty)] = &[
-    ("contains", Ty::Text, &[Ty::Text], Ty::Bool),
-    ("startsWith", Ty::Text, &[Ty::Text], Ty::Bool),
-    ("endsWith", Ty::Text, &[Ty::Text], Ty::Bool),
-    ("matches", Ty::Text, &[Ty::Text], Ty::Bool),
-];
-/// All names that may be called, for hints.
-const FUNCTIONS: &[&str] = &[
-    "size",
-    "contains",
-    "startsWith",
-    "endsWith",
-    "matches",
-    "int",
-    "uint",
-    "double",
-    "string",
-    "bool",
-    "has",
-    "all",
-    "exists",
-    "exists_one",
-    "filter",
-    "map",
-];
 
 /// What is wrong with an expression, and where in its text.
 #[derive(Debug)]
@@ -81,7 +56,8 @@ pub(in crate::policy) fn check(
         Ok(parsed) => parsed,
         Err(errors) => return Err(syntax(text, &errors)),
     };
-    let mut checker = Checker { text, parsed: &parsed, names, program, problems: Vec::new(), locals: Vec::new() };
+    let mut checker =
+        Checker { text, parsed: &parsed, names, program, problems: Vec::new(), locals: Vec::new(), too_deep: false };
     let (ty, expression) = checker.expr(parsed.expression(), 0);
     if checker.problems.is_empty() && ty != Some(Ty::Bool) {
         let ty = ty.map_or_else(String::new, |t| t.to_string());
@@ -101,29 +77,6 @@ fn article(ty: &str) -> String {
     format!("{} {ty}", if ty.starts_with(['a', 'e', 'i', 'o']) { "an" } else { "a" })
 }
 
-/// Syntax errors: the parser's places are line and column (from 1 or 0) of the expression.
-fn syntax(text: &str, errors: &cel::ParseErrors) -> Vec<Problem> {
-    let mut out: Vec<Problem> = Vec::new();
-    for error in &errors.errors {
-        let line = usize::try_from(error.pos.0).unwrap_or(1).max(1);
-        let start: usize = text.split_inclusive('\n').take(line - 1).map(str::len).sum();
-        let column = usize::try_from(error.pos.1).unwrap_or(0).saturating_sub(1);
-        let rest = text.get(start..).unwrap_or_default();
-        let offset = rest.char_indices().nth(column).map_or(rest.len(), |(at, _)| at);
-        let at = (start + offset).min(text.len());
-        let message = error.msg.lines().next().unwrap_or_default().trim();
-        let message = message.strip_prefix("Syntax error: ").unwrap_or(message);
-        // One mistake makes the parser stumble several times; the first place is the one to look at.
-        if out.is_empty() {
-            let help = (text.contains(" and ") || text.contains(" or ") || text.contains(" not "))
-                .then(|| "in CEL, and/or/not are written `&&`, `||` and `!`".to_owned())
-                .or_else(|| text.contains(" = ").then(|| "equality is written `==`".to_owned()));
-            out.push(Problem { at: at..text.len().min(at + 1), message: format!("this is not CEL: {message}"), help });
-        }
-    }
-    out
-}
-
 struct Checker<'a> {
     text: &'a str,
     parsed: &'a Parsed,
@@ -132,16 +85,21 @@ struct Checker<'a> {
     problems: Vec<Problem>,
     /// Variables of comprehensions, innermost last.
     locals: Vec<(String, Ty)>,
+    /// Whether the nesting has been reported; once is enough.
+    too_deep: bool,
 }
 
 /// A type, unless something inside was wrong and has been reported.
 type Typed = (Option<Ty>, IdedExpr);
 
 impl Checker<'_> {
+    /// The parser's places are byte offsets, the last one inclusive.
     fn place(&self, id: u64) -> Range<usize> {
-        let byte = |n: u32| self.text.char_indices().nth(n as usize).map_or(self.text.len(), |(at, _)| at);
         match self.parsed.source_info().offset_for(id) {
-            Some((start, stop)) => byte(start)..byte(stop.saturating_add(1)),
+            Some((start, stop)) => {
+                let start = self.text.floor_char_boundary(start as usize);
+                start..self.text.ceil_char_boundary((stop as usize).saturating_add(1)).max(start)
+            }
             None => 0..self.text.len(),
         }
     }
@@ -161,6 +119,10 @@ impl Checker<'_> {
 
     fn expr(&mut self, e: &IdedExpr, depth: usize) -> Typed {
         if depth > MAX_DEPTH {
+            if self.too_deep {
+                return (None, e.clone());
+            }
+            self.too_deep = true;
             let at = self.place(e.id);
             let ty = self.wrong(
                 at,
@@ -559,107 +521,5 @@ impl Checker<'_> {
         let lowered =
             ComprehensionExpr { iter_range, accu_init, loop_cond, loop_step, result: lowered_result, ..c.clone() };
         (result.filter(|_| whole), IdedExpr { id: e.id, expr: Expr::Comprehension(Box::new(lowered)) })
-    }
-}
-
-/// The type that both are, where the element of an empty list is any.
-fn unify(a: &Ty, b: &Ty) -> Option<Ty> {
-    match (a, b) {
-        (Ty::Any, t) | (t, Ty::Any) => Some(t.clone()),
-        (Ty::List(a), Ty::List(b)) => unify(a, b).map(|t| Ty::List(Box::new(t))),
-        (a, b) => (a == b).then(|| a.clone()),
-    }
-}
-
-fn numeric(t: &Ty) -> bool {
-    matches!(t, Ty::Int | Ty::Uint | Ty::Double)
-}
-
-/// How an operator is written.
-fn operator(name: &str) -> Option<&'static str> {
-    Some(match name {
-        op::CONDITIONAL => "?:",
-        op::LOGICAL_AND => "&&",
-        op::LOGICAL_OR => "||",
-        op::LOGICAL_NOT => "!",
-        op::SUBSTRACT | op::NEGATE => "-",
-        op::ADD => "+",
-        op::MULTIPLY => "*",
-        op::DIVIDE => "/",
-        op::MODULO => "%",
-        op::EQUALS => "==",
-        op::NOT_EQUALS => "!=",
-        op::GREATER_EQUALS => ">=",
-        op::LESS_EQUALS => "<=",
-        op::GREATER => ">",
-        op::LESS => "<",
-        op::IN => "in",
-        op::INDEX => "[]",
-        op::NOT_STRICTLY_FALSE => "!",
-        _ => return None,
-    })
-}
-
-/// The result of an operator, or a hint.
-fn operation(name: &str, types: &[Ty]) -> Result<Ty, Option<String>> {
-    let ok = |yes: bool, ty: Ty| if yes { Ok(ty) } else { Err(None) };
-    match (name, types) {
-        (op::LOGICAL_AND | op::LOGICAL_OR, [Ty::Bool, Ty::Bool]) => Ok(Ty::Bool),
-        (op::LOGICAL_NOT | op::NOT_STRICTLY_FALSE, [Ty::Bool]) => Ok(Ty::Bool),
-        (op::CONDITIONAL, [Ty::Bool, a, b]) => unify(a, b).ok_or(None),
-        (op::EQUALS | op::NOT_EQUALS, [a, b]) => {
-            ok(unify(a, b).is_some() || (numeric(a) && numeric(b)), Ty::Bool).map_err(|_| mixed(a, b))
-        }
-        (op::LESS | op::LESS_EQUALS | op::GREATER | op::GREATER_EQUALS, [a, b]) => {
-            ok((numeric(a) && numeric(b)) || (*a == Ty::Text && *b == Ty::Text), Ty::Bool).map_err(|_| mixed(a, b))
-        }
-        (op::ADD, [Ty::Text, Ty::Text]) => Ok(Ty::Text),
-        (op::ADD, [Ty::List(a), Ty::List(b)]) => unify(a, b).map(|t| Ty::List(Box::new(t))).ok_or(None),
-        (op::MODULO, [a, b]) => ok(a == b && matches!(a, Ty::Int | Ty::Uint), a.clone()),
-        (op::ADD | op::SUBSTRACT | op::MULTIPLY | op::DIVIDE, [a, b]) => {
-            ok(a == b && numeric(a), a.clone()).map_err(|_| {
-                (numeric(a) && numeric(b))
-                    .then(|| "CEL does not mix number types; write `double(x)` or `int(x)`".to_owned())
-            })
-        }
-        (op::NEGATE, [t @ (Ty::Int | Ty::Double)]) => Ok(t.clone()),
-        (op::IN, [a, Ty::List(b)]) => ok(unify(a, b).is_some(), Ty::Bool),
-        (op::IN, [Ty::Text, Ty::Map]) => Ok(Ty::Bool),
-        (op::INDEX, [Ty::List(t), Ty::Int]) => Ok((**t).clone()),
-        (op::INDEX, [Ty::Map, Ty::Text]) => Ok(Ty::Text),
-        _ => Err(None),
-    }
-}
-
-fn mixed(a: &Ty, b: &Ty) -> Option<String> {
-    (matches!((a, b), (Ty::Text, t) | (t, Ty::Text) if numeric(t)))
-        .then(|| "a string is compared with a string: is a number in quotes here?".to_owned())
-}
-
-/// The result of a function, or a hint.
-fn function(name: &str, method: bool, types: &[Ty]) -> Result<Ty, Option<String>> {
-    if let Some((_, receiver, args, result)) = METHODS.iter().find(|m| m.0 == name) {
-        if !method {
-            return Err(Some(format!("write `x.{name}(y)`")));
-        }
-        let fits = types.first() == Some(receiver) && types.get(1..) == Some(*args);
-        return if fits {
-            Ok(result.clone())
-        } else {
-            Err(Some(format!("`{name}` is a function of a string on a string")))
-        };
-    }
-    match (name, types) {
-        ("size", [Ty::Text | Ty::List(_) | Ty::Map]) => Ok(Ty::Int),
-        _ if method => Err(Some(format!("write `{name}(x)`"))),
-        ("int", [Ty::Int | Ty::Uint | Ty::Double | Ty::Text]) => Ok(Ty::Int),
-        ("uint", [Ty::Int | Ty::Uint | Ty::Double | Ty::Text]) => Ok(Ty::Uint),
-        ("double", [Ty::Int | Ty::Uint | Ty::Double | Ty::Text]) => Ok(Ty::Double),
-        ("string", [Ty::Int | Ty::Uint | Ty::Double | Ty::Text | Ty::Bool]) => Ok(Ty::Text),
-        ("bool", [Ty::Bool | Ty::Text]) => Ok(Ty::Bool),
-        ("has" | "all" | "exists" | "exists_one" | "filter" | "map", _) => {
-            Err(Some("macros are written `has(a.b)`, `list.exists(x, x > 1)`, `list.filter(x, ...)`".into()))
-        }
-        _ => Err(None),
     }
 }

@@ -8,6 +8,8 @@
 
 mod check;
 mod eval;
+mod syntax;
+mod typing;
 pub(super) mod variables;
 
 pub(super) use check::{Names, check};

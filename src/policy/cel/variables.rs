@@ -108,8 +108,11 @@ variables! {
     "key.tier", Text, "tier of the key", |c| text(&c.key.tier);
 }
 
+/// A field of a fleet entry's state: name, type, meaning.
+type Field = (&'static str, fn() -> Ty, &'static str);
+
 /// The fields of one fleet entry's state, `fleet.NAME.FIELD`.
-pub(super) const FLEET: &[(&str, fn() -> Ty, &str)] = &[
+pub(super) const FLEET: &[Field] = &[
     ("available", || Ty::Bool, "whether calls may be sent there at all"),
     ("running", || Ty::Int, "calls under way"),
     ("waiting", || Ty::Int, "calls waiting for a place"),

@@ -1,0 +1,155 @@
+//! Learning: the fold against a direct solve, its order, forgetting, and that a bandit finds what is better.
+
+use super::{super::select::Selector, *};
+
+#[test]
+fn the_fold_agrees_with_solving_directly() {
+    let policy = build(&BANDIT.replace(", half_life: 7d", ""));
+    let mut state = policy.initial_state();
+    let mut seen: Vec<(Vec<f64>, f64)> = Vec::new();
+    for n in 0..60u64 {
+        let mut c = context(&policy, n);
+        let vector = unit_vector(n);
+        c.embedding = Some(Embedding { vector, embedder: embedder() });
+        let Selector::LinUcb(l) = &policy.selector else { panic!("not linucb") };
+        let x = l.features.vector(&c);
+        let reward = draw::unit(n, 1, 1);
+        policy.fold(&mut state, &update(&policy, n + 1, "small", x.clone(), reward, 5)).unwrap();
+        seen.push((x, reward));
+    }
+    // Gauss-Jordan on the normal equations, apart from the code under test.
+    let n = seen[0].0.len();
+    let mut m = vec![vec![0.0; n + 1]; n];
+    for (i, row) in m.iter_mut().enumerate() {
+        row[i] = 1.0;
+    }
+    for (x, r) in &seen {
+        for i in 0..n {
+            for j in 0..n {
+                m[i][j] += x[i] * x[j];
+            }
+            m[i][n] += r * x[i];
+        }
+    }
+    for i in 0..n {
+        let pivot = m[i][i];
+        m[i].iter_mut().for_each(|v| *v /= pivot);
+        for k in (0..n).filter(|k| *k != i) {
+            let by = m[k][i];
+            let row = m[i].clone();
+            m[k].iter_mut().zip(&row).for_each(|(v, p)| *v -= by * p);
+        }
+    }
+    let theta = &state.arms["small"].fit().unwrap().theta;
+    for i in 0..n {
+        assert!((theta[i] - m[i][n]).abs() < 1e-9, "{i}: {} {}", theta[i], m[i][n]);
+    }
+    assert_eq!(state.pulls()["small"], 60);
+}
+
+#[test]
+fn updates_have_one_order_and_one_policy() {
+    let policy = build(BANDIT);
+    let mut state = policy.initial_state();
+    let x = vec![0.5; policy.linucb().unwrap().features.dimensions()];
+    let good = update(&policy, 1, "small", x.clone(), 0.5, 10);
+    policy.fold(&mut state, &good).unwrap();
+    let before = state.clone();
+    let wrong = [
+        (update(&policy, 1, "small", x.clone(), 0.5, 10), "out_of_order"),
+        (update(&policy, 3, "small", x.clone(), 0.5, 10), "out_of_order"),
+        (update(&policy, 2, "other", x.clone(), 0.5, 10), "unknown_arm"),
+        (update(&policy, 2, "small", vec![1.0], 0.5, 10), "features"),
+        (update(&policy, 2, "small", x.clone(), f64::NAN, 10), "not_finite"),
+        (StateUpdate { policy_hash: Hash::ZERO, ..update(&policy, 2, "small", x, 0.5, 10) }, "other_policy"),
+    ];
+    for (update, kind) in wrong {
+        assert_eq!(policy.fold(&mut state, &update).unwrap_err().kind(), kind);
+        assert_eq!(state, before, "{kind} must leave the state alone");
+    }
+}
+
+#[test]
+fn half_lives_count_from_decision_to_decision_of_any_arm() {
+    let policy = build(BANDIT);
+    let x = vec![1.0; policy.linucb().unwrap().features.dimensions()];
+    let week = 7 * 86_400_000_000i64;
+    let mut state = policy.initial_state();
+    policy.fold(&mut state, &update(&policy, 1, "small", x.clone(), 1.0, 100)).unwrap();
+    policy.fold(&mut state, &update(&policy, 2, "large", x.clone(), 1.0, 100 + week)).unwrap();
+    assert_eq!((state.arms["small"].b[0], state.arms["large"].b[0]), (0.5, 1.0));
+    // What was decided a week before the newest counts half when it is learnt late.
+    policy.fold(&mut state, &update(&policy, 3, "vault", x, 1.0, 100)).unwrap();
+    assert_eq!((state.arms["small"].b[0], state.arms["vault"].b[0]), (0.5, 0.5));
+}
+
+/// Draws, rewards and folds `rounds` times; the share of each arm in the last fifth.
+fn play(
+    policy: &Policy,
+    state: &mut State,
+    rounds: u64,
+    reward: impl Fn(&str, f64) -> Option<f64>,
+) -> BTreeMap<String, f64> {
+    let mut shares = BTreeMap::new();
+    for n in 0..rounds {
+        let mut c = Context { seed: draw::unit(n, 5, 5).to_bits(), ..Context::default() };
+        c.signals.complexity = draw::unit(n, 6, 6) * 100.0;
+        let d = policy.decide(state, &c);
+        if n >= rounds - rounds / 5 {
+            *shares.entry(d.arm.clone()).or_insert(0.0) += 5.0 / rounds as f64;
+        }
+        if let Some(r) = reward(&d.arm, c.signals.complexity) {
+            let next = state.seq + 1;
+            policy.fold(state, &update(policy, next, &d.arm, d.features, r, n as i64)).unwrap();
+        }
+    }
+    shares
+}
+
+#[test]
+fn a_bandit_finds_the_better_arm_per_context_and_cold_arms_are_tried() {
+    let policy = build(PLAIN);
+    let mut state = policy.initial_state();
+    // `a` is good at what is easy, `b` at what is hard, `c` never.
+    let better = |arm: &str, complexity: f64| {
+        Some(match arm {
+            "a" => 1.0 - complexity / 100.0,
+            "b" => complexity / 100.0,
+            _ => 0.1,
+        })
+    };
+    play(&policy, &mut state, 1500, better);
+    let easy =
+        Context { signals: crate::domain::Signals { complexity: 5.0, ..Default::default() }, ..Default::default() };
+    let hard =
+        Context { signals: crate::domain::Signals { complexity: 95.0, ..Default::default() }, ..Default::default() };
+    let p = |c: &Context, arm: usize| policy.decide(&state, c).candidates[arm].propensity;
+    assert!(p(&easy, 0) > 0.9 && p(&hard, 1) > 0.9, "{} {}", p(&easy, 0), p(&hard, 1));
+    assert!(state.pulls()["c"] >= 5, "{:?}", state.pulls());
+}
+
+#[test]
+fn a_cold_arm_gets_its_fair_share_however_late_rewards_come() {
+    let policy = build(PLAIN);
+    let mut state = policy.initial_state();
+    // Two arms are known to earn 0.9; the bound of the third begins at 0.1 * |x|, far below.
+    for n in 0..20u64 {
+        let arm = if n % 2 == 0 { "a" } else { "b" };
+        policy.fold(&mut state, &update(&policy, n + 1, arm, vec![1.0, 0.5], 0.9, n as i64)).unwrap();
+    }
+    let d = policy.decide(&state, &Context::default());
+    let cold = &d.candidates[2];
+    assert!(cold.score.unwrap() < d.candidates[0].score.unwrap());
+    assert!(cold.propensity > 0.32 && cold.propensity < 0.34, "{cold:?}");
+    // Without any reward for it, it never gets more than that.
+    let shares = play(&policy, &mut state, 3000, |_, _| None);
+    assert!(shares["c"] > 0.25 && shares["c"] < 0.42, "{shares:?}");
+}
+
+#[test]
+fn ties_go_to_the_first_arm() {
+    let policy =
+        build(&PLAIN.replace("min_pulls: 5", "min_pulls: 0").replace("min_propensity: 0.02", "min_propensity: 0"));
+    let d = policy.decide(&policy.initial_state(), &Context::default());
+    assert_eq!((d.arm.as_str(), d.propensity), ("a", 1.0));
+}
