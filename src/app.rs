@@ -108,6 +108,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
 
     let mut config = config;
     list_upstream_models(&mut config).await;
+    let checked = check(&config)?;
+    // In front of another server, models are fetched only for what a policy or the configuration asks for.
+    if config.upstream.is_some() && !config.embedder_asked && !checked.iter().any(Policy::needs_embedding) {
+        config.embedder = None;
+    }
     let assets = Arc::new(Assets::new(&config.data_dir, assets::Options::from_env()));
     let (backends, fleet) = backends(&config, &assets).await?;
     let (embedder, embedder_missing) = match embedder(&config, &assets).await {
@@ -227,38 +232,41 @@ impl Running {
     }
 }
 
-/// What `weir check` does: reads every policy against the fleet, fetches nothing. Gives the policies' names.
-pub fn check(config: &Config) -> Result<Vec<String>, StartError> {
+/// What `weir check` does: compiles every policy against the fleet, without an embedder; fetches nothing.
+///
+/// # Errors
+/// Everything that is wrong with any file, at once.
+pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
     let fleet = config.cards();
-    let mut names = Vec::new();
+    let mut policies: Vec<Policy> = Vec::new();
     let mut wrong = Vec::new();
     for file in &config.policies {
-        let spec = match policy::parse(&file.file, &file.yaml) {
-            Ok(spec) => spec,
-            Err(diagnostics) => {
-                wrong.push(diagnostics.to_string());
-                continue;
-            }
-        };
-        match policy::compile(&spec, &unembedded(&fleet)) {
-            Ok(policy) if names.contains(&policy.name().to_owned()) => {
+        match policy::check(&file.file, &file.yaml, |_| fleet.clone()) {
+            Ok(policy) if policies.iter().any(|p| p.name() == policy.name()) => {
                 wrong.push(format!("{}: another file has a policy named `{}` already", file.file, policy.name()));
             }
-            Ok(policy) => names.push(policy.name().to_owned()),
+            Ok(policy) => policies.push(policy),
             Err(diagnostics) => wrong.push(diagnostics.to_string()),
         }
     }
     if let Some(name) = &config.default_policy
         && wrong.is_empty()
-        && !names.contains(name)
+        && policies.iter().all(|p| p.name() != name)
     {
+        let names: Vec<&str> = policies.iter().map(Policy::name).collect();
         wrong.push(format!(
             "{}: default_policy: no policy file has the name `{name}`; there are: {}",
             config.origin,
             names.join(", ")
         ));
     }
-    if wrong.is_empty() { Ok(names) } else { Err(StartError::Policy(wrong.join("\n"))) }
+    if policies.is_empty() && wrong.is_empty() {
+        wrong.push(format!(
+            "{}: no policy is configured; add one under `policies:` (`weir policy init` writes one)",
+            config.origin
+        ));
+    }
+    if wrong.is_empty() { Ok(policies) } else { Err(StartError::Policy(wrong.join("\n"))) }
 }
 
 /// The store of a data directory, for verbs that read the record.
@@ -539,18 +547,10 @@ async fn compile(
     fleet: &Fleet,
     embedder: Option<&Arc<dyn Embedder>>,
 ) -> Result<Vec<Arc<Policy>>, StartError> {
-    // All files' errors at once, before anything is embedded.
-    check(config)?;
     let mut policies = Vec::new();
     for file in &config.policies {
         let spec = policy::parse(&file.file, &file.yaml).map_err(|d| StartError::Policy(d.to_string()))?;
         policies.push(Arc::new(compile_one(&spec, fleet, embedder).await?));
-    }
-    if policies.is_empty() {
-        return Err(StartError::Other(format!(
-            "{}: no policy is configured; add one under `policies:` (`weir policy init` writes one)",
-            config.origin
-        )));
     }
     Ok(policies)
 }

@@ -230,6 +230,8 @@ pub struct Config {
     pub unknown_model: UnknownModel,
     /// Asset name; `None` when switched off.
     pub embedder: Option<String>,
+    /// Whether the file names it, and it is not just the default.
+    pub embedder_asked: bool,
     pub embed_deadline: Duration,
     pub embed_threads: usize,
     pub body_limit: usize,
@@ -362,6 +364,7 @@ impl Config {
             aliases: file.aliases,
             unknown_model,
             embedder,
+            embedder_asked: file.embedder.is_some(),
             embed_deadline: Duration::from_millis(file.embedder.as_ref().and_then(|e| e.deadline_ms).unwrap_or(250)),
             embed_threads: file.embedder.as_ref().and_then(|e| e.threads).unwrap_or(1),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,

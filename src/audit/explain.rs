@@ -128,6 +128,9 @@ fn write_all(out: &mut String, view: &DecisionView) -> std::fmt::Result {
     if let Some(Plan::Call(call)) = &decision.plan {
         writeln!(out, "plan      call {}", call.model)?;
     }
+    if let Some(retries) = decision.retries {
+        writeln!(out, "retries   {retries} of a call that failed")?;
+    }
     if !decision.fallback.is_empty() {
         let models: Vec<&str> = decision.fallback.iter().map(|call| call.model.as_str()).collect();
         writeln!(out, "fallback  on {} to {}", decision.fallback_on.join(", "), models.join(", "))?;

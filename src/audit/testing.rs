@@ -19,6 +19,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         arm: "quick".to_owned(),
         plan: Some(Plan::Call(CallSpec::bare("smollm2-135m"))),
         fallback: vec![CallSpec::bare("gpt-4.1-mini")],
+        retries: None,
         fallback_on: vec!["timeout".to_owned(), "server_error".to_owned()],
         propensity: 0.93,
         candidates: vec![

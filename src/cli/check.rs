@@ -35,6 +35,7 @@ pub fn run(args: CheckArgs) -> anyhow::Result<ExitCode> {
         Ok(found) => found,
         Err(error) => return Ok(wrong(format!("{error:#}"))),
     };
+    let policies: Vec<&str> = policies.iter().map(|p| p.name()).collect();
     let models: Vec<&str> = config.fleet.iter().map(|entry| entry.name.as_str()).collect();
     if args.json {
         println!(

@@ -111,7 +111,10 @@ impl Dispatcher {
             plan: plan.clone(),
             fallback: decision.fallback.clone(),
             fallback_on: decision.fallback_on.iter().filter_map(named).collect(),
-            retry: self.options.retry.clone(),
+            retry: RetryPolicy {
+                max_retries: decision.retries.unwrap_or(self.options.retry.max_retries),
+                ..self.options.retry.clone()
+            },
             limits: self.options.limits,
             seed: id.0.as_u64_pair().1,
         };

@@ -131,6 +131,7 @@ fn decision(models: &[&str], on: &[&str]) -> Decision {
         arm: models.first().copied().unwrap_or_default().to_owned(),
         plan: models.first().map(|m| Plan::Call(CallSpec::bare(*m))),
         fallback: models.iter().skip(1).map(|m| CallSpec::bare(*m)).collect(),
+        retries: None,
         fallback_on: on.iter().map(|s| (*s).to_owned()).collect(),
         propensity: 1.0,
         candidates: Vec::new(),

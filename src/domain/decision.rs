@@ -95,6 +95,9 @@ pub struct Decision {
     /// Calls that may follow an error, in order; already within the restrictions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fallback: Vec<CallSpec>,
+    /// How often a failed call is repeated before the fallback; dispatch's own default when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
     /// Kinds of error (`timeout`, `rate_limited`, ...) that the fallback answers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fallback_on: Vec<String>,

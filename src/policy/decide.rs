@@ -78,6 +78,7 @@ impl Policy {
             arm: String::new(),
             plan: None,
             fallback: Vec::new(),
+            retries: None,
             fallback_on: Vec::new(),
             propensity: 0.0,
             candidates: Vec::new(),
@@ -105,7 +106,7 @@ impl Policy {
         decision.arm = target.name.clone();
         if let Some(fallback) = &self.fallback {
             decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();
-            decision.fallback = vec![call.clone(); fallback.retries as usize];
+            decision.retries = fallback.retries;
             for target in fallback.to.iter().filter(|_| others).map(|t| &self.targets[*t]) {
                 if let Ok(model) = self.available(target, &ruling.restricting, context) {
                     let next = self.call(target, model);

@@ -32,6 +32,9 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
     if let Some(Plan::Call(call)) = &d.plan {
         writeln!(out, "  call        {}", describe(call))?;
     }
+    if let Some(retries) = d.retries {
+        writeln!(out, "  retries     {retries}")?;
+    }
     if !d.fallback.is_empty() {
         let calls: Vec<String> = d.fallback.iter().map(describe).collect();
         writeln!(out, "  on error    {} -> {}", d.fallback_on.join(", "), calls.join(" -> "))?;

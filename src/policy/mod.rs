@@ -134,7 +134,8 @@ struct Fallback {
     on: Vec<ErrorKind>,
     /// Places in the targets.
     to: Vec<usize>,
-    retries: u32,
+    /// Of the failed call itself, before `to`.
+    retries: Option<u32>,
 }
 
 /// A compiled policy: immutable, cheap to share.

@@ -313,10 +313,10 @@ pub struct FallbackSpec {
     /// Plans or models to call then, in order.
     #[serde(default)]
     pub to: Vec<String>,
-    /// How often the failed call itself is repeated first. Default: 0.
+    /// How often the failed call itself is repeated first, after errors that may pass. Default: 2.
     #[serde(default)]
     #[schemars(range(max = 5))]
-    pub retries: u32,
+    pub retries: Option<u32>,
 }
 
 /// One case: a request, what is known beside it, and what must come out. At least one of `prompt` and `request`.

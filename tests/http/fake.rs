@@ -201,6 +201,7 @@ impl Service for Fake {
             arm: "quick".to_owned(),
             plan: None,
             fallback: vec![],
+            retries: None,
             fallback_on: vec![],
             propensity: 0.5,
             candidates: vec![],

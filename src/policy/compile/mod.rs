@@ -427,7 +427,7 @@ impl<'a> Compiler<'a> {
             .enumerate()
             .filter_map(|(i, name)| self.target(&format!("/fallback/to/{i}"), name))
             .collect();
-        if spec.to.is_empty() && spec.retries == 0 {
+        if spec.to.is_empty() && spec.retries.is_none() {
             let help = Some("give `to`, or `retries`".to_owned());
             self.wrong("/fallback", Kind::Conflict, "this fallback leads nowhere", help);
         }
