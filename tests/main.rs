@@ -16,4 +16,5 @@ mod http;
 mod policy;
 mod real_model;
 mod record;
+mod setups;
 mod support;

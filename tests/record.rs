@@ -109,8 +109,7 @@ async fn load(url: String, workers: usize, stop: Arc<AtomicBool>) -> Vec<String>
         })
     });
     futures_util::future::join_all(tasks).await;
-    let ids = seen.lock().unwrap().clone();
-    ids
+    Arc::into_inner(seen).unwrap().into_inner().unwrap()
 }
 
 async fn survives_kill(rounds: usize, database_url: Option<&str>) {

@@ -1,0 +1,94 @@
+//! Ways to set weir up: the example configuration, and in front of another server.
+
+use serde_json::{Value, json};
+
+use crate::support::weir::{self, Weir, chat};
+
+#[test]
+fn the_example_configuration_is_fine() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/weir.yaml.example");
+    let (code, out, err) = weir::run(&["check", "--json", "--config", example]);
+    assert_eq!(code, 0, "{out}{err}");
+    let said: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(said["policies"], json!(["default"]));
+    assert_eq!(said["listen"], json!("127.0.0.1:8080"));
+}
+
+/// `--upstream` is a complete set-up: names pass through, `auto` routes among what the server lists.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_is_a_complete_set_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream_dir = dir.path().join("upstream");
+    std::fs::create_dir(&upstream_dir).unwrap();
+    std::fs::write(
+        upstream_dir.join("p.yaml"),
+        "policy: fixed\nmodels: {a: {name: model-a}}\nselect: {arms: [a], static: a}\n",
+    )
+    .unwrap();
+    let upstream_config = weir::config(
+        &upstream_dir,
+        "fleet:\n  - {name: model-a, scripted: {rules: [{reply: {text: from a}}]}}\n  \
+         - {name: model-b, scripted: {rules: [{reply: {text: from b}}]}}\npolicies: [p.yaml]\nembedder: {model: off}\n\
+         unknown_model: auto\n",
+    );
+    let upstream = Weir::start(&upstream_config, &upstream_dir.join("data"), &[]);
+
+    let config = weir::config(dir.path(), "{}");
+    let front = Weir::start(&config, &dir.path().join("data"), &["--upstream", &upstream.url]);
+    for (model, said) in [("model-a", "from a"), ("model-b", "from b"), ("a-name-nobody-lists", "from a")] {
+        let (status, answer) = front.post("/v1/chat/completions", &chat(model, "hello")).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["message"]["content"], said, "{model}: {answer}");
+        let id = answer["id"].as_str().unwrap();
+        let (_, view) = front.get(&format!("/v1/audit/decisions/{id}")).await;
+        assert_eq!(view["decision"]["decided_by"], "pinned", "{view}");
+        assert_eq!(view["decision"]["model_requested"], model, "{view}");
+        assert_eq!(view["outcome"]["usage"]["source"], "reported", "{view}");
+    }
+    let (status, answer) = front.post("/v1/chat/completions", &chat("auto", "hello")).await;
+    assert_eq!(status, 200, "{answer}");
+    let (_, view) = front.get(&format!("/v1/audit/decisions/{}", answer["id"].as_str().unwrap())).await;
+    assert_eq!(view["decision"]["decided_by"], "select", "{view}");
+    let arms: Vec<&str> =
+        view["decision"]["candidates"].as_array().unwrap().iter().map(|c| c["arm"].as_str().unwrap()).collect();
+    assert!(arms.contains(&"model-a") && arms.contains(&"model-b"), "{view}");
+    let total: f64 =
+        view["decision"]["candidates"].as_array().unwrap().iter().map(|c| c["propensity"].as_f64().unwrap()).sum();
+    assert!((total - 1.0).abs() < 1e-9, "{view}");
+}
+
+/// An arm that cannot do what is asked is out, with that reason; with none left the client is told what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_arm_cannot_do_eliminates_it() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("p.yaml"),
+        "policy: two\nmodels: {plain: {name: plain}, tools: {name: tools}}\nselect:\n  arms: [plain, tools]\n  \
+         static: {plain: 0.9, tools: 0.1}\n",
+    )
+    .unwrap();
+    let config = weir::config(
+        dir.path(),
+        "fleet:\n  - name: plain\n    capabilities: {tools: false, images: false, audio: false}\n    scripted: {}\n  \
+         - {name: tools, capabilities: {images: false}, scripted: {}}\npolicies: [p.yaml]\nembedder: {model: off}\n",
+    );
+    let weir = Weir::start(&config, &dir.path().join("data"), &[]);
+    let mut body = chat("auto", "call it");
+    body["tools"] = json!([{"type": "function", "function": {"name": "f", "parameters": {}}}]);
+    for _ in 0..10 {
+        let (status, answer) = weir.post("/v1/chat/completions", &body).await;
+        assert_eq!((status, answer["model"].as_str()), (200, Some("tools")), "{answer}");
+    }
+    let (status, said) = weir.post("/v1/decision", &body).await;
+    assert_eq!(status, 200, "{said}");
+    let plain = said["decision"]["candidates"].as_array().unwrap().iter().find(|c| c["arm"] == "plain").unwrap().clone();
+    assert_eq!((&plain["propensity"], &plain["eliminated"]["by"]), (&json!(0.0), &json!("capability")), "{plain}");
+
+    let image = json!({"model": "auto", "messages": [{"role": "user", "content": [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    ]}]});
+    let (status, said) = weir.post("/v1/chat/completions", &image).await;
+    assert_eq!(status, 400, "{said}");
+    assert!(said["error"]["message"].as_str().unwrap().contains("images"), "{said}");
+}
