@@ -81,7 +81,8 @@ async fn what_an_arm_cannot_do_eliminates_it() {
     }
     let (status, said) = weir.post("/v1/decision", &body).await;
     assert_eq!(status, 200, "{said}");
-    let plain = said["decision"]["candidates"].as_array().unwrap().iter().find(|c| c["arm"] == "plain").unwrap().clone();
+    let plain =
+        said["decision"]["candidates"].as_array().unwrap().iter().find(|c| c["arm"] == "plain").unwrap().clone();
     assert_eq!((&plain["propensity"], &plain["eliminated"]["by"]), (&json!(0.0), &json!("capability")), "{plain}");
 
     let image = json!({"model": "auto", "messages": [{"role": "user", "content": [
