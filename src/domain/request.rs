@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Need, Sampling};
+use super::{Need, RequestView, Sampling};
 
 /// Who said a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,6 +85,19 @@ impl Request {
     /// The text that is embedded and classified: the last user message.
     pub fn query(&self) -> String {
         self.messages.iter().rev().find(|m| m.role == Role::User).map(Message::joined_text).unwrap_or_default()
+    }
+
+    /// What policies may know of the request itself.
+    pub fn view(&self) -> RequestView {
+        RequestView {
+            model: self.model.clone(),
+            stream: self.stream,
+            max_tokens: self.sampling.max_tokens.unwrap_or(0),
+            n: self.n,
+            needs: self.needs.clone(),
+            metadata: self.metadata.clone(),
+            client_retry: self.client_retry,
+        }
     }
 
     /// All system and developer text, joined by line feeds.

@@ -20,8 +20,8 @@ use crate::{
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
         Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
-        EventBody, Feedback, Fleet, Hash, Need, Outcome, OutcomeStatus, Request, RequestView, SessionView, Signals,
-        Usage, canonical,
+        EventBody, Feedback, Fleet, Hash, Need, Outcome, OutcomeStatus, Request, SessionView, Signals, Usage,
+        canonical,
     },
     learn::Published,
     policy::Policy,
@@ -350,15 +350,7 @@ impl Gateway {
         Context {
             now: now_micros(),
             seed: seed(id, policy.name()),
-            request: RequestView {
-                model: request.model.clone(),
-                stream: request.stream,
-                max_tokens: request.sampling.max_tokens.unwrap_or(0),
-                n: request.n,
-                needs: request.needs.clone(),
-                metadata: request.metadata.clone(),
-                client_retry: request.client_retry,
-            },
+            request: request.view(),
             signals,
             session,
             key: caller.key.clone(),

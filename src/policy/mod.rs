@@ -64,7 +64,7 @@ pub fn check(file: &str, yaml: &[u8], fleet: impl FnOnce(&Spec) -> Fleet) -> Res
     let read = document::read::<Spec>(file, yaml, schema::policies());
     let mut findings = read.findings;
     let Some(spec) = read.value.map(|spec| Spec { source: read.source, ..spec }) else { return Err(findings) };
-    match compile(&spec, &Inputs::unembedded(&fleet(&spec), &spec)) {
+    match compile(&spec, &Inputs::unembedded(&fleet(&spec))) {
         Ok(policy) if findings.0.is_empty() => Ok(policy),
         Ok(_) => Err(findings),
         Err(meaning) => {
@@ -102,7 +102,7 @@ pub struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// Inputs without an embedder: what `weir check` compiles with, and all that a policy needs that embeds nothing.
-    pub fn unembedded(fleet: &'a Fleet, _spec: &Spec) -> Self {
+    pub fn unembedded(fleet: &'a Fleet) -> Self {
         Inputs { fleet, examples: BTreeMap::new(), embedder: None }
     }
 }

@@ -84,7 +84,7 @@ impl RemoteBackend {
         let body = body::with_model(&body, self.upstream_model())
             .map_err(|error| BackendError::new(ErrorKind::BadRequest, error.to_string()))?;
         let began = Instant::now();
-        let response = self.send(&self.embeddings, body, false, None, began).await?;
+        let response = self.send(Method::POST, &self.embeddings, body, false, None, began).await?;
         let body = self.whole_body(response, began).await?;
         if let Some(object) = ErrorObject::in_body(&body) {
             return Err(status::reported_inside(&self.whose, &object, body));
@@ -111,7 +111,7 @@ impl RemoteBackend {
         let garbage = |why: String| self.error(ErrorKind::Garbage, &format!("lists no models: {why}"));
         let to = config::endpoint(&self.config.url, "models").map_err(garbage)?;
         let began = Instant::now();
-        let response = self.ask(Method::GET, &to, Bytes::new(), false, None, began).await?;
+        let response = self.send(Method::GET, &to, Bytes::new(), false, None, began).await?;
         let body = self.whole_body(response, began).await?;
         let list: List = serde_json::from_slice(&body).map_err(|e| garbage(e.to_string()))?;
         Ok(list.data.into_iter().map(|listed| listed.id).collect())
@@ -137,19 +137,8 @@ impl RemoteBackend {
         }
     }
 
-    /// Posts a body and waits for the head of an answer with a status of success.
+    /// Sends a body and waits for the head of an answer with a status of success.
     async fn send(
-        &self,
-        to: &Uri,
-        body: Bytes,
-        stream: bool,
-        authorization: Option<&str>,
-        began: Instant,
-    ) -> Result<Response<Incoming>, BackendError> {
-        self.ask(Method::POST, to, body, stream, authorization, began).await
-    }
-
-    async fn ask(
         &self,
         method: Method,
         to: &Uri,
@@ -277,7 +266,7 @@ impl Backend for RemoteBackend {
         let began = Instant::now();
         let stream = call.request.stream;
         let authorization = call.client_authorization.as_deref();
-        let response = self.send(&self.completions, body, stream, authorization, began).await?;
+        let response = self.send(Method::POST, &self.completions, body, stream, authorization, began).await?;
         let kind = content_type(&response);
         if !stream {
             if kind.starts_with("text/event-stream") {

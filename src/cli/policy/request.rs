@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     config::{ConfigFile, FleetEntry},
-    domain::{Context, Fleet, Request, RequestView, SessionView},
+    domain::{Context, Fleet, Request, SessionView},
     http::wire,
     policy::{Policy, TestSpec},
     signals,
@@ -45,15 +45,7 @@ pub(super) fn context(policy: &Policy, request: &Request) -> Context {
         signals.similarity.insert(set.to_owned(), -1.0);
     }
     Context {
-        request: RequestView {
-            model: request.model.clone(),
-            stream: request.stream,
-            max_tokens: request.sampling.max_tokens.unwrap_or(0),
-            n: request.n,
-            needs: request.needs.clone(),
-            metadata: request.metadata.clone(),
-            client_retry: request.client_retry,
-        },
+        request: request.view(),
         signals,
         session: SessionView { turn: 1, ..SessionView::default() },
         ..Context::default()

@@ -1,0 +1,189 @@
+//! The fleet's backends and the embedder, with what they need fetched.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::StartError;
+use crate::{
+    assets::{self, Assets},
+    backend::{
+        Backend,
+        local::LocalBackend,
+        remote::{RemoteBackend, RemoteConfig, Secret, UpstreamModel},
+        scripted::ScriptedBackend,
+    },
+    config::{self, Config, FleetEntry, UPSTREAM},
+    domain::{Fleet, ModelCard},
+    engine::{Engine, EngineOptions},
+    signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
+};
+
+/// How long a start waits for `--upstream` to list its models.
+const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Adds one fleet entry per model that `--upstream` lists, so that `auto` has arms. Where the list cannot be had, every
+/// model name still passes through.
+pub(super) async fn list_upstream_models(config: &mut Config) {
+    if config.upstream.is_none() {
+        return;
+    }
+    let Some(entry) = config.fleet.iter().find(|e| e.name == UPSTREAM).cloned() else { return };
+    match upstream_models(&entry).await {
+        Ok(models) => {
+            for model in models.into_iter().take(64) {
+                if config.fleet.iter().any(|e| e.name == model) {
+                    continue;
+                }
+                let mut named = entry.clone();
+                named.name.clone_from(&model);
+                if let Some(remote) = &mut named.remote {
+                    remote.model = Some(model);
+                    remote.pass_model = false;
+                }
+                config.fleet.push(named);
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the upstream does not list its models: names pass through, `auto` is the upstream's default");
+        }
+    }
+    if config.policies.is_empty() {
+        let listed: Vec<&str> = config.fleet.iter().map(|e| e.name.as_str()).filter(|n| *n != UPSTREAM).collect();
+        config.policies.push(config::upstream_policy(&listed));
+    }
+}
+
+async fn upstream_models(entry: &FleetEntry) -> Result<Vec<String>, String> {
+    let remote = entry.remote.as_ref().ok_or("it is not remote")?;
+    let backend = RemoteBackend::new(remote_config(entry, remote)?).map_err(|e| e.to_string())?;
+    match tokio::time::timeout(UPSTREAM_PATIENCE, backend.models()).await {
+        Ok(listed) => listed.map_err(|e| e.to_string()),
+        Err(_) => Err(format!("no answer within {UPSTREAM_PATIENCE:?}")),
+    }
+}
+
+pub(super) type Backends = BTreeMap<String, Arc<dyn Backend>>;
+
+/// One backend per fleet entry, and the fleet as policies see it (context lengths read from local models).
+pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fleet), StartError> {
+    let mut backends = Backends::new();
+    let mut cards: Vec<ModelCard> = Vec::new();
+    for entry in &config.fleet {
+        let mut card = entry.card();
+        let wrong = |reason: String| StartError::Model { name: entry.name.clone(), reason };
+        let backend: Arc<dyn Backend> = if let Some(local) = &entry.local {
+            let path = model_file(&local.model, assets).await?;
+            let mut options = EngineOptions::default();
+            if let Some(threads) = local.threads {
+                options.threads = threads;
+            }
+            if let Some(sequences) = local.max_sequences {
+                options.max_sequences = sequences;
+            }
+            let engine = tokio::task::spawn_blocking(move || Engine::load(&path, options))
+                .await
+                .map_err(|e| wrong(e.to_string()))?
+                .map_err(|e| wrong(e.to_string()))?;
+            if card.context == 0 {
+                card.context = u32::try_from(engine.info().context).unwrap_or(u32::MAX);
+            }
+            Arc::new(LocalBackend::new(engine, entry.name.clone()))
+        } else if let Some(remote) = &entry.remote {
+            Arc::new(
+                RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?,
+            )
+        } else if let Some(scripted) = &entry.scripted {
+            Arc::new(ScriptedBackend::new(entry.name.clone(), scripted.clone()))
+        } else {
+            return Err(wrong("needs one of `local`, `remote`, `scripted`".into()));
+        };
+        backends.insert(entry.name.clone(), backend);
+        cards.push(card);
+    }
+    Ok((backends, Fleet::new(cards)))
+}
+
+fn remote_config(entry: &FleetEntry, remote: &config::RemoteEntry) -> Result<RemoteConfig, String> {
+    let mut out = RemoteConfig::new(entry.name.clone(), remote.url.clone());
+    if remote.pass_model {
+        out.model = UpstreamModel::AsAsked;
+    } else if let Some(model) = &remote.model {
+        out.model = UpstreamModel::Named(model.clone());
+    }
+    if let Some(variable) = &remote.key_env {
+        let key = std::env::var(variable).ok().filter(|key| !key.is_empty());
+        out.api_key = Some(Secret::new(key.ok_or_else(|| {
+            format!("the environment variable {variable} (`key_env`) is not set; set it or take `key_env` out")
+        })?));
+    }
+    out.forward_client_key = remote.forward_client_key;
+    let seconds = |name: &str, given: f64| {
+        Duration::try_from_secs_f64(given).map_err(|e| format!("`{name}`: {given} is no number of seconds: {e}"))
+    };
+    if let Some(given) = remote.first_byte_timeout_s {
+        out.first_byte_timeout = seconds("first_byte_timeout_s", given)?;
+    }
+    if let Some(given) = remote.idle_timeout_s {
+        out.idle_timeout = seconds("idle_timeout_s", given)?;
+    }
+    out.max_concurrent = remote.max_concurrent;
+    Ok(out)
+}
+
+/// A path as it is; anything else is an asset, fetched where it is missing.
+async fn model_file(model: &str, assets: &Arc<Assets>) -> Result<PathBuf, StartError> {
+    let path = Path::new(model);
+    if path.extension().is_some() && path.exists() {
+        return Ok(path.to_owned());
+    }
+    let installed = ensure(assets, model).await?;
+    installed
+        .files
+        .get("model")
+        .cloned()
+        .ok_or_else(|| StartError::Other(format!("the asset `{model}` holds no model file")))
+}
+
+async fn ensure(assets: &Arc<Assets>, name: &str) -> Result<assets::Installed, StartError> {
+    let (assets, name) = (Arc::clone(assets), name.to_owned());
+    match tokio::task::spawn_blocking(move || assets.ensure(&name)).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(StartError::Other(error.to_string())),
+    }
+}
+
+/// The configured embedder; `Ok(None)` where it is off or no policy asks for one and it is not there.
+pub(super) async fn embedder(config: &Config, assets: &Arc<Assets>) -> Result<Option<Arc<dyn Embedder>>, String> {
+    match &config.embedder {
+        Some(name) => load_embedder(assets, name, config.embed_threads).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+pub(super) async fn load_embedder(assets: &Assets, name: &str, threads: usize) -> Result<Arc<dyn Embedder>, String> {
+    let (assets, name) = (assets.clone(), name.to_owned());
+    let load = move || {
+        let runtime = assets.ensure("onnxruntime").map_err(|e| e.to_string())?;
+        let model = assets.ensure(&name).map_err(|e| e.to_string())?;
+        let file = |installed: &assets::Installed, role: &str| {
+            installed.files.get(role).cloned().ok_or_else(|| format!("the asset `{name}` has no {role}"))
+        };
+        let files = EmbedderFiles {
+            onnxruntime: file(&runtime, "library")?,
+            model: file(&model, "model")?,
+            tokenizer: file(&model, "tokenizer")?,
+            weights_sha256: model.sha256.get("model").cloned().unwrap_or_default(),
+            pooling: if name.starts_with("bge") { Pooling::Cls } else { Pooling::Mean },
+            window: 512,
+            threads,
+            name: name.clone(),
+        };
+        OrtEmbedder::load(&files).map_err(|e| e.to_string())
+    };
+    let embedder = tokio::task::spawn_blocking(load).await.map_err(|e| e.to_string())??;
+    Ok(Arc::new(embedder))
+}

@@ -1,0 +1,114 @@
+//! Policy files compiled against the fleet and the embedder that are there.
+
+use std::{path::Path, sync::Arc};
+
+use super::{StartError, models::load_embedder};
+use crate::{
+    assets::{self, Assets},
+    audit::{AuditStore, DecisionView},
+    config::Config,
+    domain::Fleet,
+    policy::{self, Inputs, Policy},
+    signals::Embedder,
+};
+
+/// What `weir check` does: compiles every policy against the fleet, without an embedder; fetches nothing.
+///
+/// # Errors
+/// Everything that is wrong with any file, at once.
+pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
+    let fleet = config.cards();
+    let mut policies: Vec<Policy> = Vec::new();
+    let mut wrong = Vec::new();
+    for file in &config.policies {
+        match policy::check(&file.file, &file.yaml, |_| fleet.clone()) {
+            Ok(policy) if policies.iter().any(|p| p.name() == policy.name()) => {
+                wrong.push(format!("{}: another file has a policy named `{}` already", file.file, policy.name()));
+            }
+            Ok(policy) => policies.push(policy),
+            Err(diagnostics) => wrong.push(diagnostics.to_string()),
+        }
+    }
+    if let Some(name) = &config.default_policy
+        && wrong.is_empty()
+        && policies.iter().all(|p| p.name() != name)
+    {
+        let names: Vec<&str> = policies.iter().map(Policy::name).collect();
+        wrong.push(format!(
+            "{}: default_policy: no policy file has the name `{name}`; there are: {}",
+            config.origin,
+            names.join(", ")
+        ));
+    }
+    if policies.is_empty() && wrong.is_empty() {
+        wrong.push(format!(
+            "{}: no policy is configured; add one under `policies:` (`weir policy init` writes one)",
+            config.origin
+        ));
+    }
+    if wrong.is_empty() { Ok(policies) } else { Err(StartError::Policy(wrong.join("\n"))) }
+}
+
+/// A policy file compiled for replay: against the fleet and embedder that the record names.
+pub async fn policy_for_replay(
+    path: &Path,
+    data_dir: &Path,
+    store: &dyn AuditStore,
+    views: &[DecisionView],
+) -> Result<Policy, StartError> {
+    let yaml = std::fs::read(path).map_err(|e| StartError::Other(format!("cannot read {}: {e}", path.display())))?;
+    let file = path.display().to_string();
+    let spec = policy::parse(&file, &yaml).map_err(|d| StartError::Policy(d.to_string()))?;
+    let newest = views.last().ok_or_else(|| StartError::Other("the record is empty".into()))?;
+    let hash = newest.decision.decision.policy_hash;
+    let version =
+        store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
+            StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
+        })?;
+    let plain =
+        policy::compile(&spec, &Inputs::unembedded(&version.fleet)).map_err(|d| StartError::Policy(d.to_string()))?;
+    let embedder = if plain.needs_embedding() {
+        let assets = Assets::new(data_dir, assets::Options::from_env());
+        let name = version.embedder.as_ref().map_or("bge-small-en", |e| e.name.as_str()).to_owned();
+        Some(load_embedder(&assets, &name, 1).await.map_err(StartError::Other)?)
+    } else {
+        None
+    };
+    compile_one(&spec, &version.fleet, embedder.as_ref()).await
+}
+
+pub(super) async fn compile(
+    config: &Config,
+    fleet: &Fleet,
+    embedder: Option<&Arc<dyn Embedder>>,
+) -> Result<Vec<Arc<Policy>>, StartError> {
+    let mut policies = Vec::new();
+    for file in &config.policies {
+        let spec = policy::parse(&file.file, &file.yaml).map_err(|d| StartError::Policy(d.to_string()))?;
+        policies.push(Arc::new(compile_one(&spec, fleet, embedder).await?));
+    }
+    Ok(policies)
+}
+
+/// Compiles a policy; its examples are embedded only where it looks at embeddings at all, so that an embedder that does
+/// not matter is no part of its identity.
+async fn compile_one(
+    spec: &policy::Spec,
+    fleet: &Fleet,
+    embedder: Option<&Arc<dyn Embedder>>,
+) -> Result<Policy, StartError> {
+    let wrong = |d: policy::Diagnostics| StartError::Policy(d.to_string());
+    let plain = policy::compile(spec, &Inputs::unembedded(fleet)).map_err(wrong)?;
+    let Some(embedder) = embedder.filter(|_| plain.needs_embedding()) else { return Ok(plain) };
+    let mut inputs = Inputs::unembedded(fleet);
+    inputs.embedder = Some(embedder.identity());
+    for (set, texts) in &spec.examples {
+        let mut vectors = Vec::with_capacity(texts.len());
+        for text in texts {
+            let vector = embedder.embed(text).await;
+            vectors.push(vector.map_err(|e| StartError::Other(format!("{}: examples.{set}: {e}", spec.file())))?);
+        }
+        inputs.examples.insert(set.clone(), vectors);
+    }
+    policy::compile(spec, &inputs).map_err(wrong)
+}
