@@ -204,6 +204,8 @@ pub struct Overrides {
     /// With `upstream`: send the client's `authorization` on.
     pub forward_client_key: bool,
     pub policies: Vec<PathBuf>,
+    /// Further in-process models for the built-in configuration: assets, `hf:OWNER/REPO/FILE`, or paths.
+    pub fleet: Vec<String>,
 }
 
 /// A policy file, read but not compiled.
@@ -314,13 +316,14 @@ impl Config {
             fleet.push(upstream_entry(url, over.forward_client_key));
             unknown_model = UnknownModel::PassThrough(UPSTREAM.to_owned());
         } else if fleet.is_empty() {
-            fleet.push(default_entry());
+            fleet.push(local_entry(DEFAULT_MODEL, DEFAULT_MODEL));
+            let more: Vec<String> = over.fleet.iter().map(|model| model_name(model)).collect();
+            fleet.extend(over.fleet.iter().zip(&more).map(|(model, name)| local_entry(name, model)));
             if policies.is_empty() {
-                policies.push(PolicyFile {
-                    file: "policies/default.yaml".into(),
-                    yaml: DEFAULT_POLICY.as_bytes().to_vec(),
-                });
+                policies.push(default_policy(&more));
             }
+        } else if !over.fleet.is_empty() {
+            problems.push("--fleet adds to the built-in configuration; here, add the models under `fleet:`".to_owned());
         }
         check_fleet(&fleet, &mut problems);
 
@@ -426,13 +429,35 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
 }
 
 /// The built-in model.
-fn default_entry() -> FleetEntry {
+const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
+fn local_entry(name: &str, model: &str) -> FleetEntry {
     FleetEntry {
-        name: "smollm2-135m-instruct".into(),
-        tags: vec!["small".into(), "local".into()],
-        local: Some(LocalEntry { model: "smollm2-135m-instruct".into(), threads: None, max_sequences: None }),
+        name: name.to_owned(),
+        tags: vec!["local".into()],
+        local: Some(LocalEntry { model: model.to_owned(), threads: None, max_sequences: None }),
         ..FleetEntry::default()
     }
+}
+
+/// A fleet name for a model given by path or reference: its file name, in lower case, without ending and revision.
+fn model_name(reference: &str) -> String {
+    let file = reference.rsplit('/').next().unwrap_or(reference);
+    let file = file.split(['@', '#']).next().unwrap_or(file);
+    file.strip_suffix(".gguf").unwrap_or(file).to_lowercase()
+}
+
+/// The built-in policy, with `more` models as further arms.
+fn default_policy(more: &[String]) -> PolicyFile {
+    let quoted = |name: &String| serde_json::Value::from(name.as_str()).to_string();
+    let mut yaml = DEFAULT_POLICY.to_owned();
+    if !more.is_empty() {
+        let models: String = more.iter().map(|n| format!("  {0}: {{name: {0}}}\n", quoted(n))).collect();
+        let arms: String = more.iter().map(|n| format!(", {}", quoted(n))).collect();
+        yaml = yaml.replacen("plans:\n", &format!("{models}plans:\n"), 1);
+        yaml = yaml.replacen("arms: [quick, careful", &format!("arms: [quick, careful{arms}"), 1);
+    }
+    PolicyFile { file: "policies/default.yaml".into(), yaml: yaml.into_bytes() }
 }
 
 /// The server of `--upstream`: any model name; its key from `OPENAI_API_KEY`, unless the client's own is sent on.

@@ -15,6 +15,28 @@ fn data_dir(dir: &std::path::Path) -> std::path::PathBuf {
     data
 }
 
+/// `--fleet` puts a further model beside the default one, and an arm for it into the policy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_further_model_is_a_further_arm() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = data_dir(dir.path());
+    let config = weir::config(dir.path(), "{}");
+    let models = test_home().join("models/smollm2-135m-instruct");
+    let model = std::fs::read_dir(models)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|e| e == "gguf"))
+        .unwrap();
+    let weir = Weir::start(&config, &data, &["--fleet", model.to_str().unwrap()]);
+    let name = model.file_stem().unwrap().to_str().unwrap().to_lowercase();
+    let (status, said) = weir.post("/v1/decision", &chat("auto", "hello")).await;
+    assert_eq!(status, 200, "{said}");
+    let arms: Vec<&Value> = said["decision"]["candidates"].as_array().unwrap().iter().map(|c| &c["arm"]).collect();
+    assert_eq!(arms, [&json!("quick"), &json!("careful"), &json!(name)], "{said}");
+    let (status, answer) = weir.post("/v1/chat/completions", &chat(&name, "What is the capital of France?")).await;
+    assert_eq!((status, answer["model"].as_str()), (200, Some(name.as_str())), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_default_weir_answers_learns_and_explains() {
     let dir = tempfile::tempdir().unwrap();

@@ -23,6 +23,9 @@ pub struct ConfigArgs {
     /// A policy file, beside those of the configuration
     #[arg(long, value_name = "FILE")]
     pub policy: Vec<PathBuf>,
+    /// A further in-process model for the built-in configuration: an asset, hf:OWNER/REPO/FILE.gguf, or a path
+    #[arg(long, value_name = "MODEL")]
+    pub fleet: Vec<String>,
     /// Put weir in front of this OpenAI-compatible server: every model name passes through, `auto` routes
     #[arg(long, value_name = "URL")]
     pub upstream: Option<String>,
@@ -42,6 +45,7 @@ impl ConfigArgs {
             upstream: self.upstream.clone(),
             forward_client_key: self.forward_client_key,
             policies: self.policy.clone(),
+            fleet: self.fleet.clone(),
         };
         Config::assemble(over, self.data.path())
     }
@@ -50,6 +54,8 @@ impl ConfigArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   weir serve                                       the default model, on 127.0.0.1:8080
+  weir serve --fleet hf:bartowski/SmolLM2-360M-Instruct-GGUF/SmolLM2-360M-Instruct-Q8_0.gguf
+                                                   with a larger model as a further arm
   weir serve --upstream http://127.0.0.1:8000/v1   in front of another server
   weir serve --config weir.yaml --database-url postgres://weir@db/weir")]
 pub struct ServeArgs {
