@@ -264,16 +264,18 @@ pub(super) async fn projected_rows(
     first: i64,
     last: i64,
 ) -> Result<Vec<(&'static str, u64)>, StoreError> {
-    let counts: Vec<i64> = sqlx::query_scalar(
-        "SELECT count(*) FROM decisions WHERE position BETWEEN ?1 AND ?2 UNION ALL \
-         SELECT count(*) FROM attempts WHERE position BETWEEN ?1 AND ?2 UNION ALL \
-         SELECT count(*) FROM outcomes WHERE position BETWEEN ?1 AND ?2 UNION ALL \
-         SELECT count(*) FROM feedback WHERE position BETWEEN ?1 AND ?2 UNION ALL \
-         SELECT count(*) FROM state_updates WHERE position BETWEEN ?1 AND ?2",
+    // One row: the branches of a UNION come in any order once a planner runs them side by side.
+    let counts: (i64, i64, i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM decisions WHERE position BETWEEN ?1 AND ?2), \
+         (SELECT count(*) FROM attempts WHERE position BETWEEN ?1 AND ?2), \
+         (SELECT count(*) FROM outcomes WHERE position BETWEEN ?1 AND ?2), \
+         (SELECT count(*) FROM feedback WHERE position BETWEEN ?1 AND ?2), \
+         (SELECT count(*) FROM state_updates WHERE position BETWEEN ?1 AND ?2)",
     )
     .bind(first)
     .bind(last)
-    .fetch_all(pool)
+    .fetch_one(pool)
     .await?;
-    Ok(TABLES.into_iter().zip(counts.into_iter().map(|count| count as u64)).collect())
+    let counts = [counts.0, counts.1, counts.2, counts.3, counts.4];
+    Ok(TABLES.into_iter().zip(counts.map(|count| count as u64)).collect())
 }
