@@ -11,7 +11,7 @@ use std::{
 
 use crate::audit::record::Logged;
 
-const MAX_EVENTS: usize = 4096;
+const MAX_EVENTS: usize = 2048;
 const MAX_BYTES: usize = 8 << 20;
 
 #[derive(Debug, Default)]
