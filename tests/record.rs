@@ -240,6 +240,8 @@ async fn a_thousand_learning_decisions_derive_again() {
     assert!(late > 170, "200 late decisions took the liked arm only {late} times: it did not learn");
 
     let data = data.to_str().unwrap();
+    let report = json_of(&["audit", "verify", "--json", "--data-dir", data]);
+    assert_eq!((&report["passed"], &report["not_ingested"]), (&json!(true), &json!(0)), "a stop left events: {report}");
     let report = json_of(&["audit", "reproduce", "--last", "1000", "--json", "--data-dir", data]);
     assert_eq!(report["same"], json!(1000), "{report}");
     assert_eq!(report["differences"], json!([]), "{report}");

@@ -213,8 +213,12 @@ impl Running {
         {
             tracing::warn!(connections = drained.cut, "requests were still under way; they are recorded as cancelled");
         }
-        if let Err(error) = self.feeder.flush(self.log.last_seq(), Duration::from_secs(10)).await {
-            tracing::warn!(%error, "the store does not have everything yet; it is fed at the next start");
+        // What is fed may teach, and what it teaches is logged again.
+        while self.feeder.lag() > 0 {
+            if let Err(error) = self.feeder.flush(self.log.last_seq(), Duration::from_secs(10)).await {
+                tracing::warn!(%error, "the store does not have everything yet; it is fed at the next start");
+                break;
+            }
         }
         Ok(())
     }
