@@ -73,7 +73,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("weir: {error:#}");
+            eprintln!("weir: {}", told(&error));
             ExitCode::from(1)
         }
     }
@@ -82,4 +82,29 @@ pub fn main() -> ExitCode {
 /// The runtime for verbs that do I/O.
 pub(crate) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// An error and its causes in one line; a cause that the sentence before it tells already is not told again.
+fn told(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |said, cause| {
+        let cause = cause.to_string();
+        if said.contains(&cause) { said } else { format!("{said}: {cause}") }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    #[test]
+    fn no_cause_is_told_twice() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read x: {source}")]
+        struct Read {
+            source: std::io::Error,
+        }
+        let source = std::io::Error::other("no such thing");
+        let error = Err::<(), _>(Read { source }).context("while starting").unwrap_err();
+        assert_eq!(super::told(&error), "while starting: cannot read x: no such thing");
+    }
 }
