@@ -35,20 +35,24 @@ fn refuses_to_start(config: &Path, data: &Path, more: &[&str]) -> String {
     }
 }
 
+fn refuses_to_listen(address: &str, dir: &Path) -> String {
+    let out = weir::program()
+        .args(["serve", "--listen", address, "--data-dir"])
+        .arg(dir.join("data"))
+        .arg("--config")
+        .arg(scripted(dir))
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    String::from_utf8(out.stderr).unwrap()
+}
+
 #[test]
 fn a_taken_port_names_the_way_out() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let out = weir::program()
-        .args(["serve", "--listen", &address, "--data-dir"])
-        .arg(dir.path().join("data"))
-        .arg("--config")
-        .arg(scripted(dir.path()))
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1));
+    let stderr = refuses_to_listen(&address, dir.path());
     assert!(stderr.contains(&address) && stderr.contains("--listen"), "{stderr}");
 }
 
@@ -74,15 +78,7 @@ fn two_weirs_do_not_share_a_data_directory() {
 #[test]
 fn an_open_port_to_the_world_needs_keys() {
     let dir = tempfile::tempdir().unwrap();
-    let out = weir::program()
-        .args(["serve", "--listen", "0.0.0.0:0", "--data-dir"])
-        .arg(dir.path().join("data"))
-        .arg("--config")
-        .arg(scripted(dir.path()))
-        .output()
-        .unwrap();
-    let stderr = String::from_utf8(out.stderr).unwrap();
-    assert_eq!(out.status.code(), Some(1));
+    let stderr = refuses_to_listen("0.0.0.0:0", dir.path());
     assert!(stderr.contains("keys"), "{stderr}");
 }
 

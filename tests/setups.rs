@@ -92,4 +92,6 @@ async fn what_an_arm_cannot_do_eliminates_it() {
     let (status, said) = weir.post("/v1/chat/completions", &image).await;
     assert_eq!(status, 400, "{said}");
     assert!(said["error"]["message"].as_str().unwrap().contains("images"), "{said}");
+    let (_, listed) = weir.get("/v1/audit/decisions?status=refused").await;
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(1), "one refusal, recorded once: {listed}");
 }

@@ -20,8 +20,7 @@ use crate::{
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
         Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
-        EventBody, Feedback, Fleet, Hash, Need, Outcome, OutcomeStatus, Request, SessionView, Signals, Usage,
-        canonical,
+        EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
     },
     learn::Published,
     policy::Policy,
@@ -103,10 +102,10 @@ impl Gateway {
     pub async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
         let request = Arc::new(request);
         let Decided { id, decision, .. } = self.decide_and_record(&request, &caller, false).await?;
-        if decision.plan.is_none() {
-            return Err(self.refused(id, decision).await);
-        }
-        let dispatched = self.parts.dispatcher.run(id, &decision, Arc::clone(&request), &caller).await?;
+        let dispatched = match self.parts.dispatcher.run(id, &decision, request, &caller).await {
+            Err(GatewayError::Refused { id, reason }) => return Err(refusal(id, reason, &decision)),
+            result => result?,
+        };
         Ok(Answer {
             id,
             model: dispatched.model,
@@ -384,51 +383,6 @@ impl Gateway {
         GatewayError::UnknownModel { name: name.to_owned(), served: self.served().into_iter().map(|s| s.id).collect() }
     }
 
-    /// Records that nothing was called, and says why.
-    async fn refused(&self, id: DecisionId, decision: Decision) -> GatewayError {
-        let reason = decision.refusal.unwrap_or_else(|| "the policy refused".to_owned());
-        let outcome = Outcome {
-            status: OutcomeStatus::Refused,
-            served_by: String::new(),
-            attempts: 0,
-            cost_usd: 0.0,
-            latency_us: 0,
-            ttft_us: None,
-            usage: Usage::default(),
-            error: Some(reason.clone()),
-            answer_hash: None,
-        };
-        let event = Event::new(now_micros(), Some(id), EventBody::Outcome(outcome));
-        if let Err(error) = self.parts.journal.append(vec![event]).await {
-            return GatewayError::NotRecorded(error);
-        }
-        let incapable: BTreeSet<&str> = decision
-            .candidates
-            .iter()
-            .filter_map(|c| match &c.eliminated {
-                Some(Elimination::Capability(need)) => Some(need.as_str()),
-                _ => None,
-            })
-            .collect();
-        let all_incapable = !decision.candidates.is_empty()
-            && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Capability(_))));
-        if all_incapable {
-            let needs = Need::ALL.into_iter().filter(|n| incapable.contains(n.as_str())).collect();
-            return GatewayError::Incapable { id, needs };
-        }
-        let too_long = decision.candidates.iter().find_map(|c| match &c.eliminated {
-            Some(Elimination::Context(why)) => Some((c.arm.clone(), why.clone())),
-            _ => None,
-        });
-        if let Some((model, why)) = too_long
-            && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Context(_))))
-        {
-            let error = BackendError::new(ErrorKind::ContextTooLong, why);
-            return GatewayError::Backend { id, model, error };
-        }
-        GatewayError::Refused { id, reason }
-    }
-
     /// Waits until the store has everything that was logged before this call, for questions that are asked of it.
     async fn caught_up(&self) -> Result<(), GatewayError> {
         let seq = self.parts.log.last_seq();
@@ -438,6 +392,36 @@ impl Gateway {
 
 fn store_error(error: StoreError) -> GatewayError {
     GatewayError::Store(error.to_string())
+}
+
+/// A refusal in the words that the client can act on: what no arm can do, or how much too long the prompt is, where that
+/// is what eliminated every arm.
+fn refusal(id: DecisionId, reason: String, decision: &Decision) -> GatewayError {
+    let incapable: BTreeSet<&str> = decision
+        .candidates
+        .iter()
+        .filter_map(|c| match &c.eliminated {
+            Some(Elimination::Capability(need)) => Some(need.as_str()),
+            _ => None,
+        })
+        .collect();
+    let all_incapable = !decision.candidates.is_empty()
+        && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Capability(_))));
+    if all_incapable {
+        let needs = Need::ALL.into_iter().filter(|n| incapable.contains(n.as_str())).collect();
+        return GatewayError::Incapable { id, needs };
+    }
+    let too_long = decision.candidates.iter().find_map(|c| match &c.eliminated {
+        Some(Elimination::Context(why)) => Some((c.arm.clone(), why.clone())),
+        _ => None,
+    });
+    if let Some((model, why)) = too_long
+        && decision.candidates.iter().all(|c| matches!(c.eliminated, Some(Elimination::Context(_))))
+    {
+        let error = BackendError::new(ErrorKind::ContextTooLong, why);
+        return GatewayError::Backend { id, model, error };
+    }
+    GatewayError::Refused { id, reason }
 }
 
 /// The seed of a decision: a hash of request id and policy name, so that two policies draw independently.
