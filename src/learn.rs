@@ -145,6 +145,7 @@ impl Learner {
             arm: record.decision.arm.clone(),
             features: record.decision.features.clone(),
             reward,
+            cost_usd: observed.cost_usd,
             propensity: record.decision.propensity,
             decided: view.at,
         };

@@ -17,7 +17,7 @@ use crate::{
     clock::now_micros,
     config::{self, Config},
     dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
-    gateway::{Gateway, Parts},
+    gateway::{Gateway, Parts, Speeds},
     http,
     learn::{Learner, Published},
     policy::Policy,
@@ -130,9 +130,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let published = Published::default();
     let learner =
         Arc::new(Learner::start(log.clone(), Arc::clone(&store), policies.iter().cloned(), published.clone()).await?);
-    let follower = Arc::clone(&learner) as Arc<dyn audit::Follower>;
-    let feeder =
-        Arc::new(Feeder::start(log.clone(), Arc::clone(&store), Some(follower), FeederOptions::default()).await?);
+    let speeds = Arc::new(Speeds::default());
+    let followers: Vec<Arc<dyn audit::Follower>> = vec![Arc::clone(&learner) as _, Arc::clone(&speeds) as _];
+    let feeder = Arc::new(
+        Feeder::start(log.clone(), Arc::clone(&store), Some(Arc::new(followers)), FeederOptions::default()).await?,
+    );
     learner.catch_up().await?;
 
     let metrics = Arc::new(Metrics::new());
@@ -165,6 +167,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         store,
         feeder: Arc::clone(&feeder),
         metrics,
+        speeds,
         keep_context: config.record.context == config::KeepContext::Keep,
         hash_bodies: config.record.bodies == config::Bodies::Hash,
     }));

@@ -29,6 +29,16 @@ pub trait Follower: Send + Sync {
     async fn follow(&self, batch: &[Logged]);
 }
 
+/// Several followers, one after the other.
+#[async_trait]
+impl Follower for Vec<Arc<dyn Follower>> {
+    async fn follow(&self, batch: &[Logged]) {
+        for follower in self {
+            follower.follow(batch).await;
+        }
+    }
+}
+
 /// How events are batched, and how a store that is down is tried.
 #[derive(Clone, Debug)]
 pub struct FeederOptions {

@@ -31,6 +31,7 @@ pub fn eliminated(elimination: &Elimination) -> String {
         Elimination::Capability(detail) => ("capability", detail),
         Elimination::Context(detail) => ("context", detail),
         Elimination::Unavailable(detail) => ("unavailable", detail),
+        Elimination::Condition(detail) => ("condition", detail),
     };
     text(&format!("{by}: {detail}")).into_owned()
 }

@@ -56,8 +56,20 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         now: at,
         seed: 0x0123_4567_89ab_cdef,
         fleet: BTreeMap::from([
-            ("gpt-4.1-mini".to_owned(), ModelState { available: true, running: 3, waiting: 0 }),
-            ("smollm2-135m".to_owned(), ModelState { available: true, running: 1, waiting: 2 }),
+            (
+                "gpt-4.1-mini".to_owned(),
+                ModelState {
+                    available: true,
+                    running: 3,
+                    ttft_ms: 212.5,
+                    tokens_per_s: 41.25,
+                    ..ModelState::default()
+                },
+            ),
+            (
+                "smollm2-135m".to_owned(),
+                ModelState { available: true, running: 1, waiting: 2, ..ModelState::default() },
+            ),
         ]),
         ..Context::default()
     };
@@ -150,6 +162,7 @@ pub fn state_update(id: DecisionId, at: Micros, seq: u64) -> Event {
         arm: "quick".to_owned(),
         features: vec![1.0, 0.25, 0.1],
         reward: 0.7,
+        cost_usd: 0.0004,
         propensity: 0.93,
         decided: at - 5,
     };

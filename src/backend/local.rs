@@ -196,7 +196,12 @@ impl Backend for LocalBackend {
 
     fn state(&self) -> ModelState {
         let (running, waiting) = self.engine.load_state();
-        ModelState { available: self.engine.is_running(), running: running as u32, waiting: waiting as u32 }
+        ModelState {
+            available: self.engine.is_running(),
+            running: running as u32,
+            waiting: waiting as u32,
+            ..ModelState::default()
+        }
     }
 }
 

@@ -98,6 +98,7 @@ impl Slots {
             available: true,
             running: self.counts.running.load(Ordering::Relaxed),
             waiting: self.counts.waiting.load(Ordering::Relaxed),
+            ..ModelState::default()
         }
     }
 }
@@ -126,6 +127,6 @@ mod tests {
     async fn patience_ends() {
         let slots = Slots::new(Some(0), 1, Duration::from_millis(1));
         assert_eq!(slots.take("m").await.unwrap_err().kind, ErrorKind::RateLimited);
-        assert_eq!(slots.state(), ModelState { available: true, running: 0, waiting: 0 });
+        assert_eq!(slots.state(), ModelState { available: true, running: 0, waiting: 0, ..ModelState::default() });
     }
 }

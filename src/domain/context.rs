@@ -72,6 +72,12 @@ pub struct SessionView {
     pub turn: u32,
     /// Arm of the session's last decision; empty for a first one.
     pub last_arm: String,
+    /// Mean probability of each arm over the session's earlier decisions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub shares: BTreeMap<String, f64>,
+    /// What feedback in this session said of each arm: the sum of its values, less 0.5 each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub judged: BTreeMap<String, f64>,
 }
 
 /// Who asks.
@@ -92,6 +98,16 @@ pub struct ModelState {
     pub running: u32,
     /// Calls waiting for a place.
     pub waiting: u32,
+    /// Recent mean time to the first token, in milliseconds; 0 where nothing was measured yet.
+    #[serde(default, skip_serializing_if = "unmeasured")]
+    pub ttft_ms: f64,
+    /// Recent mean rate of answer tokens per second of a call; 0 where nothing was measured yet.
+    #[serde(default, skip_serializing_if = "unmeasured")]
+    pub tokens_per_s: f64,
+}
+
+fn unmeasured(x: &f64) -> bool {
+    *x == 0.0
 }
 
 /// Which embedder produced a vector. Another embedder is another policy.

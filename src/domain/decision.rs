@@ -32,6 +32,8 @@ pub enum Elimination {
     Context(String),
     /// The model is not available now.
     Unavailable(String),
+    /// The arm's own condition (`only_if`) does not hold, or failed to evaluate; how.
+    Condition(String),
 }
 
 /// One arm as it stood before the draw.

@@ -241,10 +241,17 @@ pub struct StateUpdate {
     /// As the decision recorded them.
     pub features: Vec<f64>,
     pub reward: f64,
+    /// What the request cost, for pacing.
+    #[serde(default, skip_serializing_if = "free")]
+    pub cost_usd: f64,
     /// Probability with which the arm had been drawn.
     pub propensity: f64,
     /// When the decision was made, which is what half-lives count from.
     pub decided: Micros,
+}
+
+fn free(usd: &f64) -> bool {
+    *usd == 0.0
 }
 
 /// A policy taken into use: everything that compiling it was handed.

@@ -2,6 +2,7 @@
 //! of [`Gateway`]; nothing here knows status codes.
 
 mod sessions;
+mod speeds;
 mod types;
 
 use std::{
@@ -29,6 +30,7 @@ use crate::{
 };
 
 use sessions::Sessions;
+pub use speeds::Speeds;
 pub use types::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served, UnknownModel};
 
 /// The name behind which the default policy decides.
@@ -54,6 +56,7 @@ pub struct Parts {
     pub store: Arc<dyn AuditStore>,
     pub feeder: Arc<Feeder>,
     pub metrics: Arc<Metrics>,
+    pub speeds: Arc<Speeds>,
     pub keep_context: bool,
     pub hash_bodies: bool,
 }
@@ -173,18 +176,23 @@ impl Gateway {
             });
         }
         self.caught_up().await?;
-        if self.parts.store.decision(id).await.map_err(store_error)?.is_none() {
+        let Some(judged) = self.parts.store.decision(id).await.map_err(store_error)? else {
             return Err(GatewayError::NotFound(format!(
                 "there is no decision {id}; feedback takes the `id` of an answer or its `x-request-id`"
             )));
-        }
+        };
         if let Some(key) = &feedback.idempotency_key
             && self.parts.store.has_feedback_key(id, key).await.map_err(store_error)?
         {
             return Ok(false);
         }
+        let value = feedback.value;
         let event = Event::new(now_micros(), Some(id), EventBody::Feedback(feedback));
         self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        let record = &judged.decision;
+        if !record.session.is_empty() {
+            self.sessions.judged(&record.session, &record.decision.arm, value);
+        }
         Ok(true)
     }
 
@@ -286,7 +294,7 @@ impl Gateway {
         };
         self.parts.metrics.decision(&decision.policy, &decision.arm, decision.decided_by, begun.elapsed());
         if !context.session.id.is_empty() && !dry {
-            self.sessions.decided(&context.session.id, &decision.arm);
+            self.sessions.decided(&context.session.id, &decision);
         }
         let record = DecisionRecord {
             decision: decision.clone(),
@@ -345,7 +353,12 @@ impl Gateway {
             Some(session) => self.sessions.view(&Hash::of(session.as_bytes()).to_string()[..16]),
             None => SessionView::default(),
         };
-        let fleet = self.parts.backends.iter().map(|(name, backend)| (name.clone(), backend.state())).collect();
+        let state = |(name, backend): (&String, &Arc<dyn Backend>)| {
+            let mut state = backend.state();
+            self.parts.speeds.fill(name, &mut state);
+            (name.clone(), state)
+        };
+        let fleet = self.parts.backends.iter().map(state).collect();
         Context {
             now: now_micros(),
             seed: seed(id, policy.name()),

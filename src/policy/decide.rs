@@ -5,7 +5,7 @@ use super::{
     Policy, Target,
     draw::{self, Purpose},
     rules::Ruling,
-    select::{Selector, Situation, Weighed},
+    select::{Offer, Selector, Situation, Weighed, linear::Linear},
     state::State,
 };
 use crate::domain::{CallSpec, Candidate, Context, DecidedBy, Decision, Elimination, Plan, RuleOutcome};
@@ -121,8 +121,7 @@ impl Policy {
 
     fn select(&self, state: &State, context: &Context, ruling: Ruling) -> Decision {
         let mut decision = self.blank(state, DecidedBy::Select);
-        let stands: Vec<Result<usize, Elimination>> =
-            self.arm_targets.iter().map(|t| self.available(&self.targets[*t], &ruling.restricting, context)).collect();
+        let stands = self.stands(&ruling, context);
         let alive: Vec<bool> = stands.iter().map(Result::is_ok).collect();
         decision.no_embedding = self.missing_embedding(context);
         let weighed = match (&decision.no_embedding, self.no_embedding) {
@@ -130,9 +129,19 @@ impl Policy {
                 let mass = (0..alive.len()).map(|i| if Some(i) == arm && alive[i] { 1.0 } else { 0.0 }).collect();
                 Weighed { mass, scores: vec![None; alive.len()], features: Vec::new() }
             }
-            (None, _) => self.selector.weigh(&Situation { arms: &self.arms, alive: &alive, state, context }),
+            (None, _) => {
+                let calls: Vec<Option<Offer<'_>>> =
+                    stands.iter().zip(&self.arm_targets).map(|(s, t)| self.offer(*s.as_ref().ok()?, *t)).collect();
+                let arms = &self.arms;
+                self.selector.weigh(&Situation { arms, alive: &alive, calls: &calls, state, context })
+            }
         };
-        let probabilities = propensities(weighed.mass, &alive, self.min_propensity);
+        let mut probabilities = weighed.mass;
+        normalise(&mut probabilities, &alive);
+        if decision.no_embedding.is_none() && alive.contains(&true) {
+            self.modifiers.apply(&self.arms, &alive, &weighed.scores, context, &mut probabilities);
+        }
+        floored(&mut probabilities, &alive, self.min_propensity);
         let drawn = draw::pick(&probabilities, draw::unit(context.seed, Purpose::Arm as u32, 0));
         decision.features = weighed.features;
         match drawn.and_then(|i| Some((i, *stands.get(i)?.as_ref().ok()?))) {
@@ -173,6 +182,29 @@ impl Policy {
         decision
     }
 
+    /// Per arm, the model that it would call first, or why it is out.
+    fn stands(&self, ruling: &Ruling, context: &Context) -> Vec<Result<usize, Elimination>> {
+        let mut stands: Vec<_> =
+            self.arm_targets.iter().map(|t| self.available(&self.targets[*t], &ruling.restricting, context)).collect();
+        if self.only_if.iter().any(Option::is_some) {
+            self.evaluator.with(&self.program, context, |eval| {
+                for (stand, condition) in stands.iter_mut().zip(&self.only_if) {
+                    let Some(condition) = condition.as_ref().filter(|_| stand.is_ok()) else { continue };
+                    match eval(condition) {
+                        Ok(true) => {}
+                        Ok(false) => *stand = Err(Elimination::Condition("its condition does not hold".to_owned())),
+                        Err(error) => *stand = Err(Elimination::Condition(format!("its condition failed: {error}"))),
+                    }
+                }
+            });
+        }
+        stands
+    }
+
+    fn offer(&self, model: usize, target: usize) -> Option<Offer<'_>> {
+        Some(Offer { card: self.cards.get(model)?, max_tokens: self.targets.get(target)?.call.sampling.max_tokens })
+    }
+
     /// Why the selector cannot work as meant; `None` when it can.
     fn missing_embedding(&self, context: &Context) -> Option<String> {
         if !self.selector.needs_embedding() {
@@ -191,25 +223,23 @@ impl Policy {
         None
     }
 
-    /// Whether the selector is one that learns.
-    pub(super) fn linucb(&self) -> Option<&super::select::linucb::LinUcb> {
+    /// The selector, where it is one that learns.
+    pub(super) fn learner(&self) -> Option<&Linear> {
         match &self.selector {
-            Selector::LinUcb(l) => Some(l),
+            Selector::Linear(linear) => Some(linear),
             _ => None,
         }
     }
 }
 
-/// Mass to probabilities: masked, normalised, floored. Where the selector left no mass on any arm that can serve, the
-/// first of these in the policy's order gets it. The floor is a mixture with the uniform distribution over the n arms
-/// that can serve: f + (1 - n f) p, so every one has at least f and the sum stays 1.
-fn propensities(mut mass: Vec<f64>, alive: &[bool], floor: f64) -> Vec<f64> {
+/// Mass to probabilities: masked and normalised. Where the selector left no mass on any arm that can serve, the first of
+/// these in the policy's order gets it.
+fn normalise(mass: &mut [f64], alive: &[bool]) {
     for (m, alive) in mass.iter_mut().zip(alive) {
         if !alive || !m.is_finite() || *m < 0.0 {
             *m = 0.0;
         }
     }
-    let n = alive.iter().filter(|a| **a).count();
     let total: f64 = mass.iter().sum();
     if total > 0.0 && total.is_finite() {
         mass.iter_mut().for_each(|m| *m /= total);
@@ -217,13 +247,18 @@ fn propensities(mut mass: Vec<f64>, alive: &[bool], floor: f64) -> Vec<f64> {
         mass.iter_mut().for_each(|m| *m = 0.0);
         mass[first] = 1.0;
     }
+}
+
+/// The exploration floor, last of all: a mixture with the uniform distribution over the n arms that can serve,
+/// f + (1 - n f) p, so that every one has at least f and the sum stays 1.
+fn floored(p: &mut [f64], alive: &[bool], floor: f64) {
+    let n = alive.iter().filter(|a| **a).count();
     if floor > 0.0 && n > 0 {
         let rest = 1.0 - n as f64 * floor;
-        for (m, _) in mass.iter_mut().zip(alive).filter(|(_, alive)| **alive) {
-            *m = floor + rest * *m;
+        for (p, _) in p.iter_mut().zip(alive).filter(|(_, alive)| **alive) {
+            *p = floor + rest * *p;
         }
     }
-    mass
 }
 
 /// An elimination in words.
@@ -233,6 +268,7 @@ pub(super) fn because(reason: &Elimination) -> String {
         Elimination::Capability(need) => format!("it cannot do `{need}`"),
         Elimination::Context(detail) => format!("the request is too long for it ({detail})"),
         Elimination::Unavailable(model) => format!("{model} is not available"),
+        Elimination::Condition(why) => why.clone(),
     }
 }
 

@@ -33,9 +33,10 @@ pub use self::{
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
     schema::schema,
     spec::{
-        BoundsSpec, EmbeddingFeatureSpec, ExpectSpec, FallbackSpec, FeatureSpec, FixedSpec, IfNoneLeft, LinUcbSpec,
-        MadeFeatureSpec, ModelSpec, OnError, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec,
-        SetSpec, SimilaritySpec, Spec, TestSpec,
+        BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FixedSpec,
+        IfNoneLeft, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, PlainSpec, PlanSpec, QualitySpec,
+        RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec, SimilaritySpec, Spec, TenantSpec, TestSpec,
+        ThompsonSpec,
     },
     state::{FoldError, State},
 };
@@ -155,6 +156,9 @@ pub struct Policy {
     arms: Vec<String>,
     arm_targets: Vec<usize>,
     selector: select::Selector,
+    /// Per arm, the condition under which it may be taken.
+    only_if: Vec<Option<cel::Condition>>,
+    modifiers: select::modify::Modifiers,
     min_propensity: f64,
     no_embedding: Option<usize>,
     reward: Option<reward::Reward>,
@@ -202,7 +206,7 @@ impl Policy {
 
     /// Whether rewards change later decisions.
     pub fn learns(&self) -> bool {
-        self.linucb().is_some()
+        self.learner().is_some()
     }
 
     /// Names that a client may pin: plans and models of the file.
@@ -238,8 +242,8 @@ impl Policy {
 
     /// The state before anything was learnt.
     pub fn initial_state(&self) -> State {
-        match self.linucb() {
-            Some(l) => State::empty(self.hash, l.features.dimensions(), l.ridge),
+        match self.learner() {
+            Some(linear) => State::initial(self.hash, linear),
             None => State::empty(self.hash, 0, 1.0),
         }
     }
@@ -261,11 +265,11 @@ impl Policy {
     /// # Errors
     /// When the update cannot follow this state or does not belong to this policy; the state is unchanged then.
     pub fn fold(&self, state: &mut State, update: &StateUpdate) -> Result<(), FoldError> {
-        let linucb = self.linucb().ok_or(FoldError::DoesNotLearn)?;
+        let linear = self.learner().ok_or(FoldError::DoesNotLearn)?;
         if !self.arms.contains(&update.arm) {
             return Err(FoldError::UnknownArm(update.arm.clone()));
         }
-        state.fold(update, linucb.half_life)
+        state.fold(update, linear)
     }
 }
 

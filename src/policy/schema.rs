@@ -16,23 +16,7 @@ use super::{
 const LATER: &[(&str, &[&str])] = &[
     ("", &["budget", "split", "shadow_decide"]),
     ("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]),
-    (
-        "/select",
-        &[
-            "weighted",
-            "cheapest",
-            "fastest",
-            "knn",
-            "clusters",
-            "ridge",
-            "logistic",
-            "thompson",
-            "epsilon_greedy",
-            "graph",
-            "sticky",
-            "stickiness",
-        ],
-    ),
+    ("/select", &["knn", "clusters", "ridge", "logistic", "graph"]),
     ("/reward", &["joules"]),
 ];
 

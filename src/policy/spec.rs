@@ -157,32 +157,92 @@ pub enum OnError {
     Skip,
 }
 
-/// The selector. Exactly one of `static`, `similarity` and `linucb`.
+/// The selector. Exactly one of `static`, `weighted`, `cheapest`, `fastest`, `similarity`, `linucb`, `thompson` and
+/// `epsilon_greedy`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SelectSpec {
     /// Plans or models, in order of preference where nothing else orders them.
     #[schemars(length(min = 1))]
     pub arms: Vec<String>,
+    /// Per arm, a condition (as in `rules`) under which alone it may be taken.
+    #[serde(default)]
+    pub only_if: BTreeMap<String, String>,
     /// One arm, or weights per arm.
     #[serde(default, rename = "static")]
     pub fixed: Option<FixedSpec>,
+    /// Weights per arm: a random draw in these proportions.
+    #[serde(default)]
+    #[schemars(extend("minProperties" = 1))]
+    pub weighted: Option<BTreeMap<String, f64>>,
+    /// The arm whose call is expected to cost least: `{}`.
+    #[serde(default)]
+    pub cheapest: Option<PlainSpec>,
+    /// The arm whose call is expected to take least time, by what was measured lately: `{}`.
+    #[serde(default)]
+    pub fastest: Option<PlainSpec>,
     /// The arm of the nearest example set.
     #[serde(default)]
     pub similarity: Option<SimilaritySpec>,
     /// A contextual bandit: disjoint LinUCB.
     #[serde(default)]
     pub linucb: Option<LinUcbSpec>,
-    /// What `linucb` sees of a request, beside a constant 1.
+    /// A contextual bandit: linear Thompson sampling.
+    #[serde(default)]
+    pub thompson: Option<ThompsonSpec>,
+    /// A contextual bandit: the greatest estimate, and sometimes any.
+    #[serde(default)]
+    pub epsilon_greedy: Option<EpsilonGreedySpec>,
+    /// What a bandit sees of a request, beside a constant 1.
     #[serde(default)]
     pub features: Vec<FeatureSpec>,
-    /// Least probability of every arm that can serve the request. Default: 0.02 for `linucb`, else 0.
+    /// What a session's earlier turns change.
+    #[serde(default)]
+    pub session: Option<SessionSpec>,
+    /// By tenant, what is different for it.
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantSpec>,
+    /// Least probability of every arm that can serve the request. Default: 0.02 for a bandit, else 0.
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_propensity: Option<f64>,
     /// The arm where the selector needs an embedding and there is none.
     #[serde(default)]
     pub no_embedding: Option<String>,
+}
+
+/// A selector without parameters: `{}`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PlainSpec {}
+
+/// What a session's earlier turns change. Each step maps probabilities to probabilities; all end with the session.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionSpec {
+    /// Stickiness: the session's arm is left only for an arm whose score is higher by at least this. With a selector that
+    /// has no scores: the share that stays. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub switch_cost: Option<f64>,
+    /// Weight of the mean probabilities of the session's earlier turns, against this turn's. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub mix: Option<f64>,
+    /// Strength of feedback within the session: an arm's odds are multiplied by exp(bias x sum of (value - 0.5)).
+    /// Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub bias: Option<f64>,
+}
+
+/// What is different for a tenant.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSpec {
+    /// Factors on arms' probabilities; an arm without one keeps 1, and 0 takes it away while others are left.
+    #[schemars(extend("minProperties" = 1))]
+    pub weights: BTreeMap<String, f64>,
 }
 
 /// One arm's name, or a weight per arm.
@@ -230,9 +290,95 @@ pub struct LinUcbSpec {
     /// After this time an observation counts half, e.g. `7d`. Default: never.
     #[serde(default)]
     pub half_life: Option<String>,
-    /// Rewarded pulls until an arm may be left to the bound alone; before, it gets at least its fair share. Default: 5.
+    /// Only this many of the newest rewarded requests count, of all arms together. Default: all.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub window: Option<u32>,
+    /// Rewarded pulls until an arm may be left to the rule alone; before, it gets at least its fair share. Default: 5.
     #[serde(default)]
     pub min_pulls: Option<u64>,
+    /// Keeps the mean cost of requests near a target.
+    #[serde(default)]
+    pub pacing: Option<PacingSpec>,
+}
+
+/// Linear Thompson sampling (Agrawal and Goyal, 2013): an arm's probability is that of its reward being the greatest.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ThompsonSpec {
+    /// Standard deviation of the reward, given the features. Default: 0.5.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub noise: Option<f64>,
+    /// Regularisation. Default: 1.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub ridge: Option<f64>,
+    /// After this time an observation counts half, e.g. `7d`. Default: never.
+    #[serde(default)]
+    pub half_life: Option<String>,
+    /// Only this many of the newest rewarded requests count, of all arms together. Default: all.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub window: Option<u32>,
+    /// Rewarded pulls until an arm may be left to the rule alone; before, it gets at least its fair share. Default: 5.
+    #[serde(default)]
+    pub min_pulls: Option<u64>,
+    /// Keeps the mean cost of requests near a target.
+    #[serde(default)]
+    pub pacing: Option<PacingSpec>,
+}
+
+/// Epsilon-greedy: the greatest estimate, and with probability epsilon any arm.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EpsilonGreedySpec {
+    /// Probability of any arm at the beginning. Default: 0.1.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub epsilon: Option<f64>,
+    /// Factor on epsilon per update. Default: 1.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
+    pub decay: Option<f64>,
+    /// Least epsilon. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub least: Option<f64>,
+    /// Regularisation. Default: 1.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub ridge: Option<f64>,
+    /// After this time an observation counts half, e.g. `7d`. Default: never.
+    #[serde(default)]
+    pub half_life: Option<String>,
+    /// Only this many of the newest rewarded requests count, of all arms together. Default: all.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub window: Option<u32>,
+    /// Rewarded pulls until an arm may be left to the rule alone; before, it gets at least its fair share. Default: 5.
+    #[serde(default)]
+    pub min_pulls: Option<u64>,
+    /// Keeps the mean cost of requests near a target.
+    #[serde(default)]
+    pub pacing: Option<PacingSpec>,
+}
+
+/// Budget pacing by a dual variable: a price per dollar rises while requests cost more than the target.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PacingSpec {
+    /// Target of the mean cost per request, in USD.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub usd_per_request: f64,
+    /// Change of the price per rewarded request, per relative excess over the target. Default: 0.02.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub step: Option<f64>,
+    /// Greatest price, in reward per target cost. Default: 10.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub limit: Option<f64>,
 }
 
 /// A feature by name, or one with a parameter.

@@ -4,13 +4,17 @@
 //!
 //! Forgetting counts from the newest decision among the folded updates of *any* arm, not from the wall clock: an arm that
 //! is no longer pulled loses its certainty as the others learn, and between two updates a decision is a pure function of
-//! the published state.
+//! the published state. With a sliding window the newest updates are kept, and sums are taken anew from them, so that
+//! nothing is left of what has gone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use super::linalg;
+use super::{
+    linalg,
+    select::linear::{Linear, Prior},
+};
 use crate::domain::{Hash, Micros, StateUpdate};
 
 /// A policy's learnt state after `seq` updates. Immutable once published; `Policy::fold` makes the next one.
@@ -26,13 +30,17 @@ pub struct State {
     pub(super) ridge: f64,
     /// The newest decision among the folded updates: forgetting counts up to here.
     pub(super) clock: Micros,
-    pub(super) arms: BTreeMap<String, Arm>,
+    /// Pacing's price, in reward per target cost.
+    pub(super) price: f64,
+    pub(super) arms: BTreeMap<String, Learnt>,
+    /// With a sliding window: the newest updates, oldest first.
+    recent: VecDeque<Remembered>,
 }
 
 /// What is known of one arm.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Arm {
-    /// Rewarded pulls; never decays.
+pub(super) struct Learnt {
+    /// Rewarded pulls, within the window where there is one; they do not decay.
     pub pulls: u64,
     /// When the newest of them was decided.
     pub decided: Micros,
@@ -40,7 +48,20 @@ pub(super) struct Arm {
     pub a: Vec<f64>,
     /// Weighted sum of r x.
     pub b: Vec<f64>,
+    /// Weighted number of observations, and weighted sum of their costs in USD.
+    weight: f64,
+    cost: f64,
     fit: Option<Fit>,
+}
+
+/// An update within the window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Remembered {
+    arm: String,
+    features: Vec<f64>,
+    reward: f64,
+    cost_usd: f64,
+    decided: Micros,
 }
 
 /// Derived from `a`, `b` and the ridge alone.
@@ -60,7 +81,11 @@ struct Stored {
     dimensions: usize,
     ridge: f64,
     clock: Micros,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    price: f64,
     arms: BTreeMap<String, StoredArm>,
+    #[serde(default, skip_serializing_if = "VecDeque::is_empty")]
+    recent: VecDeque<Remembered>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -69,6 +94,14 @@ struct StoredArm {
     decided: Micros,
     a: Vec<f64>,
     b: Vec<f64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    weight: f64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    cost: f64,
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl From<Stored> for State {
@@ -77,12 +110,22 @@ impl From<Stored> for State {
             .arms
             .into_iter()
             .map(|(name, arm)| {
-                let mut arm = Arm { pulls: arm.pulls, decided: arm.decided, a: arm.a, b: arm.b, fit: None };
+                let StoredArm { pulls, decided, a, b, weight, cost } = arm;
+                let mut arm = Learnt { pulls, decided, a, b, weight, cost, fit: None };
                 arm.refit(s.dimensions, s.ridge);
                 (name, arm)
             })
             .collect();
-        State { seq: s.seq, policy_hash: s.policy_hash, dimensions: s.dimensions, ridge: s.ridge, clock: s.clock, arms }
+        State {
+            seq: s.seq,
+            policy_hash: s.policy_hash,
+            dimensions: s.dimensions,
+            ridge: s.ridge,
+            clock: s.clock,
+            price: s.price,
+            arms,
+            recent: s.recent,
+        }
     }
 }
 
@@ -91,7 +134,10 @@ impl From<State> for Stored {
         let arms = s
             .arms
             .into_iter()
-            .map(|(name, arm)| (name, StoredArm { pulls: arm.pulls, decided: arm.decided, a: arm.a, b: arm.b }))
+            .map(|(name, arm)| {
+                let Learnt { pulls, decided, a, b, weight, cost, .. } = arm;
+                (name, StoredArm { pulls, decided, a, b, weight, cost })
+            })
             .collect();
         Stored {
             seq: s.seq,
@@ -99,19 +145,46 @@ impl From<State> for Stored {
             dimensions: s.dimensions,
             ridge: s.ridge,
             clock: s.clock,
+            price: s.price,
             arms,
+            recent: s.recent,
         }
     }
 }
 
-impl Arm {
-    fn new(dimensions: usize) -> Self {
-        Arm { pulls: 0, decided: 0, a: vec![0.0; linalg::packed_len(dimensions)], b: vec![0.0; dimensions], fit: None }
+impl Learnt {
+    /// Before the first pull: nothing, or what a fit said beforehand.
+    fn new(dimensions: usize, prior: Option<&Prior>) -> Self {
+        match prior {
+            Some(p) => Learnt {
+                pulls: p.pulls,
+                decided: 0,
+                a: p.a.clone(),
+                b: p.b.clone(),
+                weight: p.pulls as f64,
+                cost: p.cost,
+                fit: None,
+            },
+            None => Learnt {
+                pulls: 0,
+                decided: 0,
+                a: vec![0.0; linalg::packed_len(dimensions)],
+                b: vec![0.0; dimensions],
+                weight: 0.0,
+                cost: 0.0,
+                fit: None,
+            },
+        }
     }
 
     /// The derived values; `None` before the first pull, or where the numbers have overflowed.
     pub fn fit(&self) -> Option<&Fit> {
         self.fit.as_ref()
+    }
+
+    /// Mean cost of a pull in USD; 0 where none is known.
+    pub fn mean_cost(&self) -> f64 {
+        if self.weight > 0.0 { self.cost / self.weight } else { 0.0 }
     }
 
     fn refit(&mut self, dimensions: usize, ridge: f64) {
@@ -127,6 +200,20 @@ impl Arm {
 
     fn scale(&mut self, by: f64) {
         self.a.iter_mut().chain(&mut self.b).for_each(|v| *v *= by);
+        self.weight *= by;
+        self.cost *= by;
+    }
+
+    fn add(&mut self, features: &[f64], reward: f64, cost: f64, decided: Micros, weight: f64) {
+        linalg::rank_one(&mut self.a, features, weight);
+        let wr = weight * reward;
+        for (b, x) in self.b.iter_mut().zip(features) {
+            *b += wr * x;
+        }
+        self.weight += weight;
+        self.cost += weight * cost;
+        self.pulls += 1;
+        self.decided = self.decided.max(decided);
     }
 }
 
@@ -169,12 +256,33 @@ impl FoldError {
 
 impl State {
     pub(super) fn empty(policy_hash: Hash, dimensions: usize, ridge: f64) -> Self {
-        State { seq: 0, policy_hash, dimensions, ridge, clock: 0, arms: BTreeMap::new() }
+        State {
+            seq: 0,
+            policy_hash,
+            dimensions,
+            ridge,
+            clock: 0,
+            price: 0.0,
+            arms: BTreeMap::new(),
+            recent: VecDeque::new(),
+        }
+    }
+
+    /// The state before the first update: what a warm start knows, else nothing.
+    pub(super) fn initial(policy_hash: Hash, linear: &Linear) -> Self {
+        let (dimensions, ridge) = (linear.features.dimensions(), linear.ridge);
+        let mut state = Self::empty(policy_hash, dimensions, ridge);
+        for (name, prior) in &linear.prior {
+            let mut arm = Learnt::new(dimensions, Some(prior));
+            arm.refit(dimensions, ridge);
+            state.arms.insert(name.clone(), arm);
+        }
+        state
     }
 
     /// Folds in one update: forget up to it, then add w x xᵀ and w r x, with w below 1 for an update that is older than
     /// the newest one.
-    pub(super) fn fold(&mut self, update: &StateUpdate, half_life: Option<Micros>) -> Result<(), FoldError> {
+    pub(super) fn fold(&mut self, update: &StateUpdate, linear: &Linear) -> Result<(), FoldError> {
         if update.policy_hash != self.policy_hash {
             return Err(FoldError::OtherPolicy { state: self.policy_hash, got: update.policy_hash });
         }
@@ -184,39 +292,64 @@ impl State {
         if update.features.len() != self.dimensions {
             return Err(FoldError::Features { expected: self.dimensions, got: update.features.len() });
         }
-        if !update.reward.is_finite() || update.features.iter().any(|x| !x.is_finite()) {
+        let finite = |x: &f64| x.is_finite();
+        if !(finite(&update.reward) && finite(&update.cost_usd) && update.features.iter().all(finite)) {
             return Err(FoldError::NotFinite(update.arm.clone()));
         }
         let mut weight = 1.0;
-        let mut forgot = false;
-        if let Some(half_life) = half_life
+        let mut stale = BTreeSet::from([update.arm.clone()]);
+        if let Some(half_life) = linear.half_life
             && self.seq > 0
         {
             let halves = |us: Micros| libm::exp2(-(us as f64) / half_life as f64);
             if update.decided > self.clock {
                 let by = halves(update.decided - self.clock);
                 self.arms.values_mut().for_each(|arm| arm.scale(by));
-                forgot = true;
+                stale.extend(self.arms.keys().cloned());
             } else {
                 weight = halves(self.clock - update.decided);
             }
         }
         self.clock = if self.seq == 0 { update.decided } else { self.clock.max(update.decided) };
         let (dimensions, ridge) = (self.dimensions, self.ridge);
-        let arm = self.arms.entry(update.arm.clone()).or_insert_with(|| Arm::new(dimensions));
-        linalg::rank_one(&mut arm.a, &update.features, weight);
-        let wr = weight * update.reward;
-        for (b, x) in arm.b.iter_mut().zip(&update.features) {
-            *b += wr * x;
+        let prior = linear.prior.get(&update.arm);
+        let arm = self.arms.entry(update.arm.clone()).or_insert_with(|| Learnt::new(dimensions, prior));
+        arm.add(&update.features, update.reward, update.cost_usd, update.decided, weight);
+        if let Some(window) = linear.window {
+            self.recent.push_back(Remembered {
+                arm: update.arm.clone(),
+                features: update.features.clone(),
+                reward: update.reward,
+                cost_usd: update.cost_usd,
+                decided: update.decided,
+            });
+            while self.recent.len() > window
+                && let Some(gone) = self.recent.pop_front()
+            {
+                self.rebuild(&gone.arm, linear);
+                stale.insert(gone.arm);
+            }
         }
-        arm.pulls += 1;
-        arm.decided = arm.decided.max(update.decided);
-        match forgot {
-            true => self.arms.values_mut().for_each(|arm| arm.refit(dimensions, ridge)),
-            false => arm.refit(dimensions, ridge),
+        for name in &stale {
+            if let Some(arm) = self.arms.get_mut(name) {
+                arm.refit(dimensions, ridge);
+            }
+        }
+        if let Some(pacing) = linear.pacing {
+            let excess = update.cost_usd / pacing.usd_per_request - 1.0;
+            self.price = (self.price + pacing.step * excess).clamp(0.0, pacing.limit);
         }
         self.seq += 1;
         Ok(())
+    }
+
+    /// Takes an arm's sums anew from its prior and the updates within the window.
+    fn rebuild(&mut self, name: &str, linear: &Linear) {
+        let mut arm = Learnt::new(self.dimensions, linear.prior.get(name));
+        for r in self.recent.iter().filter(|r| r.arm == name) {
+            arm.add(&r.features, r.reward, r.cost_usd, r.decided, 1.0);
+        }
+        self.arms.insert(name.to_owned(), arm);
     }
 
     /// Rewarded pulls per arm, for listings.

@@ -1,6 +1,7 @@
 //! What every decision must hold, on random contexts and states; and that learning is what it says.
 
 mod learning;
+mod price;
 
 use std::collections::BTreeSet;
 
@@ -120,7 +121,7 @@ fn context(policy: &Policy, n: u64) -> Context {
     for (k, name) in ["small-a", "small-b", "large-1", "vault-1", "vault-2"].into_iter().enumerate() {
         if yes(20 + k as u64, 0.3) {
             let available = yes(30 + k as u64, 0.4);
-            c.fleet.insert(name.into(), ModelState { available, running: 1, waiting: 0 });
+            c.fleet.insert(name.into(), ModelState { available, running: 1, ..ModelState::default() });
         }
     }
     if yes(11, 0.8) {
@@ -165,6 +166,7 @@ fn update(policy: &Policy, seq: u64, arm: &str, features: Vec<f64>, reward: f64,
         arm: arm.into(),
         features,
         reward,
+        cost_usd: 0.0,
         propensity: 0.5,
         decided,
     }

@@ -165,7 +165,8 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
             continue;
         }
         out.agreed += 1;
-        let Some(reward) = observed(view).and_then(|o| policy.reward(&o)) else { continue };
+        let Some(seen) = observed(view) else { continue };
+        let Some(reward) = policy.reward(&seen) else { continue };
         out.rewarded += 1;
         sum += reward;
         if policy.learns() && decision.decided_by == DecidedBy::Select {
@@ -176,6 +177,7 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
                 arm: decision.arm,
                 features: decision.features,
                 reward,
+                cost_usd: seen.cost_usd,
                 propensity: logged.propensity,
                 decided: context.now,
             };

@@ -20,7 +20,7 @@ fn context() -> Context {
     c.signals.code_share = 0.25;
     c.signals.similarity.insert("refund".into(), 0.9);
     c.key.tier = "gold".into();
-    c.fleet.insert("small".into(), ModelState { available: false, running: 2, waiting: 1 });
+    c.fleet.insert("small".into(), ModelState { available: false, running: 2, waiting: 1, ..ModelState::default() });
     c
 }
 
@@ -99,7 +99,8 @@ fn the_table_is_the_context_as_json() {
             }
         }
     }
-    c.fleet = BTreeMap::from([("NAME".into(), ModelState::default())]);
+    c.fleet =
+        BTreeMap::from([("NAME".into(), ModelState { ttft_ms: 1.0, tokens_per_s: 1.0, ..ModelState::default() })]);
     walk("", &serde_json::to_value(&c).unwrap(), &mut leaves);
     leaves.remove("signals.similarity");
     // Time and seed are for the policy, not for its author: a rule on them could not be tested.

@@ -116,6 +116,8 @@ pub(super) const FLEET: &[Field] = &[
     ("available", || Ty::Bool, "whether calls may be sent there at all"),
     ("running", || Ty::Int, "calls under way"),
     ("waiting", || Ty::Int, "calls waiting for a place"),
+    ("ttft_ms", || Ty::Double, "recent mean time to the first token in milliseconds; 0 where nothing was measured yet"),
+    ("tokens_per_s", || Ty::Double, "recent mean rate of answer tokens of a call; 0 where nothing was measured yet"),
 ];
 
 /// What a lowered condition reads.
@@ -162,7 +164,9 @@ impl Slot {
                 match field {
                     0 => boolean(state.available),
                     1 => int(state.running),
-                    _ => int(state.waiting),
+                    2 => int(state.waiting),
+                    3 => double(state.ttft_ms),
+                    _ => double(state.tokens_per_s),
                 }
             }
         })

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     Fallback, Inputs, Policy, Target,
-    cel::{self, Names, Program},
+    cel::{self, Condition, Names, Program},
     diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
     parse,
     reward::{Quality, Reward, Scaled},
@@ -57,6 +57,8 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let (arms, arm_targets) = c.arms();
     let dimensions = inputs.embedder.as_ref().map_or(0, |e| e.dimensions as usize);
     let selector = c.selector(&arms, dimensions);
+    let only_if = c.only_if(&arms, &mut program);
+    let modifiers = c.modifiers(&arms);
     let min_propensity = c.floor(&arms);
     let reward = c.reward();
     let fallback = c.fallback();
@@ -84,6 +86,8 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             arms,
             arm_targets,
             selector,
+            only_if,
+            modifiers,
             min_propensity,
             no_embedding,
             reward,
@@ -305,8 +309,6 @@ impl<'a> Compiler<'a> {
     }
 
     fn rules(&mut self, program: &mut Program) -> Vec<Rule> {
-        let names =
-            Names { examples: self.spec.examples.keys().map(String::as_str).collect(), fleet: self.cards.clone() };
         let mut seen = BTreeSet::new();
         let mut out = Vec::new();
         for (i, rule) in self.spec.rules.iter().enumerate() {
@@ -340,8 +342,8 @@ impl<'a> Compiler<'a> {
             let use_ = rule.use_.as_ref().and_then(|name| self.target(&step(&at, "use"), name));
             let allow = rule.allow_models.as_ref().map(|names| self.model_set(&step(&at, "allow_models"), names));
             let deny = self.model_set(&step(&at, "deny_models"), &rule.deny_models);
-            match cel::check(&rule.when, &names, program) {
-                Ok(condition) => out.push(Rule {
+            if let Some(condition) = self.condition(&step(&at, "when"), &rule.when, program) {
+                out.push(Rule {
                     name: rule.name.clone(),
                     condition,
                     use_,
@@ -349,17 +351,26 @@ impl<'a> Compiler<'a> {
                     deny,
                     ignorable: rule.if_none_left == Some(IfNoneLeft::Ignore),
                     apply_on_error: rule.on_error.map_or(restricts, |e| e == OnError::Apply),
-                }),
-                Err(problems) => {
-                    let when = step(&at, "when");
-                    for p in problems {
-                        let d = self.source.inside(&when, &rule.when, p.at, Kind::Condition, p.message);
-                        self.findings.push(d.maybe_help(p.help));
-                    }
-                }
+                });
             }
         }
         out
+    }
+
+    /// A condition, checked and lowered; `None` where something is wrong with it, which is reported.
+    fn condition(&mut self, at: &str, when: &str, program: &mut Program) -> Option<Condition> {
+        let names =
+            Names { examples: self.spec.examples.keys().map(String::as_str).collect(), fleet: self.cards.clone() };
+        match cel::check(when, &names, program) {
+            Ok(condition) => Some(condition),
+            Err(problems) => {
+                for p in problems {
+                    let d = self.source.inside(at, when, p.at, Kind::Condition, p.message);
+                    self.findings.push(d.maybe_help(p.help));
+                }
+                None
+            }
+        }
     }
 
     fn scaled(&mut self, pointer: &str, spec: &Option<ScaledSpec>) -> Option<Scaled> {

@@ -1,22 +1,45 @@
 //! `select:` resolved: arms, the selector and its parameters, features, floor; and what about them will surprise.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     super::{
+        cel::{Condition, Program},
         diagnostic::{DiagnosticKind as Kind, suggest},
         features::{Feature, Features, NAMES},
         select::{
             Selector,
             fixed::Fixed,
-            linucb::LinUcb,
+            linear::{Linear, Pacing, Rule, epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson},
+            modify::Modifiers,
             similarity::{Set, Similarity},
         },
         source::step,
-        spec::{FeatureSpec, FixedSpec, LinUcbSpec, duration_us},
+        spec::{FeatureSpec, FixedSpec, PacingSpec, SimilaritySpec, duration_us},
     },
     Compiler,
 };
+
+/// What all learning selectors may be given.
+struct Learning<'a> {
+    ridge: Option<f64>,
+    half_life: Option<&'a str>,
+    window: Option<u32>,
+    min_pulls: Option<u64>,
+    pacing: Option<&'a PacingSpec>,
+}
+
+impl<'a> Learning<'a> {
+    fn of(
+        ridge: Option<f64>,
+        half_life: &'a Option<String>,
+        window: Option<u32>,
+        min_pulls: Option<u64>,
+        pacing: &'a Option<PacingSpec>,
+    ) -> Self {
+        Self { ridge, half_life: half_life.as_deref(), window, min_pulls, pacing: pacing.as_ref() }
+    }
+}
 
 impl Compiler<'_> {
     pub(super) fn arms(&mut self) -> (Vec<String>, Vec<usize>) {
@@ -53,94 +76,209 @@ impl Compiler<'_> {
         self.findings.push(d.maybe_help(help));
     }
 
+    /// The keys of `select` that name a selector, and whether each is given.
+    fn families(&self) -> [(&'static str, bool); 8] {
+        let s = &self.spec.select;
+        [
+            ("static", s.fixed.is_some()),
+            ("weighted", s.weighted.is_some()),
+            ("cheapest", s.cheapest.is_some()),
+            ("fastest", s.fastest.is_some()),
+            ("similarity", s.similarity.is_some()),
+            ("linucb", s.linucb.is_some()),
+            ("thompson", s.thompson.is_some()),
+            ("epsilon_greedy", s.epsilon_greedy.is_some()),
+        ]
+    }
+
+    /// Whether the selector is one that learns.
+    fn is_bandit(&self) -> bool {
+        let s = &self.spec.select;
+        s.linucb.is_some() || s.thompson.is_some() || s.epsilon_greedy.is_some()
+    }
+
     pub(super) fn selector(&mut self, arms: &[String], embedding: usize) -> Option<Selector> {
-        let select = &self.spec.select;
-        let given = [
-            select.fixed.as_ref().map(|_| "static"),
-            select.similarity.as_ref().map(|_| "similarity"),
-            select.linucb.as_ref().map(|_| "linucb"),
-        ];
-        let given: Vec<&str> = given.into_iter().flatten().collect();
+        let families = self.families();
+        let given: Vec<&str> = families.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         if given.len() != 1 {
             let message = match given.len() {
                 0 => "no selector is given".to_owned(),
                 _ => format!("{} selectors are given: `{}`", given.len(), given.join("`, `")),
             };
-            let help = "exactly one of `static`, `similarity` and `linucb`".to_owned();
+            let (last, others) = (families[families.len() - 1].0, families.map(|(name, _)| name));
+            let others = others[..others.len() - 1].join("`, `");
+            let help = format!("exactly one of `{others}` and `{last}`");
             self.wrong("/select", Kind::Conflict, message, Some(help));
         }
-        if select.linucb.is_none() && !select.features.is_empty() {
-            let message = "`features` are what `linucb` learns from; this selector does not look at them";
+        let select = &self.spec.select;
+        if !self.is_bandit() && !select.features.is_empty() {
+            let message = "`features` are what a bandit learns from; this selector does not look at them";
             let d = self.source.key("/select/features", Kind::Conflict, message);
-            self.findings.push(d.help("remove them, or use `linucb`"));
+            self.findings.push(d.help("remove them, or use `linucb`, `thompson` or `epsilon_greedy`"));
         }
-        let features = self.features();
-        if let Some(spec) = &select.linucb {
-            return self.linucb(spec, features, embedding).map(Selector::LinUcb);
+        if let Some(linear) = self.bandit(embedding) {
+            return Some(Selector::Linear(Box::new(linear)));
         }
         if let Some(spec) = &select.similarity {
-            let mut sets = Vec::new();
-            for (name, set) in &spec.sets {
-                let at = step("/select/similarity/sets", name);
-                if !self.spec.examples.contains_key(name) {
-                    let help = suggest("example sets", name, self.spec.examples.keys().map(String::as_str));
-                    let d = self.source.key(&at, Kind::UnknownName, format!("there is no example set `{name}`"));
-                    self.findings.push(d.maybe_help(help));
-                }
-                if let Some(arm) = self.arm(&step(&at, "arm"), &set.arm, arms) {
-                    sets.push(Set { name: name.clone(), arm, above: set.above.unwrap_or(0.75) });
-                }
-            }
-            let default = self.arm("/select/similarity/default", &spec.default, arms)?;
-            return Some(Selector::Similarity(Similarity { sets, default }));
+            return self.similarity(spec, arms).map(Selector::Similarity);
+        }
+        if select.cheapest.is_some() {
+            return Some(Selector::Cheapest);
+        }
+        if select.fastest.is_some() {
+            return Some(Selector::Fastest);
+        }
+        if let Some(weights) = &select.weighted {
+            return self.weights("/select/weighted", weights, arms).map(Selector::Fixed);
         }
         self.fixed(select.fixed.as_ref()?, arms).map(Selector::Fixed)
     }
 
-    pub(super) fn fixed(&mut self, spec: &FixedSpec, arms: &[String]) -> Option<Fixed> {
-        let at = "/select/static";
-        let mut weights = vec![0.0; arms.len()];
-        match spec {
-            FixedSpec::Arm(name) => weights[self.arm(at, name, arms)?] = 1.0,
-            FixedSpec::Weights(map) => {
-                for (name, weight) in map {
-                    let at = step(at, name);
-                    if !(weight.is_finite() && *weight >= 0.0) {
-                        self.wrong(&at, Kind::Value, format!("a weight is at least 0; this is {weight}"), None);
-                    }
-                    match arms.iter().position(|a| a == name) {
-                        Some(i) => weights[i] = *weight,
-                        None => self.not_an_arm(&at, name, arms),
-                    }
-                }
-                let sum: f64 = weights.iter().sum();
-                if !(sum > 0.0 && sum.is_finite()) {
-                    self.wrong(at, Kind::Value, "no arm has a weight above 0", Some("give at least one".into()));
-                }
+    fn similarity(&mut self, spec: &SimilaritySpec, arms: &[String]) -> Option<Similarity> {
+        let mut sets = Vec::new();
+        for (name, set) in &spec.sets {
+            let at = step("/select/similarity/sets", name);
+            if !self.spec.examples.contains_key(name) {
+                let help = suggest("example sets", name, self.spec.examples.keys().map(String::as_str));
+                let d = self.source.key(&at, Kind::UnknownName, format!("there is no example set `{name}`"));
+                self.findings.push(d.maybe_help(help));
             }
+            if let Some(arm) = self.arm(&step(&at, "arm"), &set.arm, arms) {
+                sets.push(Set { name: name.clone(), arm, above: set.above.unwrap_or(0.75) });
+            }
+        }
+        let default = self.arm("/select/similarity/default", &spec.default, arms)?;
+        Some(Similarity { sets, default })
+    }
+
+    fn fixed(&mut self, spec: &FixedSpec, arms: &[String]) -> Option<Fixed> {
+        match spec {
+            FixedSpec::Arm(name) => {
+                let mut weights = vec![0.0; arms.len()];
+                weights[self.arm("/select/static", name, arms)?] = 1.0;
+                Some(Fixed { weights })
+            }
+            FixedSpec::Weights(map) => self.weights("/select/static", map, arms),
+        }
+    }
+
+    fn weights(&mut self, at: &str, map: &BTreeMap<String, f64>, arms: &[String]) -> Option<Fixed> {
+        let mut weights = vec![0.0; arms.len()];
+        self.factors(at, map, arms, &mut weights);
+        let sum: f64 = weights.iter().sum();
+        if !(sum > 0.0 && sum.is_finite()) {
+            self.wrong(at, Kind::Value, "no arm has a weight above 0", Some("give at least one".into()));
         }
         Some(Fixed { weights })
     }
 
-    pub(super) fn linucb(&mut self, spec: &LinUcbSpec, features: Vec<Feature>, embedding: usize) -> Option<LinUcb> {
-        let half_life = match spec.half_life.as_deref().map(duration_us) {
-            Some(Err(message)) => {
-                self.wrong("/select/linucb/half_life", Kind::Value, message, None);
+    /// Writes a number per arm, at least 0, over what `into` holds.
+    fn factors(&mut self, at: &str, map: &BTreeMap<String, f64>, arms: &[String], into: &mut [f64]) {
+        for (name, weight) in map {
+            let at = step(at, name);
+            if !(weight.is_finite() && *weight >= 0.0) {
+                self.wrong(&at, Kind::Value, format!("a weight is at least 0; this is {weight}"), None);
+            }
+            match arms.iter().position(|a| a == name) {
+                Some(i) => into[i] = *weight,
+                None => self.not_an_arm(&at, name, arms),
+            }
+        }
+    }
+
+    /// What `session` and `tenants` change.
+    pub(super) fn modifiers(&mut self, arms: &[String]) -> Modifiers {
+        let session = self.spec.select.session.clone().unwrap_or_default();
+        let mut tenants = BTreeMap::new();
+        for (tenant, spec) in &self.spec.select.tenants {
+            let at = step(&step("/select/tenants", tenant), "weights");
+            let mut weights = vec![1.0; arms.len()];
+            self.factors(&at, &spec.weights, arms, &mut weights);
+            if weights.iter().all(|w| *w == 0.0) {
+                let help = "a restriction is a rule: `when: key.tenant == \"NAME\"` with `deny_models`";
+                self.wrong(&at, Kind::Value, "this leaves the tenant no arm", Some(help.into()));
+            }
+            tenants.insert(tenant.clone(), weights);
+        }
+        Modifiers {
+            tenants,
+            mix: session.mix.unwrap_or(0.0),
+            bias: session.bias.unwrap_or(0.0),
+            switch_cost: session.switch_cost.unwrap_or(0.0),
+        }
+    }
+
+    /// Per arm, its own condition.
+    pub(super) fn only_if(&mut self, arms: &[String], program: &mut Program) -> Vec<Option<Condition>> {
+        let mut out: Vec<Option<Condition>> = arms.iter().map(|_| None).collect();
+        for (name, when) in &self.spec.select.only_if {
+            let at = step("/select/only_if", name);
+            let condition = self.condition(&at, when, program);
+            match arms.iter().position(|a| a == name) {
+                Some(i) => out[i] = condition,
+                None => self.not_an_arm(&at, name, arms),
+            }
+        }
+        if !out.is_empty() && out.iter().all(Option::is_some) {
+            let message = "every arm has a condition: a request for which none holds is refused";
+            let d = self.source.key("/select/only_if", Kind::Conflict, message).warning();
+            self.findings.push(d.help("leave one arm without a condition, if that is not meant"));
+        }
+        out
+    }
+
+    /// The learning selector, where one is given.
+    fn bandit(&mut self, embedding: usize) -> Option<Linear> {
+        let select = &self.spec.select;
+        let (name, rule, given) = if let Some(s) = &select.linucb {
+            let rule = Rule::LinUcb(LinUcb { alpha: s.alpha.unwrap_or(0.5) });
+            ("linucb", rule, Learning::of(s.ridge, &s.half_life, s.window, s.min_pulls, &s.pacing))
+        } else if let Some(s) = &select.thompson {
+            let rule = Rule::Thompson(Thompson { noise: s.noise.unwrap_or(0.5) });
+            ("thompson", rule, Learning::of(s.ridge, &s.half_life, s.window, s.min_pulls, &s.pacing))
+        } else if let Some(s) = &select.epsilon_greedy {
+            let rule = Rule::EpsilonGreedy(EpsilonGreedy {
+                epsilon: s.epsilon.unwrap_or(0.1),
+                decay: s.decay.unwrap_or(1.0),
+                least: s.least.unwrap_or(0.0),
+            });
+            ("epsilon_greedy", rule, Learning::of(s.ridge, &s.half_life, s.window, s.min_pulls, &s.pacing))
+        } else {
+            // Their names are checked all the same.
+            self.features();
+            return None;
+        };
+        let features = self.features();
+        let at = step("/select", name);
+        let half_life = given.half_life.and_then(|text| match duration_us(text) {
+            Ok(us) => Some(us),
+            Err(message) => {
+                self.wrong(&step(&at, "half_life"), Kind::Value, message, None);
                 None
             }
-            Some(Ok(us)) => Some(us),
-            None => None,
-        };
+        });
+        if given.half_life.is_some() && given.window.is_some() {
+            let message = "`half_life` and `window` are two ways to forget";
+            self.wrong(&step(&at, "window"), Kind::Conflict, message, Some("give one of them".into()));
+        }
         if self.spec.reward.is_none() {
-            let d =
-                self.source.key("/select/linucb", Kind::Conflict, "`linucb` learns from a reward, and there is none");
+            let message = format!("`{name}` learns from a reward, and there is none");
+            let d = self.source.key(&at, Kind::Conflict, message);
             self.findings.push(d.help("add `reward:`, e.g. `reward: {quality: {weight: 1, from: feedback.score}}`"));
         }
-        Some(LinUcb {
-            alpha: spec.alpha.unwrap_or(0.5),
-            ridge: spec.ridge.unwrap_or(1.0),
+        let pacing = given.pacing.map(|p| Pacing {
+            usd_per_request: p.usd_per_request,
+            step: p.step.unwrap_or(0.02),
+            limit: p.limit.unwrap_or(10.0),
+        });
+        Some(Linear {
+            rule,
+            ridge: given.ridge.unwrap_or(1.0),
             half_life,
-            min_pulls: spec.min_pulls.unwrap_or(5),
+            window: given.window.map(|n| n as usize),
+            min_pulls: given.min_pulls.unwrap_or(5),
+            pacing,
+            prior: BTreeMap::new(),
             features: Features::new(features, embedding),
         })
     }
@@ -200,7 +338,7 @@ impl Compiler<'_> {
 
     pub(super) fn floor(&mut self, arms: &[String]) -> f64 {
         let select = &self.spec.select;
-        let floor = select.min_propensity.unwrap_or(if select.linucb.is_some() { 0.02 } else { 0.0 });
+        let floor = select.min_propensity.unwrap_or(if self.is_bandit() { 0.02 } else { 0.0 });
         if floor * arms.len() as f64 > 1.0 {
             let most = 1.0 / arms.len() as f64;
             let message = format!("{} arms cannot all have a probability of at least {floor}", arms.len());
@@ -227,7 +365,8 @@ impl Compiler<'_> {
     pub(super) fn surprises(&mut self, selector: Option<&Selector>, floor: f64, arms: usize) {
         let certain = match selector {
             Some(Selector::Fixed(f)) => f.is_one_arm(),
-            Some(Selector::Similarity(_)) | Some(Selector::LinUcb(_)) => true,
+            Some(Selector::Linear(l)) => !matches!(l.rule, Rule::Thompson(_)),
+            Some(Selector::Similarity(_) | Selector::Cheapest | Selector::Fastest) => true,
             None => false,
         };
         if certain && floor == 0.0 && arms > 1 {
@@ -235,8 +374,9 @@ impl Compiler<'_> {
             let d = self.source.key("/select", Kind::Replay, message).warning();
             self.findings.push(d.help("set `min_propensity: 0.02` if you mean to compare policies by replay"));
         }
-        if let Some(Selector::LinUcb(l)) = selector
+        if let Some(Selector::Linear(l)) = selector
             && l.min_pulls == 0
+            && matches!(l.rule, Rule::LinUcb(_))
         {
             let message =
                 "with `min_pulls: 0` an arm whose bound starts below what another already earns is hardly tried";

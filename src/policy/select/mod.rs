@@ -1,11 +1,14 @@
 //! Selectors: one file per family. Each gives a probability for every arm that can serve the request, never a choice;
-//! the masks, the floor and the draw are `decide`'s.
+//! the masks, the floor and the draw are `decide`'s. [`modify`] holds what maps
+//! probabilities to probabilities whatever the family.
 
 pub(super) mod fixed;
-pub(super) mod linucb;
+pub(super) mod linear;
+pub(super) mod modify;
+pub(super) mod price;
 pub(super) mod similarity;
 
-use crate::domain::Context;
+use crate::domain::{Context, ModelCard};
 
 use super::state::State;
 
@@ -14,7 +17,11 @@ use super::state::State;
 pub(super) enum Selector {
     Fixed(fixed::Fixed),
     Similarity(similarity::Similarity),
-    LinUcb(linucb::LinUcb),
+    /// The least estimated cost.
+    Cheapest,
+    /// The least expected time.
+    Fastest,
+    Linear(Box<linear::Linear>),
 }
 
 /// What a selector says, per arm in the order of `arms`.
@@ -33,8 +40,18 @@ pub(super) struct Situation<'a> {
     pub arms: &'a [String],
     /// Whether the arm can serve this request at all.
     pub alive: &'a [bool],
+    /// Per arm that can serve, the call that it would begin with.
+    pub calls: &'a [Option<Offer<'a>>],
     pub state: &'a State,
     pub context: &'a Context,
+}
+
+/// A call that could be made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer<'a> {
+    pub card: &'a ModelCard,
+    /// The plan's own bound on the answer's tokens.
+    pub max_tokens: Option<u32>,
 }
 
 impl Selector {
@@ -42,16 +59,18 @@ impl Selector {
         match self {
             Selector::Fixed(f) => f.weigh(s),
             Selector::Similarity(f) => f.weigh(s),
-            Selector::LinUcb(f) => f.weigh(s),
+            Selector::Cheapest => price::cheapest(s),
+            Selector::Fastest => price::fastest(s),
+            Selector::Linear(f) => f.weigh(s),
         }
     }
 
     /// Whether a decision needs the query's embedding.
     pub fn needs_embedding(&self) -> bool {
         match self {
-            Selector::Fixed(_) => false,
+            Selector::Fixed(_) | Selector::Cheapest | Selector::Fastest => false,
             Selector::Similarity(_) => true,
-            Selector::LinUcb(f) => f.features.needs_embedding(),
+            Selector::Linear(f) => f.features.needs_embedding(),
         }
     }
 }

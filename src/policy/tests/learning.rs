@@ -11,7 +11,7 @@ fn the_fold_agrees_with_solving_directly() {
         let mut c = context(&policy, n);
         let vector = unit_vector(n);
         c.embedding = Some(Embedding { vector, embedder: embedder() });
-        let Selector::LinUcb(l) = &policy.selector else { panic!("not linucb") };
+        let Selector::Linear(l) = &policy.selector else { panic!("not linucb") };
         let x = l.features.vector(&c);
         let reward = draw::unit(n, 1, 1);
         policy.fold(&mut state, &update(&policy, n + 1, "small", x.clone(), reward, 5)).unwrap();
@@ -51,7 +51,7 @@ fn the_fold_agrees_with_solving_directly() {
 fn updates_have_one_order_and_one_policy() {
     let policy = build(BANDIT);
     let mut state = policy.initial_state();
-    let x = vec![0.5; policy.linucb().unwrap().features.dimensions()];
+    let x = vec![0.5; policy.learner().unwrap().features.dimensions()];
     let good = update(&policy, 1, "small", x.clone(), 0.5, 10);
     policy.fold(&mut state, &good).unwrap();
     let before = state.clone();
@@ -72,7 +72,7 @@ fn updates_have_one_order_and_one_policy() {
 #[test]
 fn half_lives_count_from_decision_to_decision_of_any_arm() {
     let policy = build(BANDIT);
-    let x = vec![1.0; policy.linucb().unwrap().features.dimensions()];
+    let x = vec![1.0; policy.learner().unwrap().features.dimensions()];
     let week = 7 * 86_400_000_000i64;
     let mut state = policy.initial_state();
     policy.fold(&mut state, &update(&policy, 1, "small", x.clone(), 1.0, 100)).unwrap();
@@ -152,4 +152,79 @@ fn ties_go_to_the_first_arm() {
         build(&PLAIN.replace("min_pulls: 5", "min_pulls: 0").replace("min_propensity: 0.02", "min_propensity: 0"));
     let d = policy.decide(&policy.initial_state(), &Context::default());
     assert_eq!((d.arm.as_str(), d.propensity), ("a", 1.0));
+}
+
+#[test]
+fn a_window_forgets_all_that_has_left_it() {
+    let policy = build(&PLAIN.replace("min_pulls: 5", "min_pulls: 2, window: 4"));
+    let mut state = policy.initial_state();
+    let arms = ["a", "a", "b", "a", "b", "b", "c"];
+    for (n, arm) in arms.iter().enumerate() {
+        let x = vec![1.0, 0.1 * n as f64];
+        let next = update(&policy, n as u64 + 1, arm, x, 0.3 + 0.1 * n as f64, n as i64);
+        policy.fold(&mut state, &next).unwrap();
+    }
+    // What is left are the updates 4 to 7: one of `a`, two of `b`, one of `c`; nothing of the others, to the last bit.
+    assert_eq!(state.pulls(), BTreeMap::from([("a", 1), ("b", 2), ("c", 1)]));
+    let mut fresh = policy.initial_state();
+    for (n, arm) in arms.iter().enumerate().skip(3) {
+        let x = vec![1.0, 0.1 * n as f64];
+        let seq = fresh.seq + 1;
+        policy.fold(&mut fresh, &update(&policy, seq, arm, x, 0.3 + 0.1 * n as f64, n as i64)).unwrap();
+    }
+    assert_eq!(state.arms, fresh.arms);
+    // An arm without enough pulls in the window is cold again, and gets its fair share.
+    let d = policy.decide(&state, &Context::default());
+    assert!(d.candidates[0].propensity > 0.3, "{:?}", d.candidates);
+    let stored: State = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    assert_eq!(stored, state);
+}
+
+#[test]
+fn pacing_raises_its_price_until_the_dear_arm_is_left() {
+    let paced = PLAIN.replace("min_pulls: 5", "min_pulls: 5, pacing: {usd_per_request: 0.002, step: 0.05}");
+    let policy = build(&paced);
+    let mut state = policy.initial_state();
+    let (mut spent, rounds) = (0.0, 2000);
+    for n in 0..rounds {
+        let c = Context { seed: draw::unit(n, 5, 5).to_bits(), ..Context::default() };
+        let d = policy.decide(&state, &c);
+        // `b` earns a little more and costs ten times as much.
+        let (reward, cost_usd) = match d.arm.as_str() {
+            "a" => (0.7, 0.001),
+            "b" => (0.8, 0.01),
+            _ => (0.1, 0.001),
+        };
+        if n >= rounds / 2 {
+            spent += cost_usd / (rounds as f64 / 2.0);
+        }
+        let next = update(&policy, state.seq + 1, &d.arm, d.features, reward, n as i64);
+        policy.fold(&mut state, &StateUpdate { cost_usd, ..next }).unwrap();
+    }
+    assert!((0.001..0.0025).contains(&spent), "{spent}");
+    assert!(state.price > 0.0);
+    let stored: State = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
+    assert_eq!(stored, state);
+}
+
+#[test]
+fn every_bandit_finds_the_better_arm_per_context() {
+    let better = |arm: &str, complexity: f64| {
+        Some(match arm {
+            "a" => 1.0 - complexity / 100.0,
+            "b" => complexity / 100.0,
+            _ => 0.1,
+        })
+    };
+    for rule in ["thompson: {noise: 0.3}", "epsilon_greedy: {epsilon: 0.3, decay: 0.99}", "linucb: {window: 400}"] {
+        let policy = build(&PLAIN.replace("linucb: {alpha: 0.1, ridge: 1, min_pulls: 5}", rule));
+        let mut state = policy.initial_state();
+        play(&policy, &mut state, 1500, better);
+        let p = |complexity: f64, arm: usize| {
+            let mut c = Context::default();
+            c.signals.complexity = complexity;
+            policy.decide(&state, &c).candidates[arm].propensity
+        };
+        assert!(p(5.0, 0) > 0.85 && p(95.0, 1) > 0.85, "{rule}: {} {}", p(5.0, 0), p(95.0, 1));
+    }
 }

@@ -1,0 +1,27 @@
+//! `linucb`: disjoint LinUCB (Li, Chu, Langford, Schapire, "A contextual-bandit approach to personalized news article
+//! recommendation", WWW 2010). The score is the upper bound θ·x + α sqrt(xᵀ (A + λI)⁻¹ x); the tried arm with the
+//! greatest bound has all the mass.
+
+use super::{Belief, greedy};
+
+/// Parameters, with defaults filled in.
+#[derive(Debug)]
+pub(in crate::policy) struct LinUcb {
+    /// Width of the confidence bound, in standard errors.
+    pub alpha: f64,
+}
+
+impl LinUcb {
+    pub fn score(&self, belief: &Belief) -> f64 {
+        belief.mean + self.alpha * belief.width
+    }
+
+    /// The bound of an arm that was never pulled, where the reward is expected to be 0: α|x|/sqrt(λ).
+    pub fn cold(&self, norm: f64, ridge: f64) -> f64 {
+        self.alpha * norm / ridge.sqrt()
+    }
+
+    pub fn shares(&self, beliefs: &[Belief]) -> Vec<f64> {
+        greedy(beliefs, |b| self.score(b) - b.price)
+    }
+}
