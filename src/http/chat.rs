@@ -22,6 +22,7 @@ use super::{
 use crate::{
     domain::{self, Completion},
     gateway::{Answer, AnswerBody, Explained},
+    policy::explain,
 };
 
 const SESSION: HeaderName = HeaderName::from_static("x-weir-session");
@@ -87,7 +88,10 @@ pub(super) async fn decide(
     let explained = app.service.decide(request, caller).await?;
     let id = explained.id.to_string();
     let Explained { id: _, decision, context } = &explained;
-    let body = serde_json::json!({"id": &id, "object": "decision", "decision": decision, "context": context});
+    let draw = explain::draw(decision, context);
+    let body = serde_json::json!({
+        "id": &id, "object": "decision", "decision": decision, "draw": draw, "context": context,
+    });
     let mut response = Json(body).into_response();
     insert(response.headers_mut(), REQUEST_ID, &id);
     insert(response.headers_mut(), POLICY, &decision.policy);

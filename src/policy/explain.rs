@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use serde::Serialize;
+
 use super::{
     decide::because,
     draw::{self, Purpose},
@@ -14,6 +16,19 @@ pub fn text(decision: &Decision, context: &Context) -> String {
     // Writing into a String cannot fail.
     let _ = write(&mut out, decision, context);
     out
+}
+
+/// The random number that chose among the probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Draw {
+    /// In [0, 1): the first arm at which the sum of the probabilities is above it is taken.
+    pub u: f64,
+}
+
+/// The draw of a decision; `None` where nothing was drawn.
+pub fn draw(decision: &Decision, context: &Context) -> Option<Draw> {
+    let drawn = decision.decided_by == DecidedBy::Select;
+    drawn.then(|| Draw { u: draw::unit(context.seed, Purpose::Arm as u32, 0) })
 }
 
 fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
@@ -91,8 +106,7 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
             writeln!(out, "    {:width$}  probability {}{score}{mark}{out_because}", a.arm, number(a.propensity))?;
         }
     }
-    if d.decided_by == DecidedBy::Select {
-        let u = draw::unit(c.seed, Purpose::Arm as u32, 0);
+    if let Some(Draw { u }) = draw(d, c) {
         writeln!(out, "  draw        {} from seed {:016x}", number(u), c.seed)?;
     }
     if !d.features.is_empty() {

@@ -8,6 +8,7 @@
 //! | `turn` | at most 8, / 8 |
 //! | `tools`, `response_format`, `pii` | 0 or 1 |
 //! | `{similarity: NAME}` | the cosine |
+//! | `task` | one-hot over the policy's example sets, in name order: the one with the greatest cosine |
 //! | `{language: [en, de]}` | one-hot, one more place for all others |
 //! | `{embedding: {project: N}}` | N dimensions of a fixed random projection |
 //!
@@ -34,6 +35,8 @@ pub(super) enum Feature {
     /// A place in [`NAMES`].
     Named(usize),
     Similarity(String),
+    /// The example sets, in name order.
+    Task(Vec<String>),
     Language(Vec<String>),
     Embedding {
         project: usize,
@@ -57,6 +60,7 @@ impl Features {
             .map(|f| match f {
                 Feature::Named(_) | Feature::Similarity(_) => 1,
                 Feature::Language(codes) => codes.len() + 1,
+                Feature::Task(sets) => sets.len(),
                 Feature::Embedding { project } => *project,
             })
             .sum::<usize>();
@@ -76,7 +80,7 @@ impl Features {
     }
 
     pub fn needs_embedding(&self) -> bool {
-        self.list.iter().any(|f| matches!(f, Feature::Similarity(_) | Feature::Embedding { .. }))
+        self.list.iter().any(|f| matches!(f, Feature::Similarity(_) | Feature::Task(_) | Feature::Embedding { .. }))
     }
 
     /// The vector of a context. Where the embedding is missing its places are 0; the caller has checked before.
@@ -91,6 +95,16 @@ impl Features {
                 Feature::Language(codes) => {
                     let at = codes.iter().position(|c| *c == context.signals.language).unwrap_or(codes.len());
                     x.extend((0..=codes.len()).map(|i| if i == at { 1.0 } else { 0.0 }));
+                }
+                Feature::Task(sets) => {
+                    let near = |name: &String| context.signals.similarity.get(name).copied().unwrap_or(-1.0);
+                    let mut best: Option<(f64, usize)> = None;
+                    for (i, name) in sets.iter().enumerate() {
+                        if best.is_none_or(|(before, _)| near(name) > before) {
+                            best = Some((near(name), i));
+                        }
+                    }
+                    x.extend((0..sets.len()).map(|i| if best.is_some_and(|(_, b)| b == i) { 1.0 } else { 0.0 }));
                 }
                 Feature::Embedding { project } => {
                     let from = x.len();
@@ -166,6 +180,17 @@ mod tests {
         context.signals.language = "fr".into();
         assert_eq!(features.vector(&context), [1.0, 0.5, 0.4, 1.0, 0.0, 1.0]);
         assert_eq!(features.dimensions(), 6);
+    }
+
+    #[test]
+    fn the_task_is_the_nearest_example_set() {
+        let features = Features::new(vec![Feature::Task(vec!["code".into(), "chat".into(), "sums".into()])], 0);
+        let mut context = Context::default();
+        for (name, cosine) in [("chat", 0.4), ("code", 0.2), ("sums", 0.4)] {
+            context.signals.similarity.insert(name.into(), cosine);
+        }
+        assert_eq!(features.vector(&context), [1.0, 0.0, 1.0, 0.0]);
+        assert!(features.needs_embedding());
     }
 
     #[test]

@@ -98,6 +98,8 @@ impl Words<'_> {
                 let missing = source.value(&step(at, name), DiagnosticKind::Value, "this key is missing");
                 out.push(missing.label(NEEDED).maybe_help(described(shape, at, name)));
             }
+            // The only place without any key: a selector that takes no parameters.
+            K::FalseSchema => out.push(say("nothing may be given here".to_owned()).help("write `{}`")),
             K::Type { .. } => {
                 let wanted = expected(schema_at(&shape.schema, at));
                 let quote = wanted == "text" && (got.is_number() || got.is_boolean());

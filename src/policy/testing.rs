@@ -60,7 +60,10 @@ where
                 map.extend(given.iter().map(|(k, v)| (k.clone(), v.clone())));
             }
             (Some(slot), given) => *slot = given.clone(),
-            (None, _) => return Err(format!("{what} has no `{key}`")),
+            // Left out of the form while it says nothing; that the name exists was checked when the policy was compiled.
+            (None, given) => {
+                value.as_object_mut().map(|map| map.insert(key.clone(), given.clone()));
+            }
         }
     }
     serde_json::from_value(value).map_err(|e| format!("{what}: {e}"))
@@ -70,6 +73,7 @@ where
 pub(super) fn unknown_overrides(
     test: &TestSpec,
     examples: &BTreeMap<String, Vec<String>>,
+    arms: &[String],
 ) -> Vec<(String, (String, Option<String>))> {
     let mut out = Vec::new();
     let mut compare = |at: &str, given: &BTreeMap<String, Value>, form: Result<Value, serde_json::Error>| {
@@ -81,10 +85,10 @@ pub(super) fn unknown_overrides(
                     out.push((step(at, key), (format!("there is no `{key}` here"), help)));
                 }
                 Some(Value::Object(inner)) => {
-                    let free = key == "similarity";
-                    let known: Vec<&str> = match free {
-                        true => examples.keys().map(String::as_str).collect(),
-                        false => inner.keys().map(String::as_str).collect(),
+                    let known: Vec<&str> = match key.as_str() {
+                        "similarity" => examples.keys().map(String::as_str).collect(),
+                        "shares" | "judged" => arms.iter().map(String::as_str).collect(),
+                        _ => inner.keys().map(String::as_str).collect(),
                     };
                     for name in value.as_object().into_iter().flat_map(|m| m.keys()) {
                         if !known.contains(&name.as_str()) {
@@ -98,12 +102,22 @@ pub(super) fn unknown_overrides(
         }
     };
     compare("/signals", &test.signals, serde_json::to_value(Signals::default()));
-    compare("/session", &test.session, serde_json::to_value(SessionView::default()));
+    compare("/session", &test.session, serde_json::to_value(whole_session()));
     compare("/key", &test.key, serde_json::to_value(KeyView::default()));
     for (name, given) in &test.fleet {
-        compare(&step("/fleet", name), given, serde_json::to_value(ModelState::default()));
+        compare(
+            &step("/fleet", name),
+            given,
+            serde_json::to_value(ModelState { ttft_ms: 1.0, tokens_per_s: 1.0, ..ModelState::default() }),
+        );
     }
     out
+}
+
+/// A session of which every part says something, so that its form has every key.
+fn whole_session() -> SessionView {
+    let some = BTreeMap::from([(String::new(), 0.0)]);
+    SessionView { shares: some.clone(), judged: some, ..SessionView::default() }
 }
 
 fn compare(test: &TestSpec, decision: &Decision) -> Vec<String> {

@@ -73,7 +73,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let decision = policy.decide(&state, &context);
     match args.common.json {
         true => {
-            let whole = json!({"ok": true, "decision": decision, "context": context});
+            let whole = json!({"ok": true, "decision": decision, "draw": explain::draw(&decision, &context), "context": context});
             say!("{}", serde_json::to_string_pretty(&whole)?);
         }
         false => say!("{}", explain::text(&decision, &context).trim_end()),

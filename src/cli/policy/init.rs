@@ -33,6 +33,10 @@ enum Template {
     BalancedBandit,
     /// Personal data and regulated customers never leave the house
     PrivacyLocal,
+    /// The best model for all but small talk
+    QualityFirst,
+    /// What a customer has paid for decides which models may answer
+    TenantTiers,
 }
 
 impl Template {
@@ -41,6 +45,8 @@ impl Template {
             Template::CostSaver => include_str!("../../../policies/cost-saver.yaml"),
             Template::BalancedBandit => include_str!("../../../policies/balanced-bandit.yaml"),
             Template::PrivacyLocal => include_str!("../../../policies/privacy-local.yaml"),
+            Template::QualityFirst => include_str!("../../../policies/quality-first.yaml"),
+            Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
         }
     }
 
@@ -49,6 +55,8 @@ impl Template {
             Template::CostSaver => "cost-saver",
             Template::BalancedBandit => "balanced-bandit",
             Template::PrivacyLocal => "privacy-local",
+            Template::QualityFirst => "quality-first",
+            Template::TenantTiers => "tenant-tiers",
         }
     }
 }

@@ -29,7 +29,7 @@ impl Compiler<'_> {
                 };
                 self.wrong(&at, Kind::Conflict, message, Some("give one of the two".into()));
             }
-            for (pointer, message) in unknown_overrides(test, &self.spec.examples) {
+            for (pointer, message) in unknown_overrides(test, &self.spec.examples, arms) {
                 let d = self.source.key(&format!("{at}{pointer}"), Kind::UnknownKey, message.0);
                 self.findings.push(d.maybe_help(message.1));
             }

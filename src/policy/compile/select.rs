@@ -291,13 +291,12 @@ impl Compiler<'_> {
                 FeatureSpec::Named(name) => match NAMES.iter().position(|n| n == name) {
                     Some(n) => Feature::Named(n),
                     None if name == "task" => {
-                        let d = self.source.value(
-                            &at,
-                            Kind::NotYet,
-                            "this version of weir does not have the feature `task` yet",
-                        );
-                        self.findings.push(d.help("remove it"));
-                        continue;
+                        if self.spec.examples.is_empty() {
+                            let message = "`task` is the nearest of the policy's example sets, and there are none";
+                            let help = "give a few typical texts per task: `examples: {TASK: [TEXT, …]}`";
+                            self.wrong(&at, Kind::Conflict, message, Some(help.into()));
+                        }
+                        Feature::Task(self.spec.examples.keys().cloned().collect())
                     }
                     None => {
                         let help = match name.as_str() {
