@@ -22,6 +22,7 @@ pub mod signals;
 pub mod tls;
 
 pub mod dispatch;
+pub mod fit;
 pub mod gateway;
 pub mod learn;
 pub mod replay;

@@ -122,6 +122,11 @@ impl Features {
     }
 }
 
+/// A feature without parameters by its name, scaled as a learning selector sees it; `None` for a name that is none.
+pub fn query_feature(name: &str, signals: &Signals) -> Option<f64> {
+    NAMES.iter().position(|n| *n == name).map(|n| named(n, signals))
+}
+
 fn named(n: usize, s: &Signals) -> f64 {
     let log = |tokens: u32| libm::log2(1.0 + f64::from(tokens)) / 16.0;
     let flag = |b: bool| if b { 1.0 } else { 0.0 };

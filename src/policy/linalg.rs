@@ -5,12 +5,12 @@
 //! Symmetric matrices are packed by rows of their lower triangle: entry (i, j), j <= i, is at i(i+1)/2 + j.
 
 /// Entries of a packed symmetric matrix of `n` rows.
-pub(super) fn packed_len(n: usize) -> usize {
+pub(crate) fn packed_len(n: usize) -> usize {
     n * (n + 1) / 2
 }
 
 /// a · b as eight interleaved sums, added up pairwise. Elements beyond the shorter one are left out.
-pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
+pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
     let (a8, a_rest) = a.as_chunks::<8>();
@@ -28,7 +28,7 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// The same for single-precision vectors, multiplied and summed in double.
-pub(super) fn dot_f32(a: &[f32], b: &[f32]) -> f64 {
+pub(crate) fn dot_f32(a: &[f32], b: &[f32]) -> f64 {
     let n = a.len().min(b.len());
     let (a, b) = (&a[..n], &b[..n]);
     let (a8, a_rest) = a.as_chunks::<8>();
@@ -50,14 +50,14 @@ fn add_up(s: &[f64; 8]) -> f64 {
 }
 
 /// `out` = M x for a row-major matrix of `out.len()` rows.
-pub(super) fn matvec(m: &[f64], x: &[f64], out: &mut [f64]) {
+pub(crate) fn matvec(m: &[f64], x: &[f64], out: &mut [f64]) {
     for (row, y) in m.chunks_exact(x.len().max(1)).zip(out.iter_mut()) {
         *y = dot(row, x);
     }
 }
 
 /// A += w x xᵀ, packed.
-pub(super) fn rank_one(a: &mut [f64], x: &[f64], w: f64) {
+pub(crate) fn rank_one(a: &mut [f64], x: &[f64], w: f64) {
     let mut at = 0;
     for i in 0..x.len() {
         let wi = w * x[i];
@@ -69,7 +69,7 @@ pub(super) fn rank_one(a: &mut [f64], x: &[f64], w: f64) {
 }
 
 /// The lower Cholesky factor L of A + ridge·I, packed; `None` when that is not positive definite.
-pub(super) fn cholesky(a: &[f64], n: usize, ridge: f64) -> Option<Vec<f64>> {
+pub(crate) fn cholesky(a: &[f64], n: usize, ridge: f64) -> Option<Vec<f64>> {
     let mut l = vec![0.0; packed_len(n)];
     for i in 0..n {
         let ri = i * (i + 1) / 2;
@@ -91,7 +91,7 @@ pub(super) fn cholesky(a: &[f64], n: usize, ridge: f64) -> Option<Vec<f64>> {
 }
 
 /// z with L z = x, by forward substitution.
-pub(super) fn forward(l: &[f64], x: &[f64], z: &mut [f64]) {
+pub(crate) fn forward(l: &[f64], x: &[f64], z: &mut [f64]) {
     for i in 0..x.len() {
         let ri = i * (i + 1) / 2;
         z[i] = (x[i] - dot(&l[ri..ri + i], &z[..i])) / l[ri + i];
@@ -100,7 +100,7 @@ pub(super) fn forward(l: &[f64], x: &[f64], z: &mut [f64]) {
 
 /// y with Lᵀ y = z, by backward substitution, in place. Columns of Lᵀ are rows of L, so each solved entry is taken out
 /// of all earlier ones.
-pub(super) fn backward(l: &[f64], y: &mut [f64]) {
+pub(crate) fn backward(l: &[f64], y: &mut [f64]) {
     for i in (0..y.len()).rev() {
         let ri = i * (i + 1) / 2;
         y[i] /= l[ri + i];
@@ -112,7 +112,7 @@ pub(super) fn backward(l: &[f64], y: &mut [f64]) {
 }
 
 /// (L Lᵀ)⁻¹ b.
-pub(super) fn solve(l: &[f64], b: &[f64]) -> Vec<f64> {
+pub(crate) fn solve(l: &[f64], b: &[f64]) -> Vec<f64> {
     let mut z = vec![0.0; b.len()];
     forward(l, b, &mut z);
     backward(l, &mut z);

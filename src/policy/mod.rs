@@ -7,6 +7,7 @@
 //! `features` and `state`) → `decide` (floor and `draw`). Calls, retries and streams belong to `cascade` and `dispatch`;
 //! measuring signals and embedding texts to `signals`.
 
+pub mod artifact;
 mod cel;
 mod compile;
 mod decide;
@@ -15,7 +16,8 @@ pub mod document;
 mod draw;
 pub mod explain;
 mod features;
-mod linalg;
+pub(crate) mod linalg;
+pub mod predict;
 mod reward;
 mod rules;
 mod schema;
@@ -31,6 +33,7 @@ pub use self::{
     cel::variables::{Documented, reference as variables},
     compile::{compile, from_version},
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
+    features::query_feature,
     schema::schema,
     spec::{
         BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FixedSpec,

@@ -4,7 +4,10 @@
 //! another policy would have chosen for the same requests. Neither calls a model.
 
 mod log;
+pub mod matrix;
+pub mod metrics;
 mod reproduce;
+pub mod router;
 
 pub use log::{ReplayReport, ReplayedPolicy, replay_log};
 pub use reproduce::{Difference, ReproduceReport, context_of, recorded_policy, reproduce};

@@ -1,0 +1,185 @@
+//! Training of the `graph` predictor: edge prediction on the bipartite graph of queries and models (GraphRouter, arXiv
+//! 2410.03834), with candle.
+//!
+//! A query's node is a linear map of [1, embedding, features]. A model's node is made from its description's embedding and
+//! from messages along the edges that are visible, each the query's vector times a learnt gate of the edge's score and
+//! cost; the paper's convolution adds the two instead, which says of a model only how good it is on average. In every
+//! round half of the edges are hidden at random (the paper's mask rate), and the hidden ones are predicted: binary cross
+//! entropy against the score itself, since a router that weighs quality against cost wants a quality and not only the
+//! winner. The round with the least error on a fifth of the queries is kept.
+//!
+//! Nothing about a model is learnt but through its description and its edges, so a model that comes later needs no
+//! training: the same map on its description and a few observations gives its vector.
+
+use candle_core::{D, DType, Device, Result, Tensor, Var};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW, ops};
+
+use super::{Fitted, Task};
+use crate::{
+    policy::{artifact, predict::kernel::expanded},
+    replay::metrics::SplitMix,
+};
+
+/// Length of a node's vector.
+const HIDDEN: usize = 32;
+/// Rounds at most, and rounds without progress until training stops.
+const ROUNDS: usize = 250;
+const PATIENCE: usize = 30;
+const LEARNING_RATE: f64 = 5e-3;
+const WEIGHT_DECAY: f64 = 5e-2;
+/// Share of the edges that carry messages.
+const VISIBLE: f64 = 0.5;
+
+/// What is learnt.
+struct Weights {
+    /// Columns x hidden.
+    query: Var,
+    /// Gate of an edge: of its score, its cost, and a constant.
+    gate: Var,
+    /// (description + hidden + 2) x (hidden + 1): a model's vector and its bias.
+    model: Var,
+}
+
+/// The graph's fixed parts, on the CPU.
+struct Graph {
+    /// Queries x columns.
+    x: Tensor,
+    /// Queries x models.
+    score: Tensor,
+    cost: Tensor,
+    /// Models x dimensions.
+    description: Tensor,
+}
+
+/// Trains and writes the query's map and the models' vectors into `fitted`.
+pub(super) fn train(task: &Task<'_>, fitted: &mut Fitted) -> std::result::Result<(), String> {
+    run(task, fitted).map_err(|e| format!("the graph cannot be trained: {e}"))
+}
+
+fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
+    let device = Device::Cpu;
+    let models = task.matrix.models.len();
+    let mut rng = SplitMix(task.seed ^ 0x6772_6170_68);
+    let order = rng.order(task.places.len());
+    let (held_out, fitted_on) = order.split_at(task.places.len() / 5);
+    let graph = |part: &[usize]| -> Result<Graph> {
+        let places: Vec<usize> = part.iter().map(|i| task.places[*i]).collect();
+        Graph::of(task, &places, &device)
+    };
+    let (learn, judge) = (graph(fitted_on)?, graph(held_out)?);
+    let columns = learn.x.dim(1)?;
+    let side = learn.description.dim(1)? + HIDDEN + 2;
+    let mut random = |rows: usize, columns: usize, scale: f64| -> Result<Var> {
+        let data: Vec<f32> = (0..rows * columns).map(|_| (rng.normal() * scale) as f32).collect();
+        Var::from_tensor(&Tensor::from_vec(data, (rows, columns), &device)?)
+    };
+    let weights = Weights {
+        query: random(columns, HIDDEN, 1.0)?,
+        gate: Var::from_tensor(&Tensor::from_vec(vec![1.0f32, 0.0, -0.5], (3, 1), &device)?)?,
+        model: random(side, HIDDEN + 1, 1.0 / (side as f64).sqrt())?,
+    };
+    let params = ParamsAdamW { lr: LEARNING_RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
+    let vars = vec![weights.query.clone(), weights.gate.clone(), weights.model.clone()];
+    let mut optimiser = AdamW::new(vars, params)?;
+    let everything = Tensor::ones(learn.score.shape(), DType::F32, &device)?;
+    let mut best: Option<(f32, usize, [Tensor; 3])> = None;
+    for round in 0..ROUNDS {
+        let mask = learn.mask(&mut rng, &device)?;
+        let nodes = weights.models(&learn, &mask)?;
+        let loss = loss(&weights.logits(&learn.x, &nodes)?, &learn.score, &mask.affine(-1.0, 1.0)?)?;
+        optimiser.backward_step(&loss)?;
+        // Judged as it will serve: vectors from all edges of the queries that are learnt from.
+        let nodes = weights.models(&learn, &everything)?;
+        let all = Tensor::ones(judge.score.shape(), DType::F32, &device)?;
+        let error = self::loss(&weights.logits(&judge.x, &nodes)?, &judge.score, &all)?.to_scalar::<f32>()?;
+        if best.as_ref().is_none_or(|(before, ..)| error < *before) {
+            let copy = |v: &Var| v.as_tensor().copy();
+            best = Some((error, round, [copy(&weights.query)?, copy(&weights.gate)?, copy(&weights.model)?]));
+        } else if best.as_ref().is_some_and(|(_, at, _)| round - at >= PATIENCE) {
+            break;
+        }
+    }
+    if let Some((error, round, [query, gate, model])) = best {
+        weights.query.set(&query)?;
+        weights.gate.set(&gate)?;
+        weights.model.set(&model)?;
+        fitted.card.parameters.insert("graph.rounds".into(), (round + 1) as f64);
+        fitted.card.metrics.insert("graph.cross_entropy".into(), f64::from(error));
+    }
+    // The vectors that serve know all edges.
+    let whole = Graph::of(task, task.places, &device)?;
+    let nodes = weights.models(&whole, &Tensor::ones(whole.score.shape(), DType::F32, &device)?)?;
+    let tensor = |t: &Tensor| -> Result<artifact::Tensor> {
+        Ok(artifact::Tensor { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? })
+    };
+    fitted.tensors.insert("graph.query".into(), tensor(&weights.query.t()?.contiguous()?)?);
+    fitted.tensors.insert("graph.models".into(), tensor(&nodes.narrow(1, 0, HIDDEN)?.contiguous()?)?);
+    let bias = nodes.narrow(1, HIDDEN, 1)?.contiguous()?.reshape((models,))?;
+    fitted.tensors.insert("graph.bias".into(), tensor(&bias)?);
+    Ok(())
+}
+
+impl Graph {
+    fn of(task: &Task<'_>, places: &[usize], device: &Device) -> Result<Self> {
+        let (n, models) = (places.len(), task.matrix.models.len());
+        let rows: Vec<Vec<f64>> = places.iter().map(|q| expanded(&task.inputs.seen(*q), &[], 0, 0.0)).collect();
+        let columns = rows.first().map_or(0, Vec::len);
+        let flat = |values: Vec<f64>, columns: usize| -> Result<Tensor> {
+            let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
+            Tensor::from_vec(values, (n, columns), device)
+        };
+        let means = task.matrix.means(task.places);
+        let unit = means.iter().map(|p| p.cost).fold(f64::MIN_POSITIVE, f64::max);
+        let cost = places.iter().flat_map(|q| task.matrix.costs(*q)).map(|c| (c / unit).min(4.0)).collect();
+        let description: Vec<f32> = task.inputs.models.iter().flat_map(|v| v.iter().copied()).collect();
+        let dimensions = description.len() / models.max(1);
+        Ok(Self {
+            x: flat(rows.into_iter().flatten().collect(), columns)?,
+            score: flat(places.iter().flat_map(|q| task.matrix.scores(*q)).copied().collect(), models)?,
+            cost: flat(cost, models)?,
+            description: Tensor::from_vec(description, (models, dimensions), device)?,
+        })
+    }
+
+    /// 1 for edges that carry messages in this round, 0 for those that are predicted.
+    fn mask(&self, rng: &mut SplitMix, device: &Device) -> Result<Tensor> {
+        let (n, models) = self.score.dims2()?;
+        let mask: Vec<f32> = (0..n * models).map(|_| if rng.unit() < VISIBLE { 1.0 } else { 0.0 }).collect();
+        Tensor::from_vec(mask, (n, models), device)
+    }
+}
+
+impl Weights {
+    /// Per model its vector and, as the last column, its bias, from the edges that `mask` shows.
+    fn models(&self, graph: &Graph, mask: &Tensor) -> Result<Tensor> {
+        let query = graph.x.matmul(&self.query)?;
+        let gate = |i: usize| self.gate.narrow(0, i, 1)?.reshape(());
+        let edges = graph
+            .score
+            .broadcast_mul(&gate(0)?)?
+            .add(&graph.cost.broadcast_mul(&gate(1)?)?)?
+            .broadcast_add(&gate(2)?)?
+            .tanh()?
+            .mul(mask)?;
+        let seen = mask.sum_keepdim(0)?.affine(1.0, 1.0)?.t()?;
+        let messages = edges.t()?.contiguous()?.matmul(&query)?.broadcast_div(&seen)?;
+        let mean = |of: &Tensor| of.mul(mask)?.sum_keepdim(0)?.t()?.contiguous()?.div(&seen);
+        let side = Tensor::cat(&[&graph.description, &messages, &mean(&graph.score)?, &mean(&graph.cost)?], D::Minus1)?;
+        side.matmul(&self.model)
+    }
+
+    /// Queries x models.
+    fn logits(&self, x: &Tensor, nodes: &Tensor) -> Result<Tensor> {
+        let vectors = nodes.narrow(1, 0, HIDDEN)?.t()?.contiguous()?;
+        let bias = nodes.narrow(1, HIDDEN, 1)?.t()?.contiguous()?;
+        x.matmul(&self.query)?.matmul(&vectors)?.affine(1.0 / HIDDEN as f64, 0.0)?.broadcast_add(&bias)
+    }
+}
+
+/// Mean binary cross entropy over the edges that `of` shows.
+fn loss(logits: &Tensor, target: &Tensor, of: &Tensor) -> Result<Tensor> {
+    let p = ops::sigmoid(logits)?.clamp(1e-6, 1.0 - 1e-6)?;
+    let yes = target.mul(&p.log()?)?;
+    let no = target.affine(-1.0, 1.0)?.mul(&p.affine(-1.0, 1.0)?.log()?)?;
+    yes.add(&no)?.mul(of)?.sum_all()?.div(&of.sum_all()?)?.neg()
+}
