@@ -24,6 +24,7 @@ use crate::{
     telemetry::Metrics,
 };
 
+pub use models::offline_embedder;
 use models::{backends, embedder, list_upstream_models};
 use policies::compile;
 pub use policies::{check, policy_for_replay};

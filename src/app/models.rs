@@ -164,6 +164,16 @@ pub(super) async fn embedder(config: &Config, assets: &Arc<Assets>) -> Result<Op
     }
 }
 
+/// The embedder of that name, fetched where it is missing, on all cores: for work offline.
+///
+/// # Errors
+/// When it cannot be fetched or loaded.
+pub async fn offline_embedder(data_dir: &Path, name: &str) -> Result<Arc<dyn Embedder>, StartError> {
+    let assets = Assets::new(data_dir, assets::Options::from_env());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    load_embedder(&assets, name, threads).await.map_err(|reason| StartError::Other(format!("{name}: {reason}")))
+}
+
 pub(super) async fn load_embedder(assets: &Assets, name: &str, threads: usize) -> Result<Arc<dyn Embedder>, String> {
     let (assets, name) = (assets.clone(), name.to_owned());
     let load = move || {

@@ -6,11 +6,14 @@
 //! - [`load`]: the closed-loop client, which checks every answer;
 //! - [`subject`]: what is compared, and the configuration that weir is started with;
 //! - [`gateway`]: the runs; [`report`]: medians, table, JSON.
+//!
+//! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes.
 
 pub mod bare_proxy;
 pub mod gateway;
 pub mod load;
 pub mod mock_upstream;
+pub mod policies;
 pub mod process;
 pub mod report;
 pub mod subject;

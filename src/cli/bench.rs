@@ -5,13 +5,18 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use clap::{Args, Subcommand};
 
 use super::DataDir;
-use crate::bench::{
-    BenchError, bare_proxy,
-    gateway::Plan,
-    load::Mode,
-    mock_upstream,
-    report::Report,
-    subject::{self, Subject},
+use crate::{
+    app,
+    bench::{
+        BenchError, bare_proxy,
+        gateway::Plan,
+        load::Mode,
+        mock_upstream, policies,
+        report::Report,
+        subject::{self, Subject},
+    },
+    fit::{Family, embed},
+    replay::matrix::Matrix,
 };
 
 #[derive(Debug, Args)]
@@ -24,6 +29,8 @@ pub struct BenchArgs {
 enum What {
     /// What weir costs in front of a server: latency, processor time, memory, beside a bare proxy
     Gateway(GatewayArgs),
+    /// Fitted selectors on routing outcomes, beside what they must beat
+    Policies(PoliciesArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -85,6 +92,44 @@ struct GatewayArgs {
     data_dir: DataDir,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weir bench policies --data outcomes/ --out eval/runs/today
+  weir bench policies --data outcomes/support.parquet --seeds 1 --json
+
+Outcomes are Parquet files with query_id, query, model, score (0 to 1) and cost_usd. Folds are by query; every router is judged
+on queries that it was not fitted to. Embeddings are kept in the data directory.")]
+struct PoliciesArgs {
+    /// A Parquet file of outcomes, or a directory of such files
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Directory for the raw results and the tables
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Folds by query
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    folds: usize,
+    /// Seeds of the folds and fits
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seeds: u64,
+    /// Resamples of the bootstrap
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    resamples: usize,
+    /// What to fit [default: all]
+    #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',')]
+    selectors: Vec<Family>,
+    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
+    embedder: String,
+    /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Print one JSON document instead of the tables
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum ModeArg {
     Json,
@@ -94,6 +139,7 @@ enum ModeArg {
 pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let result = match args.what {
         What::Gateway(args) => return gateway(args),
+        What::Policies(args) => return judge_policies(&args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -119,6 +165,45 @@ async fn stopped() -> std::io::Result<()> {
     }
     #[cfg(not(unix))]
     tokio::signal::ctrl_c().await
+}
+
+fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.folds >= 2 && args.seeds >= 1, "at least 2 folds and 1 seed");
+    let prices = super::policy::fit::prices(args.prices.as_deref())?;
+    let matrices = Matrix::read_all(&args.data, Some(&prices))?;
+    let data_dir = args.data_dir.path();
+    let mut sets = Vec::new();
+    super::runtime()?.block_on(async {
+        let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+        let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
+        for matrix in &matrices {
+            let bar = super::policy::fit::bar(&format!("embedding {}", matrix.name), matrix.len());
+            let inputs = embed::inputs(matrix, embedder.as_ref(), &mut cache, || bar.inc(1)).await?;
+            bar.finish_and_clear();
+            sets.extend(policies::sets(matrix, &inputs));
+        }
+        anyhow::Ok(())
+    })?;
+    let families = if args.selectors.is_empty() { Family::ALL.to_vec() } else { args.selectors.clone() };
+    let plan = policies::Plan { folds: args.folds, seeds: args.seeds, resamples: args.resamples, families };
+    let mut rows = Vec::new();
+    for (matrix, inputs) in &sets {
+        let bar = super::policy::fit::bar(&format!("fitting {}", matrix.name), plan.folds * plan.seeds as usize);
+        let set = policies::run(matrix, inputs, &plan, &|| bar.inc(1)).map_err(anyhow::Error::msg)?;
+        bar.finish_and_clear();
+        rows.push(set);
+    }
+    let report = policies::Report::of(rows, plan, args.embedder.clone());
+    if let Some(dir) = &args.out {
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join("policies.json"), serde_json::to_vec_pretty(&report)?)?;
+        std::fs::write(dir.join("policies.md"), report.markdown())?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", report.markdown()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {

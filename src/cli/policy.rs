@@ -2,6 +2,7 @@
 //! text, and where a policy asks for an embedding its `no_embedding` branch decides, unless a test gives similarities.
 
 mod explain;
+pub(super) mod fit;
 mod init;
 mod report;
 mod request;
@@ -70,6 +71,11 @@ enum Verb {
         after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json"
     )]
     Explain(explain::ExplainArgs),
+    /// Fit a selector to measured outcomes.
+    #[command(
+        after_help = "Examples:\n  weir policy fit --selector ensemble --data outcomes.parquet --out support.safetensors\n  weir policy fit --selector knn --data train.parquet --test test.parquet --out knn.safetensors --json"
+    )]
+    Fit(fit::FitArgs),
     /// Run the tests that policy files hold.
     #[command(after_help = "Example:\n  weir policy test policies/*.yaml")]
     Test {
@@ -108,6 +114,7 @@ pub fn run(args: PolicyArgs) -> anyhow::Result<ExitCode> {
         Verb::Init(args) => init::run(&args),
         Verb::Check { files, common } => report::check(&files, &common),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Fit(args) => fit::run(&args),
         Verb::Test { files, common } => test::run(&files, &common),
         Verb::Schema { variables, json } => {
             schema(variables, json)?;

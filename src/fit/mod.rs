@@ -9,6 +9,7 @@ mod algebra;
 mod cluster;
 pub mod embed;
 mod graph;
+pub mod report;
 mod tune;
 
 use std::collections::BTreeMap;

@@ -17,7 +17,7 @@ const CANDIDATES: usize = 8;
 
 /// Fitted queries and their outcomes.
 #[derive(Debug)]
-pub(in crate::policy) struct Knn {
+pub struct Knn {
     dimensions: usize,
     models: usize,
     k: usize,

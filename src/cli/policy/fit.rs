@@ -1,0 +1,139 @@
+//! `weir policy fit`: an artifact from measured outcomes.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::say;
+use crate::{
+    app,
+    cli::DataDir,
+    fit::{self, Family, embed, report::Report},
+    policy::artifact::Artifact,
+    replay::matrix::{Matrix, Prices},
+};
+
+#[derive(Debug, Args)]
+pub(super) struct FitArgs {
+    /// What to fit
+    #[arg(long, value_enum)]
+    selector: Family,
+    /// Outcomes: Parquet with query_id, query, model, score (0 to 1), cost_usd
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Judge on these outcomes, and fit on all of --data [default: a share of --data is held out]
+    #[arg(long, value_name = "FILE")]
+    test: Option<PathBuf>,
+    /// Share of the queries that are held out and judged on
+    #[arg(long, value_name = "SHARE", default_value_t = 0.25)]
+    hold_out: f64,
+    /// Where to write the artifact; its card goes beside it, as FILE.json
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Seed of the split and of the fit
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The embedder; a policy that uses the artifact needs the same
+    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
+    embedder: String,
+    /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    #[command(flatten)]
+    data_dir: DataDir,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!((0.05..=0.9).contains(&args.hold_out), "--hold-out is a share between 0.05 and 0.9");
+    let prices = prices(args.prices.as_deref())?;
+    let matrix = Matrix::read(&args.data, Some(&prices))?;
+    let mut wanted = vec![matrix];
+    if let Some(test) = &args.test {
+        let test = Matrix::read(test, Some(&prices))?;
+        anyhow::ensure!(
+            test.models == wanted[0].models,
+            "{} has outcomes of {}, {} of {}: an artifact is judged on the models that it was fitted to",
+            args.data.display(),
+            wanted[0].models.join(", "),
+            test.name,
+            test.models.join(", ")
+        );
+        wanted.push(test);
+    }
+    let data_dir = args.data_dir.path();
+    let inputs = crate::cli::runtime()?.block_on(async {
+        let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+        let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
+        let mut inputs = Vec::new();
+        for matrix in &wanted {
+            let bar = bar("embedding queries", matrix.len());
+            inputs.push(embed::inputs(matrix, embedder.as_ref(), &mut cache, || bar.inc(1)).await?);
+            bar.finish_and_clear();
+        }
+        anyhow::Ok(inputs)
+    })?;
+    let matrix = &wanted[0];
+    let (train, held_out) = match wanted.len() {
+        1 => fit::split(matrix, args.hold_out, args.seed),
+        _ => ((0..matrix.len()).collect(), Vec::new()),
+    };
+    let bar = ProgressBar::new_spinner().with_message(format!("fitting {}", args.selector.as_str()));
+    bar.enable_steady_tick(std::time::Duration::from_millis(120));
+    let fitted = fit::fit(args.selector, matrix, &inputs[0], &train, args.seed).map_err(anyhow::Error::msg)?;
+    bar.finish_and_clear();
+    let (judged, judged_inputs, places) = match (wanted.get(1), inputs.get(1)) {
+        (Some(matrix), Some(inputs)) => (matrix, inputs, (0..matrix.len()).collect()),
+        _ => (matrix, &inputs[0], held_out),
+    };
+    let predictions = fit::report::predictions(&fitted.predictor()?, judged_inputs, &places);
+    let report = Report::of(judged, &places, &predictions);
+    let mut fitted = fitted;
+    fitted.card.data.held_out = places.len();
+    for (name, figure) in [("aiq", report.aiq), ("aiq_zero_router", report.aiq_zero)] {
+        figure.map(|f| fitted.card.metrics.insert(name.to_owned(), f));
+    }
+    let bytes = fitted.to_bytes()?;
+    let hash = Artifact::from_bytes(&bytes)?.hash;
+    std::fs::write(&args.out, &bytes).with_context(|| format!("cannot write {}", args.out.display()))?;
+    let card = PathBuf::from(format!("{}.json", args.out.display()));
+    let text = serde_json::to_string_pretty(&json!({"hash": hash, "card": fitted.card}))?;
+    std::fs::write(&card, text + "\n").with_context(|| format!("cannot write {}", card.display()))?;
+    let selector = args.selector.as_str();
+    match args.json {
+        true => {
+            let document =
+                json!({"ok": true, "artifact": args.out, "hash": hash, "card": fitted.card, "report": report});
+            say!("{}", serde_json::to_string_pretty(&document)?);
+        }
+        false => {
+            say!("{}", report.table().trim_end());
+            let (file, scale) = (args.out.display(), report.cost_scale);
+            say!("\nwrote {file} ({} bytes, fitted on {} queries) and {}", bytes.len(), train.len(), card.display());
+            say!("in a policy, with the cost weight of your budget:");
+            say!("  {selector}: {{artifact: {file}, hash: {hash}, cost_weight: 0.1, cost_scale: {scale:.6}}}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The price list given, else the one that comes with weir.
+pub(crate) fn prices(file: Option<&std::path::Path>) -> anyhow::Result<Prices> {
+    let Some(file) = file else { return Prices::builtin().map_err(anyhow::Error::msg) };
+    let shown = file.display();
+    let text = std::fs::read(file).with_context(|| format!("cannot read {shown}"))?;
+    serde_json::from_slice(&text).with_context(|| format!("{shown} is no price list"))
+}
+
+/// A bar on stderr, where that is a terminal.
+pub(crate) fn bar(what: &str, length: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} eta {eta}");
+    let bar = ProgressBar::new(length as u64).with_message(what.to_owned());
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> "));
+    bar
+}
