@@ -341,6 +341,7 @@ async fn learning_comes_back_in_order(f: Fixture) {
     assert!(f.store.snapshot(other, 100).await.unwrap().is_none());
 
     let version = PolicyVersion {
+        artifacts: Default::default(),
         name: "support".to_owned(),
         hash: policy,
         file: "support.yaml".to_owned(),

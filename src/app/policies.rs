@@ -1,6 +1,9 @@
 //! Policy files compiled against the fleet and the embedder that are there.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{StartError, models::load_embedder};
 use crate::{
@@ -8,7 +11,7 @@ use crate::{
     audit::{AuditStore, DecisionView},
     config::Config,
     domain::Fleet,
-    policy::{self, Inputs, Policy},
+    policy::{self, Artifact, Artifacts, Inputs, Policy},
     signals::Embedder,
 };
 
@@ -21,7 +24,7 @@ pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
     let mut policies: Vec<Policy> = Vec::new();
     let mut wrong = Vec::new();
     for file in &config.policies {
-        match policy::check(&file.file, &file.yaml, |_| fleet.clone()) {
+        match policy::check_with(&file.file, &file.yaml, |spec| (fleet.clone(), read_artifacts(spec))) {
             Ok(policy) if policies.iter().any(|p| p.name() == policy.name()) => {
                 wrong.push(format!("{}: another file has a policy named `{}` already", file.file, policy.name()));
             }
@@ -65,8 +68,8 @@ pub async fn policy_for_replay(
         store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
             StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
         })?;
-    let plain =
-        policy::compile(&spec, &Inputs::unembedded(&version.fleet)).map_err(|d| StartError::Policy(d.to_string()))?;
+    let inputs = Inputs::unembedded(&version.fleet).with(read_artifacts(&spec));
+    let plain = policy::compile(&spec, &inputs).map_err(|d| StartError::Policy(d.to_string()))?;
     let embedder = if plain.needs_embedding() {
         let assets = Assets::new(data_dir, assets::Options::from_env());
         let name = version.embedder.as_ref().map_or("bge-small-en", |e| e.name.as_str()).to_owned();
@@ -75,6 +78,32 @@ pub async fn policy_for_replay(
         None
     };
     compile_one(&spec, &version.fleet, embedder.as_ref()).await
+}
+
+/// Reads the artifacts that a policy names, beside its file; what cannot be read is said there.
+pub fn read_artifacts(spec: &policy::Spec) -> Artifacts {
+    let read = |path: &str| -> Result<Arc<Artifact>, String> {
+        let bytes = std::fs::read(artifact_path(spec.file(), path)).map_err(|e| e.to_string())?;
+        Artifact::from_bytes(&bytes).map(Arc::new).map_err(|e| e.to_string())
+    };
+    spec.artifacts().into_iter().map(|(path, _)| (path.to_owned(), read(path))).collect()
+}
+
+/// A path in a policy is relative to the policy's file.
+pub(super) fn artifact_path(policy: &str, artifact: &str) -> PathBuf {
+    Path::new(policy).parent().unwrap_or(Path::new("")).join(artifact)
+}
+
+/// Compiles for somebody who has an embedder at hand: `weir policy test` and `explain`.
+///
+/// # Errors
+/// When the embedder fails on an example, or the policy does not compile.
+pub async fn compile_with(
+    spec: &policy::Spec,
+    fleet: &Fleet,
+    embedder: &Arc<dyn Embedder>,
+) -> Result<Policy, StartError> {
+    compile_one(spec, fleet, Some(embedder)).await
 }
 
 pub(super) async fn compile(
@@ -98,9 +127,9 @@ async fn compile_one(
     embedder: Option<&Arc<dyn Embedder>>,
 ) -> Result<Policy, StartError> {
     let wrong = |d: policy::Diagnostics| StartError::Policy(d.to_string());
-    let plain = policy::compile(spec, &Inputs::unembedded(fleet)).map_err(wrong)?;
+    let mut inputs = Inputs::unembedded(fleet).with(read_artifacts(spec));
+    let plain = policy::compile(spec, &inputs).map_err(wrong)?;
     let Some(embedder) = embedder.filter(|_| plain.needs_embedding()) else { return Ok(plain) };
-    let mut inputs = Inputs::unembedded(fleet);
     inputs.embedder = Some(embedder.identity());
     for (set, texts) in &spec.examples {
         let mut vectors = Vec::with_capacity(texts.len());

@@ -2,12 +2,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::StartError;
+use super::{StartError, policies::artifact_path};
 use crate::{
-    audit::{self, AuditStore, EventLog, Feeder, LogOptions, StoreTarget},
+    audit::{self, AuditStore, EventLog, Feeder, LogOptions, Snapshot, StoreTarget},
     clock::now_micros,
     config::{self, Config},
-    domain::{Admin, Event, EventBody},
+    domain::{Admin, Event, EventBody, Hash, PolicyVersion},
     policy::Policy,
 };
 
@@ -80,6 +80,26 @@ pub(super) async fn caught_up(feeder: &Feeder, log: &EventLog) -> Result<(), Sta
 }
 
 /// Every policy version in use is in the record before the first decision under it.
+/// Puts the artifacts of a policy into the store, by their hash, so that its decisions can be derived again wherever the
+/// record goes.
+async fn keep_artifacts(
+    store: &dyn AuditStore,
+    version: &PolicyVersion,
+    target: &StoreTarget,
+) -> Result<(), StartError> {
+    for (path, hash) in &version.artifacts {
+        let file = artifact_path(&version.file, path);
+        let bytes =
+            std::fs::read(&file).map_err(|e| StartError::Other(format!("cannot read {}: {e}", file.display())))?;
+        if Hash::of(&bytes) != *hash {
+            return Err(StartError::Other(format!("{} changed while weir started; start again", file.display())));
+        }
+        let kept = Snapshot { policy_hash: *hash, state_seq: 0, bytes };
+        store.save_snapshot(&kept).await.map_err(|source| store_error(target, source))?;
+    }
+    Ok(())
+}
+
 pub(super) async fn record_start(
     log: &EventLog,
     store: &dyn AuditStore,
@@ -92,6 +112,7 @@ pub(super) async fn record_start(
     for policy in policies {
         let known = store.policy_version(policy.hash()).await.map_err(|source| store_error(target, source))?;
         if known.is_none() {
+            keep_artifacts(store, &policy.version(), target).await?;
             events.push(Event::new(now, None, EventBody::PolicyVersion(Box::new(policy.version()))));
         }
     }

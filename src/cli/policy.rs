@@ -13,14 +13,18 @@ use std::{
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
+use super::DataDir;
 use crate::{
+    app,
     domain::{Fleet, ModelCard},
     policy::{self, Diagnostics, Policy, Spec},
+    signals::Embedder,
 };
 
 /// Like `println!`, but a reader that has gone away (`weir policy schema | head`) is no defect to panic over.
@@ -104,6 +108,8 @@ struct Common {
     /// counts as a fleet entry that can do everything]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    data_dir: DataDir,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -156,7 +162,42 @@ fn load(file: &Path, common: &Common) -> anyhow::Result<Result<Policy, Diagnosti
     let yaml = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let configured = common.config.as_deref().map(request::fleet).transpose()?;
     let fleet = |spec: &Spec| configured.unwrap_or_else(|| implied_fleet(spec));
-    Ok(policy::check(&file.display().to_string(), &yaml, fleet))
+    let given = |spec: &Spec| (fleet(spec), app::read_artifacts(spec));
+    Ok(policy::check_with(&file.display().to_string(), &yaml, given))
+}
+
+/// [`load`], and where the policy's selector predicts from the query's embedding also the embedder, fetched if need be:
+/// without one such a policy could only say what it does without an embedding.
+fn load_to_decide(
+    file: &Path,
+    common: &Common,
+    embedder: &mut Option<Arc<dyn Embedder>>,
+) -> anyhow::Result<Result<Policy, Diagnostics>> {
+    let policy = match load(file, common)? {
+        Ok(policy) if policy.predicts() => policy,
+        other => return Ok(other),
+    };
+    let version = policy.version();
+    let spec = match policy::parse(&version.file, version.yaml.as_bytes()) {
+        Ok(spec) => spec,
+        Err(diagnostics) => return Ok(Err(diagnostics)),
+    };
+    let compiled = super::runtime()?.block_on(async {
+        let embedder = match embedder {
+            Some(embedder) => Arc::clone(embedder),
+            None => {
+                let name = app::read_artifacts(&spec).into_values().find_map(|a| a.ok()?.card.embedder.clone());
+                let name = name.map_or_else(|| "bge-small-en".to_owned(), |e| e.name);
+                let loaded = app::offline_embedder(&common.data_dir.path(), &name).await?;
+                Arc::clone(embedder.insert(loaded))
+            }
+        };
+        app::compile_with(&spec, &version.fleet, &embedder).await
+    });
+    match compiled {
+        Ok(policy) => Ok(Ok(policy)),
+        Err(error) => Err(anyhow::Error::msg(error.to_string())),
+    }
 }
 
 /// The fleet that a file without a configuration implies: each of its `models` is an entry of the name it asks for, or,

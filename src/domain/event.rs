@@ -3,6 +3,8 @@
 //! An event's `record` is the canonical JSON of [`Event`]; context and embedding travel beside it and only their hashes
 //! are inside, so that they can be erased while the chain still verifies.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Decision, DecisionId, EmbedderIdentity, FinishReason, Fleet, Hash, Micros, Sampling, Usage};
@@ -257,6 +259,9 @@ fn free(usd: &f64) -> bool {
 /// A policy taken into use: everything that compiling it was handed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PolicyVersion {
+    /// Hashes of the artifacts that the file names, by path as written.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub artifacts: BTreeMap<String, Hash>,
     pub name: String,
     pub hash: Hash,
     /// File name, for people.

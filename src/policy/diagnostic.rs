@@ -37,6 +37,8 @@ pub enum DiagnosticKind {
     Condition,
     /// Parts that contradict each other.
     Conflict,
+    /// A fitted artifact that is missing, damaged, another one, or does not fit.
+    Artifact,
     /// A warning about what the policy's log can be used for.
     Replay,
 }
@@ -188,6 +190,7 @@ impl Diagnostics {
             Some(DiagnosticKind::UnknownName) => "unknown_name",
             Some(DiagnosticKind::Condition) => "condition",
             Some(DiagnosticKind::Conflict) => "conflict",
+            Some(DiagnosticKind::Artifact) => "artifact",
             Some(DiagnosticKind::Replay) => "replay",
             None => "none",
         }

@@ -30,16 +30,17 @@ pub mod testing;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::{
+    artifact::Artifact,
     cel::variables::{Documented, reference as variables},
     compile::{compile, from_version},
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
     features::query_feature,
     schema::schema,
     spec::{
-        BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FixedSpec,
-        IfNoneLeft, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, PlainSpec, PlanSpec, QualitySpec,
-        RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec, SimilaritySpec, Spec, TenantSpec, TestSpec,
-        ThompsonSpec,
+        BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FittedSpec,
+        FixedSpec, IfNoneLeft, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, PlainSpec, PlanSpec,
+        QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec, SimilaritySpec, Spec,
+        TenantSpec, TestSpec, ThompsonSpec,
     },
     state::{FoldError, State},
 };
@@ -65,10 +66,23 @@ pub fn parse(file: &str, yaml: &[u8]) -> Result<Spec, Diagnostics> {
 /// # Errors
 /// Everything that is wrong, in the order of the file.
 pub fn check(file: &str, yaml: &[u8], fleet: impl FnOnce(&Spec) -> Fleet) -> Result<Policy, Diagnostics> {
+    check_with(file, yaml, |spec| (fleet(spec), Artifacts::new()))
+}
+
+/// [`check`] for a file that may name artifacts; what was read of these is given, too.
+///
+/// # Errors
+/// As for [`check`].
+pub fn check_with(
+    file: &str,
+    yaml: &[u8],
+    given: impl FnOnce(&Spec) -> (Fleet, Artifacts),
+) -> Result<Policy, Diagnostics> {
     let read = document::read::<Spec>(file, yaml, schema::policies());
     let mut findings = read.findings;
     let Some(spec) = read.value.map(|spec| Spec { source: read.source, ..spec }) else { return Err(findings) };
-    match compile(&spec, &Inputs::unembedded(&fleet(&spec))) {
+    let (fleet, artifacts) = given(&spec);
+    match compile(&spec, &Inputs::unembedded(&fleet).with(artifacts)) {
         Ok(policy) if findings.0.is_empty() => Ok(policy),
         Ok(_) => Err(findings),
         Err(meaning) => {
@@ -99,15 +113,25 @@ fn under(pointer: &str, above: &str) -> bool {
 /// What compiling a policy is handed beside the file; all of it is part of the policy's hash.
 pub struct Inputs<'a> {
     pub fleet: &'a Fleet,
+    /// By path as written in the file: what was read, or why it could not be.
+    pub artifacts: Artifacts,
     /// Per example set, the texts' unit vectors in order; empty without an embedder.
     pub examples: BTreeMap<String, Vec<Arc<[f32]>>>,
     pub embedder: Option<Arc<EmbedderIdentity>>,
 }
 
+/// Artifacts by path as written in a policy: what was read, or why it could not be.
+pub type Artifacts = BTreeMap<String, Result<Arc<Artifact>, String>>;
+
 impl<'a> Inputs<'a> {
     /// Inputs without an embedder: what `weir check` compiles with, and all that a policy needs that embeds nothing.
     pub fn unembedded(fleet: &'a Fleet) -> Self {
-        Inputs { fleet, examples: BTreeMap::new(), embedder: None }
+        Inputs { fleet, artifacts: BTreeMap::new(), examples: BTreeMap::new(), embedder: None }
+    }
+
+    /// The same with artifacts.
+    pub fn with(self, artifacts: Artifacts) -> Self {
+        Inputs { artifacts, ..self }
     }
 }
 
@@ -200,6 +224,11 @@ impl Policy {
     /// Whether decisions look at the query's embedding, by the selector or by a rule.
     pub fn needs_embedding(&self) -> bool {
         self.selector.needs_embedding() || self.program.uses_similarity()
+    }
+
+    /// Whether it cannot decide at all without an embedding, as its selector predicts from it.
+    pub fn predicts(&self) -> bool {
+        matches!(self.selector, select::Selector::Fitted(_))
     }
 
     /// Whether there are rules: without, nothing about the request bears on a pinned plan but what it needs.

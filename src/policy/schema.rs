@@ -16,7 +16,6 @@ use super::{
 const LATER: &[(&str, &[&str])] = &[
     ("", &["budget", "split", "shadow_decide"]),
     ("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]),
-    ("/select", &["knn", "clusters", "ridge", "logistic", "graph"]),
     ("/reward", &["joules"]),
 ];
 

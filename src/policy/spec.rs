@@ -63,7 +63,12 @@ impl Spec {
     /// its hash does not depend on one.
     pub fn needs_embedder(&self) -> bool {
         let embedding = |f: &FeatureSpec| matches!(f, FeatureSpec::Made(m) if m.language.is_none());
-        !self.examples.is_empty() || self.select.features.iter().any(embedding)
+        !self.examples.is_empty() || self.select.features.iter().any(embedding) || self.select.fitted().next().is_some()
+    }
+
+    /// The artifacts that the file names: path as written, and hash.
+    pub fn artifacts(&self) -> Vec<(&str, &str)> {
+        self.select.fitted().map(|(_, spec)| (spec.artifact.as_str(), spec.hash.as_str())).collect()
     }
 
     /// The YAML text, byte for byte.
@@ -157,8 +162,8 @@ pub enum OnError {
     Skip,
 }
 
-/// The selector. Exactly one of `static`, `weighted`, `cheapest`, `fastest`, `similarity`, `linucb`, `thompson` and
-/// `epsilon_greedy`.
+/// The selector. Exactly one of `static`, `weighted`, `cheapest`, `fastest`, `similarity`, `ridge`, `logistic`, `kernel`,
+/// `knn`, `clusters`, `graph`, `ensemble`, `linucb`, `thompson` and `epsilon_greedy`.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SelectSpec {
@@ -184,6 +189,27 @@ pub struct SelectSpec {
     /// The arm of the nearest example set.
     #[serde(default)]
     pub similarity: Option<SimilaritySpec>,
+    /// A linear map from the query to each model's quality, fitted by `weir policy fit`.
+    #[serde(default)]
+    pub ridge: Option<FittedSpec>,
+    /// The same through the logistic function.
+    #[serde(default)]
+    pub logistic: Option<FittedSpec>,
+    /// A linear map that also sees how close the query is to landmarks.
+    #[serde(default)]
+    pub kernel: Option<FittedSpec>,
+    /// The outcomes of the nearest fitted queries.
+    #[serde(default)]
+    pub knn: Option<FittedSpec>,
+    /// The outcomes of the nearest cluster of fitted queries.
+    #[serde(default)]
+    pub clusters: Option<FittedSpec>,
+    /// A graph of queries and models with edge prediction.
+    #[serde(default)]
+    pub graph: Option<FittedSpec>,
+    /// Several of these together.
+    #[serde(default)]
+    pub ensemble: Option<FittedSpec>,
     /// A contextual bandit: disjoint LinUCB.
     #[serde(default)]
     pub linucb: Option<LinUcbSpec>,
@@ -273,6 +299,50 @@ pub struct SetSpec {
     #[serde(default)]
     #[schemars(range(min = -1.0, max = 1.0))]
     pub above: Option<f64>,
+}
+
+/// A selector that was fitted to outcomes, and how quality is weighed against cost.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FittedSpec {
+    /// The file that `weir policy fit` wrote; relative to this one.
+    #[schemars(length(min = 1))]
+    pub artifact: String,
+    /// Its hash, as `weir policy fit` printed it: 64 hexadecimal digits.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
+    pub hash: String,
+    /// By arm, the name that its model has in the artifact. Default: the arm's own name.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
+    /// What `cost_scale` dollars are worth in quality. Default: 0, whatever it costs.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub cost_weight: Option<f64>,
+    /// The cost in USD that counts as 1. Default: 0.01.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub cost_scale: Option<f64>,
+    /// Above 0: an arm's probability is in proportion to exp(score / temperature). Default: 0, the greatest score.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub temperature: Option<f64>,
+}
+
+impl SelectSpec {
+    /// The fitted selectors that are given, by key.
+    pub(super) fn fitted(&self) -> impl Iterator<Item = (&'static str, &FittedSpec)> {
+        [
+            ("ridge", &self.ridge),
+            ("logistic", &self.logistic),
+            ("kernel", &self.kernel),
+            ("knn", &self.knn),
+            ("clusters", &self.clusters),
+            ("graph", &self.graph),
+            ("ensemble", &self.ensemble),
+        ]
+        .into_iter()
+        .filter_map(|(name, spec)| Some((name, spec.as_ref()?)))
+    }
 }
 
 /// Disjoint LinUCB (Li et al., 2010): per arm a ridge regression of the reward, and a bonus for what is uncertain.

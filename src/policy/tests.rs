@@ -94,7 +94,8 @@ fn build(yaml: &str) -> Policy {
     let spec = parse("test.yaml", yaml.as_bytes()).unwrap();
     let embedder = embedder();
     let examples = spec.examples().iter().map(|(k, v)| (k.clone(), (0..v.len() as u64).map(unit_vector).collect()));
-    let inputs = Inputs { fleet: &fleet(), examples: examples.collect(), embedder: Some(embedder) };
+    let inputs =
+        Inputs { fleet: &fleet(), artifacts: Artifacts::new(), examples: examples.collect(), embedder: Some(embedder) };
     compile(&spec, &inputs).unwrap()
 }
 
@@ -226,7 +227,7 @@ fn holds(policy: &Policy, c: &Context, d: &Decision) {
 #[test]
 fn every_decision_holds_on_ten_thousand_contexts_and_is_the_same_again() {
     let policy = build(BANDIT);
-    let again = from_version(&policy.version()).unwrap();
+    let again = from_version(&policy.version(), Artifacts::new()).unwrap();
     let state = learnt(&policy, 40);
     let through: State = serde_json::from_slice(&serde_json::to_vec(&state).unwrap()).unwrap();
     assert_eq!(state, through);
@@ -293,15 +294,15 @@ fn the_hash_covers_all_that_compiling_was_handed() {
     assert_eq!(build(BANDIT).hash(), policy.hash());
     assert_ne!(build(&format!("{BANDIT}\n# a comment")).hash(), policy.hash());
     let mut version = policy.version();
-    assert_eq!(from_version(&version).unwrap().hash(), policy.hash());
+    assert_eq!(from_version(&version, Artifacts::new()).unwrap().hash(), policy.hash());
     version.fleet.0.get_mut("large-1").unwrap().price.input = 1.0;
-    assert!(from_version(&version).unwrap_err().to_string().contains("altered"));
+    assert!(from_version(&version, Artifacts::new()).unwrap_err().to_string().contains("altered"));
     let mut version = policy.version();
     version.embedder.as_mut().unwrap().weights = "1".into();
-    assert!(from_version(&version).is_err());
+    assert!(from_version(&version, Artifacts::new()).is_err());
     let mut version = policy.version();
     version.examples.get_mut("refund").unwrap()[0] = canonical::vector_to_base64(&unit_vector(7));
-    assert!(from_version(&version).is_err());
+    assert!(from_version(&version, Artifacts::new()).is_err());
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::{
     audit::{AuditStore, DecisionView},
     domain::{Context, DecidedBy, Decision, Embedding, Hash, canonical},
     learn,
-    policy::{self, Policy},
+    policy::{self, Artifact, Artifacts, Policy},
 };
 
 /// One decision that came out otherwise.
@@ -60,7 +60,15 @@ pub async fn recorded_policy(store: &dyn AuditStore, decision: &Decision, id: &s
         hash: decision.policy_hash.short(),
         decision: id.to_owned(),
     })?;
-    policy::from_version(&version)
+    let mut artifacts = Artifacts::new();
+    for (path, hash) in &version.artifacts {
+        let kept = store.snapshot(*hash, 0).await?;
+        let artifact = kept
+            .ok_or_else(|| format!("the artifact {hash} is not in the record"))
+            .and_then(|kept| Artifact::from_bytes(&kept.bytes).map(Arc::new).map_err(|e| e.to_string()));
+        artifacts.insert(path.clone(), artifact);
+    }
+    policy::from_version(&version, artifacts)
         .map_err(|e| ReplayError::Policy { name: version.name.clone(), reason: e.to_string() })
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Common, fancy, load, request, say};
+use super::{Common, fancy, load_to_decide, request, say};
 use crate::policy::{State, explain};
 
 #[derive(Debug, Args)]
@@ -31,7 +31,8 @@ pub(super) struct ExplainArgs {
 }
 
 pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let policy = match load(&args.file, &args.common)? {
+    let mut embedder = None;
+    let policy = match load_to_decide(&args.file, &args.common, &mut embedder)? {
         Ok(policy) => policy,
         Err(diagnostics) => {
             match args.common.json {
@@ -68,7 +69,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         }
         None => policy.initial_state(),
     };
-    let mut context = request::context(&policy, &asked);
+    let mut context = request::embedded(&policy, &asked, embedder.as_ref())?;
     context.seed = args.seed;
     let decision = policy.decide(&state, &context);
     match args.common.json {

@@ -1,15 +1,15 @@
 //! From what a person gives on the command line or in a test to what a policy decides upon.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use serde_json::{Map, Value};
 
 use crate::{
     config::{ConfigFile, FleetEntry},
-    domain::{Context, Fleet, Request, SessionView},
+    domain::{Context, Embedding, Fleet, Request, SessionView},
     http::wire,
     policy::{Policy, TestSpec},
-    signals,
+    signals::{self, Embedder},
 };
 
 /// A request of one user message.
@@ -50,6 +50,21 @@ pub(super) fn context(policy: &Policy, request: &Request) -> Context {
         session: SessionView { turn: 1, ..SessionView::default() },
         ..Context::default()
     }
+}
+
+/// The same with the query embedded, where there is an embedder.
+pub(super) fn embedded(
+    policy: &Policy,
+    request: &Request,
+    embedder: Option<&Arc<dyn Embedder>>,
+) -> anyhow::Result<Context> {
+    let mut context = context(policy, request);
+    let Some(embedder) = embedder.filter(|_| policy.predicts()) else { return Ok(context) };
+    let vector = crate::cli::runtime()?.block_on(embedder.embed(&request.query()))?;
+    context.signals.similarity = policy.similarities(&vector);
+    context.signals.embedded = true;
+    context.embedding = Some(Embedding { vector, embedder: embedder.identity() });
+    Ok(context)
 }
 
 /// The fleet of a weir.yaml. The rest of the file is `weir check`'s to judge.

@@ -1,11 +1,14 @@
 //! `weir policy test`: the cases that policy files hold.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use serde::Serialize;
 
-use super::{Common, fancy, load, request, say};
-use crate::policy::{Diagnostics, Policy, testing};
+use super::{Common, fancy, load_to_decide, request, say};
+use crate::{
+    policy::{Diagnostics, Policy, testing},
+    signals::Embedder,
+};
 
 #[derive(Serialize)]
 struct Tested {
@@ -35,10 +38,11 @@ struct Report {
 
 pub(super) fn run(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCode> {
     let mut report = Report { ok: true, files: Vec::new() };
+    let mut embedder = None;
     for file in files {
         let name = file.display().to_string();
-        let tested = match load(file, common) {
-            Ok(Ok(policy)) => test(name, &policy),
+        let tested = match load_to_decide(file, common, &mut embedder) {
+            Ok(Ok(policy)) => test(name, &policy, embedder.as_ref()),
             Ok(Err(diagnostics)) => Tested { diagnostics: Some(diagnostics), ..Tested::nothing(name) },
             Err(error) => {
                 let broken = vec![Broken { name: String::new(), reason: format!("{error:#}") }];
@@ -61,13 +65,14 @@ impl Tested {
     }
 }
 
-fn test(file: String, policy: &Policy) -> Tested {
+fn test(file: String, policy: &Policy, embedder: Option<&Arc<dyn Embedder>>) -> Tested {
     let mut tested = Tested::nothing(file);
     let state = policy.initial_state();
     for case in policy.tests() {
         let result = request::from_test(policy, case)
             .map_err(|e| format!("{e:#}"))
-            .and_then(|asked| testing::run(policy, &state, case, request::context(policy, &asked)));
+            .and_then(|asked| request::embedded(policy, &asked, embedder).map_err(|e| format!("{e:#}")))
+            .and_then(|context| testing::run(policy, &state, case, context));
         match result {
             Ok(result) => tested.cases.push(result),
             Err(reason) => tested.broken.push(Broken { name: case.name.clone(), reason }),

@@ -12,7 +12,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Fallback, Inputs, Policy, Target,
+    Artifacts, Fallback, Inputs, Policy, Target,
     cel::{self, Condition, Names, Program},
     diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
     parse,
@@ -56,7 +56,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let rules = c.rules(&mut program);
     let (arms, arm_targets) = c.arms();
     let dimensions = inputs.embedder.as_ref().map_or(0, |e| e.dimensions as usize);
-    let selector = c.selector(&arms, dimensions);
+    let selector = c.selector(&arms, dimensions, inputs);
     let only_if = c.only_if(&arms, &mut program);
     let modifiers = c.modifiers(&arms);
     let min_propensity = c.floor(&arms);
@@ -101,11 +101,11 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     }
 }
 
-/// Compiles again what a record says was compiled.
+/// Compiles again what a record says was compiled, with the artifacts that it names.
 ///
 /// # Errors
-/// When the record's YAML, vectors or hash are not what they were.
-pub fn from_version(v: &PolicyVersion) -> Result<Policy, Diagnostics> {
+/// When an artifact is not there, or the record's YAML, vectors or hash are not what they were.
+pub fn from_version(v: &PolicyVersion, artifacts: Artifacts) -> Result<Policy, Diagnostics> {
     let spec = parse(&v.file, v.yaml.as_bytes())?;
     let broken = |what: String| Diagnostics(vec![spec.source.at(0..0, String::new(), Kind::Conflict, what)]);
     let mut examples = BTreeMap::new();
@@ -115,7 +115,7 @@ pub fn from_version(v: &PolicyVersion) -> Result<Policy, Diagnostics> {
         let decoded = decoded.ok_or_else(|| broken(format!("the recorded vectors of `{name}` are damaged")))?;
         examples.insert(name.clone(), decoded);
     }
-    let inputs = Inputs { fleet: &v.fleet, examples, embedder: v.embedder.clone().map(Arc::new) };
+    let inputs = Inputs { fleet: &v.fleet, artifacts, examples, embedder: v.embedder.clone().map(Arc::new) };
     let policy = compile(&spec, &inputs)?;
     if policy.hash != v.hash {
         return Err(broken(format!(
@@ -134,6 +134,8 @@ struct Identity<'a> {
     fleet: &'a Fleet,
     examples: &'a BTreeMap<String, Vec<String>>,
     embedder: Option<&'a EmbedderIdentity>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    artifacts: &'a BTreeMap<String, Hash>,
 }
 
 struct Compiler<'a> {
@@ -451,15 +453,19 @@ impl<'a> Compiler<'a> {
             .iter()
             .map(|(name, vectors)| (name.clone(), vectors.iter().map(|v| canonical::vector_to_base64(v)).collect()))
             .collect();
+        let artifacts: BTreeMap<String, Hash> =
+            inputs.artifacts.iter().filter_map(|(path, a)| Some((path.clone(), a.as_ref().ok()?.hash))).collect();
         let identity = Identity {
             language: 1,
             yaml: &self.source.text,
             fleet: inputs.fleet,
             examples: &examples,
             embedder: inputs.embedder.as_deref(),
+            artifacts: &artifacts,
         };
         match canonical::to_bytes(&identity) {
             Ok(bytes) => Some(PolicyVersion {
+                artifacts,
                 name: self.spec.policy.clone(),
                 hash: Hash::of(&bytes),
                 file: self.source.file.clone(),

@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     super::{
+        Inputs,
         cel::{Condition, Program},
         diagnostic::{DiagnosticKind as Kind, suggest},
         features::{Feature, Features, NAMES},
+        predict::Predictor,
         select::{
             Selector,
+            fitted::Fitted,
             fixed::Fixed,
             linear::{Linear, Pacing, Rule, epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson},
             modify::Modifiers,
             similarity::{Set, Similarity},
         },
         source::step,
-        spec::{FeatureSpec, FixedSpec, PacingSpec, SimilaritySpec, duration_us},
+        spec::{FeatureSpec, FittedSpec, FixedSpec, PacingSpec, SimilaritySpec, duration_us},
     },
     Compiler,
 };
@@ -77,7 +80,7 @@ impl Compiler<'_> {
     }
 
     /// The keys of `select` that name a selector, and whether each is given.
-    fn families(&self) -> [(&'static str, bool); 8] {
+    fn families(&self) -> [(&'static str, bool); 15] {
         let s = &self.spec.select;
         [
             ("static", s.fixed.is_some()),
@@ -85,6 +88,13 @@ impl Compiler<'_> {
             ("cheapest", s.cheapest.is_some()),
             ("fastest", s.fastest.is_some()),
             ("similarity", s.similarity.is_some()),
+            ("ridge", s.ridge.is_some()),
+            ("logistic", s.logistic.is_some()),
+            ("kernel", s.kernel.is_some()),
+            ("knn", s.knn.is_some()),
+            ("clusters", s.clusters.is_some()),
+            ("graph", s.graph.is_some()),
+            ("ensemble", s.ensemble.is_some()),
             ("linucb", s.linucb.is_some()),
             ("thompson", s.thompson.is_some()),
             ("epsilon_greedy", s.epsilon_greedy.is_some()),
@@ -97,7 +107,7 @@ impl Compiler<'_> {
         s.linucb.is_some() || s.thompson.is_some() || s.epsilon_greedy.is_some()
     }
 
-    pub(super) fn selector(&mut self, arms: &[String], embedding: usize) -> Option<Selector> {
+    pub(super) fn selector(&mut self, arms: &[String], embedding: usize, inputs: &Inputs<'_>) -> Option<Selector> {
         let families = self.families();
         let given: Vec<&str> = families.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
         if given.len() != 1 {
@@ -119,6 +129,9 @@ impl Compiler<'_> {
         if let Some(linear) = self.bandit(embedding) {
             return Some(Selector::Linear(Box::new(linear)));
         }
+        if let Some((name, spec)) = select.fitted().next() {
+            return self.fitted(name, spec, arms, inputs).map(|fitted| Selector::Fitted(Box::new(fitted)));
+        }
         if let Some(spec) = &select.similarity {
             return self.similarity(spec, arms).map(Selector::Similarity);
         }
@@ -132,6 +145,84 @@ impl Compiler<'_> {
             return self.weights("/select/weighted", weights, arms).map(Selector::Fixed);
         }
         self.fixed(select.fixed.as_ref()?, arms).map(Selector::Fixed)
+    }
+
+    /// A fitted selector, with its artifact.
+    fn fitted(&mut self, name: &str, spec: &FittedSpec, arms: &[String], inputs: &Inputs<'_>) -> Option<Fitted> {
+        let at = step("/select", name);
+        let file = step(&at, "artifact");
+        let artifact = match inputs.artifacts.get(&spec.artifact) {
+            Some(Ok(artifact)) => artifact,
+            Some(Err(reason)) => {
+                let message = format!("the artifact {} cannot be used: {reason}", spec.artifact);
+                let help = "`weir policy fit` writes artifacts; the path is relative to this file";
+                self.wrong(&file, Kind::Artifact, message, Some(help.into()));
+                return None;
+            }
+            None => {
+                self.wrong(&file, Kind::Artifact, format!("the artifact {} was not read", spec.artifact), None);
+                return None;
+            }
+        };
+        if artifact.hash.to_string() != spec.hash {
+            let message = format!("the artifact {} has the hash {}, not this one", spec.artifact, artifact.hash);
+            let help = "if the file is the one that you mean, write its hash here";
+            self.wrong(&step(&at, "hash"), Kind::Artifact, message, Some(help.into()));
+        }
+        let card = &artifact.card;
+        if card.selector != name {
+            let message = format!("the artifact was fitted as `{}`, not as `{name}`", card.selector);
+            let help = format!("write `{}:` here, or fit again with `--selector {name}`", card.selector);
+            self.wrong(&file, Kind::Artifact, message, Some(help));
+            return None;
+        }
+        if let (Some(fitted), Some(here)) = (&card.embedder, &inputs.embedder)
+            && fitted != &**here
+        {
+            let message =
+                format!("the artifact was fitted with the embedder {}, this weir has {}", fitted.name, here.name);
+            let help = "another embedder is another policy: fit again with it, or configure the other one";
+            self.wrong(&file, Kind::Artifact, message, Some(help.into()));
+        }
+        for arm in spec.models.keys().filter(|arm| !arms.contains(arm)) {
+            self.not_an_arm(&step(&step(&at, "models"), arm), arm, arms);
+        }
+        let mut models = Vec::new();
+        for (i, arm) in arms.iter().enumerate() {
+            let (wanted, place) = match spec.models.get(arm) {
+                Some(named) => (named, step(&step(&at, "models"), arm)),
+                None => (arm, format!("/select/arms/{i}")),
+            };
+            match card.models.iter().position(|m| m == wanted) {
+                Some(m) => models.push(m),
+                None => {
+                    let help = suggest("models of the artifact", wanted, card.models.iter().map(String::as_str));
+                    let message = format!("the artifact knows no model `{wanted}`");
+                    let more = help.unwrap_or_default();
+                    let help = format!(
+                        "{more}{}say which one the arm is: `models: {{{arm}: NAME}}`",
+                        if more.is_empty() { "" } else { "; " }
+                    );
+                    self.wrong(&place, Kind::UnknownName, message, Some(help));
+                }
+            }
+        }
+        let predictor = match Predictor::of(artifact) {
+            Ok(predictor) => predictor,
+            Err(error) => {
+                let message = format!("the artifact {} is damaged: {error}", spec.artifact);
+                self.wrong(&file, Kind::Artifact, message, Some("fit it again".into()));
+                return None;
+            }
+        };
+        (models.len() == arms.len()).then(|| Fitted {
+            predictor,
+            features: card.features.clone(),
+            models,
+            cost_weight: spec.cost_weight.unwrap_or(0.0),
+            cost_scale: spec.cost_scale.unwrap_or(0.01),
+            temperature: spec.temperature.unwrap_or(0.0),
+        })
     }
 
     fn similarity(&mut self, spec: &SimilaritySpec, arms: &[String]) -> Option<Similarity> {
@@ -365,6 +456,7 @@ impl Compiler<'_> {
         let certain = match selector {
             Some(Selector::Fixed(f)) => f.is_one_arm(),
             Some(Selector::Linear(l)) => !matches!(l.rule, Rule::Thompson(_)),
+            Some(Selector::Fitted(f)) => f.temperature == 0.0,
             Some(Selector::Similarity(_) | Selector::Cheapest | Selector::Fastest) => true,
             None => false,
         };

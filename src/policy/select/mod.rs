@@ -2,6 +2,7 @@
 //! the masks, the floor and the draw are `decide`'s. [`modify`] holds what maps
 //! probabilities to probabilities whatever the family.
 
+pub(super) mod fitted;
 pub(super) mod fixed;
 pub(super) mod linear;
 pub(super) mod modify;
@@ -21,6 +22,7 @@ pub(super) enum Selector {
     Cheapest,
     /// The least expected time.
     Fastest,
+    Fitted(Box<fitted::Fitted>),
     Linear(Box<linear::Linear>),
 }
 
@@ -61,6 +63,7 @@ impl Selector {
             Selector::Similarity(f) => f.weigh(s),
             Selector::Cheapest => price::cheapest(s),
             Selector::Fastest => price::fastest(s),
+            Selector::Fitted(f) => f.weigh(s),
             Selector::Linear(f) => f.weigh(s),
         }
     }
@@ -69,7 +72,7 @@ impl Selector {
     pub fn needs_embedding(&self) -> bool {
         match self {
             Selector::Fixed(_) | Selector::Cheapest | Selector::Fastest => false,
-            Selector::Similarity(_) => true,
+            Selector::Similarity(_) | Selector::Fitted(_) => true,
             Selector::Linear(f) => f.features.needs_embedding(),
         }
     }
