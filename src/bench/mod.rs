@@ -7,9 +7,12 @@
 //! - [`subject`]: what is compared, and the configuration that weir is started with;
 //! - [`gateway`]: the runs; [`report`]: medians, table, JSON.
 //!
-//! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes.
+//! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes,
+//! `weir bench bandits` ([`bandits`]) the learning ones, and `weir bench decide` ([`decide`]) says what a decision costs.
 
+pub mod bandits;
 pub mod bare_proxy;
+pub mod decide;
 pub mod gateway;
 pub mod load;
 pub mod mock_upstream;

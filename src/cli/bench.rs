@@ -8,14 +8,14 @@ use super::DataDir;
 use crate::{
     app,
     bench::{
-        BenchError, bare_proxy,
+        BenchError, bandits, bare_proxy, decide,
         gateway::Plan,
         load::Mode,
         mock_upstream, policies,
         report::Report,
         subject::{self, Subject},
     },
-    fit::{Family, embed},
+    fit::{Family, Inputs, embed},
     replay::matrix::Matrix,
 };
 
@@ -31,6 +31,10 @@ enum What {
     Gateway(GatewayArgs),
     /// Fitted selectors on routing outcomes, beside what they must beat
     Policies(PoliciesArgs),
+    /// Learning selectors online, on routing outcomes as a stream
+    Bandits(BanditsArgs),
+    /// What one decision costs, selector by selector
+    Decide(DecideArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -93,6 +97,59 @@ struct GatewayArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  weir bench bandits --data outcomes/ --orders 20 --out eval/runs/today")]
+struct BanditsArgs {
+    /// A Parquet file of outcomes, or a directory of such files
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Directory for the raw results and the tables
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Random orders of the stream
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    orders: u64,
+    /// What the best single model's mean cost is worth in score
+    #[arg(long, value_name = "W", default_value_t = 0.0)]
+    cost_weight: f64,
+    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
+    embedder: String,
+    /// Prices of models whose outcomes have no cost
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Print one JSON document instead of the tables
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  weir bench decide
+  weir bench decide --verify 10000      one hash over that many decisions per selector: the same in every build")]
+struct DecideArgs {
+    /// Directory for the raw results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Times over the same 200 contexts
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    rounds: usize,
+    /// Fitted queries of the nearest-neighbour selector
+    #[arg(long, value_name = "N", default_value_t = 50_000)]
+    examples: usize,
+    /// Only selectors whose name begins so
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Decide on this many random contexts and print the hash of all decisions
+    #[arg(long, value_name = "N")]
+    verify: Option<usize>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   weir bench policies --data outcomes/ --out eval/runs/today
   weir bench policies --data outcomes/support.parquet --seeds 1 --json
@@ -140,6 +197,8 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
     let result = match args.what {
         What::Gateway(args) => return gateway(args),
         What::Policies(args) => return judge_policies(&args),
+        What::Bandits(args) => return play_bandits(&args),
+        What::Decide(args) => return decide_often(&args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -167,14 +226,19 @@ async fn stopped() -> std::io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
-fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(args.folds >= 2 && args.seeds >= 1, "at least 2 folds and 1 seed");
-    let prices = super::policy::fit::prices(args.prices.as_deref())?;
-    let matrices = Matrix::read_all(&args.data, Some(&prices))?;
-    let data_dir = args.data_dir.path();
+/// The outcomes of a file or a directory with their embedded queries; a file with a pair of models by task.
+fn outcomes(
+    data: &std::path::Path,
+    prices: Option<&std::path::Path>,
+    embedder: &str,
+    data_dir: &DataDir,
+) -> anyhow::Result<Vec<(Matrix, Inputs)>> {
+    let prices = super::policy::fit::prices(prices)?;
+    let matrices = Matrix::read_all(data, Some(&prices))?;
+    let data_dir = data_dir.path();
     let mut sets = Vec::new();
     super::runtime()?.block_on(async {
-        let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+        let embedder = app::offline_embedder(&data_dir, embedder).await?;
         let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
         for matrix in &matrices {
             let bar = super::policy::fit::bar(&format!("embedding {}", matrix.name), matrix.len());
@@ -184,6 +248,60 @@ fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
         }
         anyhow::Ok(())
     })?;
+    Ok(sets)
+}
+
+/// Writes `NAME.json` and `NAME.md`, where a directory is given, and prints one of the two.
+fn publish(
+    report: &impl serde::Serialize,
+    text: &str,
+    name: &str,
+    out: Option<&std::path::Path>,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    if let Some(dir) = out {
+        std::fs::create_dir_all(dir)?;
+        std::fs::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(report)?)?;
+        std::fs::write(dir.join(format!("{name}.md")), text)?;
+    }
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(report)?),
+        false => print!("{text}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn play_bandits(args: &BanditsArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.orders >= 1, "at least 1 order");
+    let sets = outcomes(&args.data, args.prices.as_deref(), &args.embedder, &args.data_dir)?;
+    let plan = bandits::Plan { orders: args.orders, cost_weight: args.cost_weight };
+    let mut rows = Vec::new();
+    for (matrix, inputs) in &sets {
+        let bar = super::policy::fit::bar(&format!("streaming {}", matrix.name), args.orders as usize * 18);
+        rows.push(bandits::run(matrix, inputs, &plan, &|| bar.inc(1)).map_err(anyhow::Error::msg)?);
+        bar.finish_and_clear();
+    }
+    let report = bandits::Report::of(rows, plan);
+    publish(&report, &report.markdown(), "bandits", args.out.as_deref(), args.json)
+}
+
+fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {
+    if let Some(count) = args.verify {
+        let hash = decide::verify(count, args.examples.min(1000)).map_err(anyhow::Error::msg)?;
+        let build = if cfg!(debug_assertions) { "debug" } else { "release" };
+        match args.json {
+            true => println!("{}", serde_json::json!({"ok": true, "decisions": hash, "build": build})),
+            false => println!("{hash}  {count} contexts, {build} build"),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = decide::run(args.rounds.max(1), args.examples, args.only.as_deref()).map_err(anyhow::Error::msg)?;
+    publish(&report, &report.markdown(), "decide", args.out.as_deref(), args.json)
+}
+
+fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.folds >= 2 && args.seeds >= 1, "at least 2 folds and 1 seed");
+    let sets = outcomes(&args.data, args.prices.as_deref(), &args.embedder, &args.data_dir)?;
     let families = if args.selectors.is_empty() { Family::ALL.to_vec() } else { args.selectors.clone() };
     let plan = policies::Plan { folds: args.folds, seeds: args.seeds, resamples: args.resamples, families };
     let mut rows = Vec::new();
@@ -194,16 +312,7 @@ fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
         rows.push(set);
     }
     let report = policies::Report::of(rows, plan, args.embedder.clone());
-    if let Some(dir) = &args.out {
-        std::fs::create_dir_all(dir)?;
-        std::fs::write(dir.join("policies.json"), serde_json::to_vec_pretty(&report)?)?;
-        std::fs::write(dir.join("policies.md"), report.markdown())?;
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", report.markdown()),
-    }
-    Ok(ExitCode::SUCCESS)
+    publish(&report, &report.markdown(), "policies", args.out.as_deref(), args.json)
 }
 
 fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {

@@ -11,7 +11,7 @@ use std::{
 
 use super::{FEATURES, Inputs};
 use crate::{
-    domain::{EmbedderIdentity, Message, Request, Role, Sampling, canonical},
+    domain::{EmbedderIdentity, Message, Request, Role, Sampling, Signals, canonical},
     policy::query_feature,
     replay::matrix::Matrix,
     signals::{self, Embedder},
@@ -122,7 +122,7 @@ pub async fn inputs(
     let mut features = Vec::with_capacity(matrix.len());
     for (i, query) in matrix.queries.iter().enumerate() {
         embeddings.push(cache.get(&query.text, embedder).await?);
-        let signals = signals::measure(&request(&query.text));
+        let signals = measured(&query.text);
         features.push(FEATURES.iter().filter_map(|name| query_feature(name, &signals)).collect());
         if i % SAVE_EVERY == SAVE_EVERY - 1 {
             cache.save()?;
@@ -135,6 +135,11 @@ pub async fn inputs(
     }
     cache.save()?;
     Ok(Inputs { embedder: EmbedderIdentity::clone(&embedder.identity()), embeddings, features, models })
+}
+
+/// The signals of a text as the only message.
+pub fn measured(text: &str) -> Signals {
+    signals::measure(&request(text))
 }
 
 /// A request of one user message, as a client would send it.

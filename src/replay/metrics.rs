@@ -175,7 +175,7 @@ impl SplitMix {
     /// A standard normal number (Box and Muller, 1958).
     pub fn normal(&mut self) -> f64 {
         let (u, v) = (1.0 - self.unit(), self.unit());
-        (-2.0 * u.ln()).sqrt() * (2.0 * std::f64::consts::PI * v).cos()
+        (-2.0 * libm::log(u)).sqrt() * libm::cos(2.0 * std::f64::consts::PI * v)
     }
 
     /// A random order of 0..n (Fisher and Yates).
