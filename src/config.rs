@@ -212,6 +212,8 @@ pub struct Overrides {
 #[derive(Clone, Debug)]
 pub struct PolicyFile {
     pub file: String,
+    /// Whether it is a file of the configuration, and read again when it changes.
+    pub watched: bool,
     pub yaml: Vec<u8>,
 }
 
@@ -305,7 +307,7 @@ impl Config {
         let mut policies = Vec::new();
         for policy in file.policies.iter().map(|p| base.join(p)).chain(over.policies) {
             match std::fs::read(&policy) {
-                Ok(yaml) => policies.push(PolicyFile { file: policy.display().to_string(), yaml }),
+                Ok(yaml) => policies.push(PolicyFile { file: policy.display().to_string(), watched: true, yaml }),
                 Err(error) => problems.push(format!("policies: cannot read {}: {error}", policy.display())),
             }
         }
@@ -457,7 +459,7 @@ fn default_policy(more: &[String]) -> PolicyFile {
         yaml = yaml.replacen("plans:\n", &format!("{models}plans:\n"), 1);
         yaml = yaml.replacen("arms: [quick, careful", &format!("arms: [quick, careful{arms}"), 1);
     }
-    PolicyFile { file: "policies/default.yaml".into(), yaml: yaml.into_bytes() }
+    PolicyFile { file: "policies/default.yaml".into(), watched: false, yaml: yaml.into_bytes() }
 }
 
 /// The server of `--upstream`: any model name; its key from `OPENAI_API_KEY`, unless the client's own is sent on.
@@ -498,5 +500,5 @@ pub fn upstream_policy(listed: &[&str]) -> PolicyFile {
         models.join("\n"),
         arms.join(", ")
     );
-    PolicyFile { file: "the policy of --upstream".into(), yaml: yaml.into_bytes() }
+    PolicyFile { file: "the policy of --upstream".into(), watched: false, yaml: yaml.into_bytes() }
 }

@@ -10,7 +10,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -60,14 +63,14 @@ impl Published {
 pub struct Learner {
     log: EventLog,
     store: Arc<dyn AuditStore>,
-    policies: BTreeMap<Hash, Arc<Policy>>,
+    policies: ArcSwap<BTreeMap<Hash, Arc<Policy>>>,
     published: Published,
     /// Decisions that have taught since the start: their updates may not have reached the store yet.
     taught: Mutex<BTreeSet<DecisionId>>,
     /// Decisions judged before they had an outcome.
     awaiting: Mutex<BTreeSet<DecisionId>>,
     /// Whether some policy's reward is complete with the outcome alone.
-    outcome_teaches: bool,
+    outcome_teaches: AtomicBool,
 }
 
 impl Learner {
@@ -86,18 +89,11 @@ impl Learner {
             let state = restore(store.as_ref(), policy, None).await?;
             published.set(policy.hash(), Arc::new(state));
         }
-        let unjudged = Observed {
-            feedback: BTreeMap::new(),
-            cost_usd: 0.0,
-            latency_us: 0,
-            ttft_us: None,
-            status: OutcomeStatus::Ok,
-        };
-        let outcome_teaches = policies.values().any(|p| p.learns() && p.reward(&unjudged).is_some());
+        let outcome_teaches = AtomicBool::new(policies.values().any(|p| outcome_teaches(p)));
         Ok(Self {
             log,
             store,
-            policies,
+            policies: ArcSwap::from_pointee(policies),
             published,
             taught: Mutex::default(),
             awaiting: Mutex::default(),
@@ -105,9 +101,31 @@ impl Learner {
         })
     }
 
+    /// Takes a policy into use while weir runs: its state is restored and published before this returns. The policies
+    /// before it stay, as feedback on what they decided may still come.
+    ///
+    /// # Errors
+    /// As for [`Learner::start`].
+    pub async fn adopt(&self, policy: Arc<Policy>) -> Result<(), LearnError> {
+        if self.policies.load().contains_key(&policy.hash()) {
+            return Ok(());
+        }
+        let state = restore(self.store.as_ref(), &policy, None).await?;
+        self.published.set(policy.hash(), Arc::new(state));
+        if outcome_teaches(&policy) {
+            self.outcome_teaches.store(true, Ordering::Relaxed);
+        }
+        self.policies.rcu(|known| {
+            let mut known = BTreeMap::clone(known);
+            known.insert(policy.hash(), Arc::clone(&policy));
+            known
+        });
+        Ok(())
+    }
+
     /// Feedback that was recorded but had not taught when weir last stopped.
     pub async fn catch_up(&self) -> Result<(), LearnError> {
-        for policy in self.policies.values().filter(|p| p.learns()) {
+        for policy in self.policies.load_full().values().filter(|p| p.learns()) {
             for decision in self.store.untaught(policy.hash()).await? {
                 self.teach(decision).await?;
             }
@@ -121,7 +139,8 @@ impl Learner {
         }
         let Some(view) = self.store.decision(id).await? else { return Ok(()) };
         let record = &view.decision;
-        let Some(policy) = self.policies.get(&record.decision.policy_hash).filter(|p| p.learns()) else {
+        let policies = self.policies.load_full();
+        let Some(policy) = policies.get(&record.decision.policy_hash).filter(|p| p.learns()) else {
             return Ok(());
         };
         let teaches = record.decision.decided_by == DecidedBy::Select
@@ -179,7 +198,8 @@ impl Follower for Learner {
             let teaches = match logged.event.body {
                 EventBody::Feedback(_) => true,
                 EventBody::Outcome(_) => {
-                    self.awaiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id) || self.outcome_teaches
+                    self.awaiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id)
+                        || self.outcome_teaches.load(Ordering::Relaxed)
                 }
                 _ => false,
             };
@@ -220,6 +240,13 @@ pub async fn restore(store: &dyn AuditStore, policy: &Policy, upto: Option<u64>)
             return Ok(state);
         }
     }
+}
+
+/// Whether a policy's reward is complete with the outcome alone.
+fn outcome_teaches(policy: &Policy) -> bool {
+    let unjudged =
+        Observed { feedback: BTreeMap::new(), cost_usd: 0.0, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok };
+    policy.learns() && policy.reward(&unjudged).is_some()
 }
 
 /// What was observed of a decision's answer: the first feedback of each name, and what the outcome says. `None` without an

@@ -16,5 +16,6 @@ mod http;
 mod policy;
 mod real_model;
 mod record;
+mod reload;
 mod setups;
 mod support;

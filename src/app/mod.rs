@@ -6,6 +6,7 @@
 mod models;
 mod policies;
 mod record;
+mod reload;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -74,6 +75,8 @@ pub struct Running {
     log: EventLog,
     feeder: Arc<Feeder>,
     server: JoinHandle<http::Drained>,
+    /// The watch over the policy files.
+    watching: JoinHandle<()>,
     stop: tokio::sync::watch::Sender<bool>,
     needs_key: bool,
 }
@@ -151,6 +154,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         config.default_policy.clone().or_else(|| policies.first().map(|p| p.name().to_owned())).unwrap_or_default();
     let needs_key = !config.keys.is_empty();
     let options = http_options(&config, &metrics);
+    let reload = (fleet.clone(), embedder.clone(), Arc::clone(&store));
+    let (running, watched) = (policies.clone(), config.clone());
     let gateway = Arc::new(Gateway::new(Parts {
         policies,
         default_policy,
@@ -172,6 +177,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         keep_context: config.record.context == config::KeepContext::Keep,
         hash_bodies: config.record.bodies == config::Bodies::Hash,
     }));
+    let (fleet, embedder, store) = reload;
+    let reloader =
+        reload::Reloader::new(&watched, &running, fleet, embedder, log.clone(), store, learner, Arc::clone(&gateway))?;
+    let watching = tokio::spawn(reloader.watch());
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let app = http::app(Arc::clone(&gateway) as Arc<dyn http::Service>, options);
     let serve_options = http::ServeOptions { drain: config.drain, ..http::ServeOptions::default() };
@@ -179,7 +188,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         // An error means that the sender is gone, which is a stop too.
         let _ = stopped.wait_for(|stop| *stop).await;
     }));
-    Ok(Running { address, gateway, log, feeder, server, stop, needs_key })
+    Ok(Running { address, gateway, log, feeder, server, watching, stop, needs_key })
 }
 
 impl Running {
@@ -210,6 +219,7 @@ impl Running {
             }
         }
         tracing::info!("stopping: no new requests; those under way may end");
+        self.watching.abort();
         self.gateway.drain();
         let _ = self.stop.send(true);
         if let Ok(drained) = server.await

@@ -43,6 +43,17 @@ pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
             names.join(", ")
         ));
     }
+    for policy in &policies {
+        let unknown = policy.shadows().iter().find(|name| policies.iter().all(|p| p.name() != name.as_str()));
+        if let Some(name) = unknown {
+            let names: Vec<&str> = policies.iter().map(Policy::name).collect();
+            wrong.push(format!(
+                "{}: shadow_decide: there is no policy `{name}`; name one of `policies:` ({})",
+                policy.version().file,
+                names.join(", ")
+            ));
+        }
+    }
     if policies.is_empty() && wrong.is_empty() {
         wrong.push(format!(
             "{}: no policy is configured; add one under `policies:` (`weir policy init` writes one)",
@@ -121,7 +132,7 @@ pub(super) async fn compile(
 
 /// Compiles a policy; its examples are embedded only where it looks at embeddings at all, so that an embedder that does
 /// not matter is no part of its identity.
-async fn compile_one(
+pub(super) async fn compile_one(
     spec: &policy::Spec,
     fleet: &Fleet,
     embedder: Option<&Arc<dyn Embedder>>,

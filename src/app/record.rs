@@ -110,12 +110,36 @@ pub(super) async fn record_start(
     let admin = Admin { action: "start".into(), detail: crate::BUILD.into() };
     let mut events = vec![Event::new(now, None, EventBody::Admin(admin))];
     for policy in policies {
-        let known = store.policy_version(policy.hash()).await.map_err(|source| store_error(target, source))?;
-        if known.is_none() {
-            keep_artifacts(store, &policy.version(), target).await?;
-            events.push(Event::new(now, None, EventBody::PolicyVersion(Box::new(policy.version()))));
-        }
+        events.extend(version_event(store, policy, target).await?);
     }
     log.append(events).await?;
     Ok(())
+}
+
+/// Records a policy that is taken into use while weir runs, unless the record knows it.
+pub(super) async fn record_policy(
+    log: &EventLog,
+    store: &dyn AuditStore,
+    policy: &Policy,
+    target: &StoreTarget,
+) -> Result<(), StartError> {
+    let events: Vec<Event> = version_event(store, policy, target).await?.into_iter().collect();
+    if !events.is_empty() {
+        log.append(events).await?;
+    }
+    Ok(())
+}
+
+async fn version_event(
+    store: &dyn AuditStore,
+    policy: &Policy,
+    target: &StoreTarget,
+) -> Result<Option<Event>, StartError> {
+    let known = store.policy_version(policy.hash()).await.map_err(|source| store_error(target, source))?;
+    if known.is_some() {
+        return Ok(None);
+    }
+    let version = policy.version();
+    keep_artifacts(store, &version, target).await?;
+    Ok(Some(Event::new(now_micros(), None, EventBody::PolicyVersion(Box::new(version)))))
 }

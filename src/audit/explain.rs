@@ -121,6 +121,9 @@ fn write_all(out: &mut String, view: &DecisionView) -> std::fmt::Result {
         (DecidedBy::Pinned, _) => "the client, who named it".to_owned(),
         (other, _) => decided_by(other).to_owned(),
     };
+    if let Some(of) = &view.decision.shadow_of {
+        writeln!(out, "\nshadow of {of}: nothing was called")?;
+    }
     match &decision.refusal {
         Some(why) => writeln!(out, "\nrefused: {why}")?,
         None => writeln!(out, "\narm `{}`, chosen by {by}", decision.arm)?,

@@ -36,6 +36,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         rules: vec![RuleTrace { rule: "pii-stays-home".to_owned(), outcome: RuleOutcome::NoMatch, error: None }],
         refusal: None,
         no_embedding: None,
+        split: None,
     };
     let record = DecisionRecord {
         decision,
@@ -46,6 +47,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         session: "9f86d081884c7d65".to_owned(),
         client_retry: 0,
         dry: false,
+        shadow_of: None,
         build: "0.1.0 (test)".to_owned(),
         embedder: None,
         context_hash: None,

@@ -139,6 +139,7 @@ fn decision(models: &[&str], on: &[&str]) -> Decision {
         rules: Vec::new(),
         refusal: models.is_empty().then(|| "not from here".to_owned()),
         no_embedding: None,
+        split: None,
     }
 }
 

@@ -115,6 +115,9 @@ pub struct Decision {
     /// Why nothing may serve the request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
+    /// The split in whose share this request is: it has chosen the arm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<String>,
     /// Why the embedding was missing, where the policy wanted one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_embedding: Option<String>,

@@ -104,6 +104,9 @@ pub struct DecisionRecord {
     /// `/v1/decision` decides and calls nothing; nothing more will follow such a record.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry: bool,
+    /// The decision beside which this one was made, by another policy; it is dry, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow_of: Option<DecisionId>,
     /// weir's version and commit.
     pub build: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]

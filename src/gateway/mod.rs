@@ -14,14 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
+
 use crate::{
     audit::{AuditStore, DecisionFilter, DecisionRow, DecisionView, EventLog, Feeder, StoreError},
     backend::{Backend, BackendError},
     clock::now_micros,
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
-        Admin, Context, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
-        EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
+        Admin, Context, DecidedBy, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind,
+        Event, EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
     },
     learn::Published,
     policy::Policy,
@@ -64,7 +66,7 @@ pub struct Parts {
 /// The router as a whole. One per process, shared by all requests.
 pub struct Gateway {
     parts: Parts,
-    policies: BTreeMap<String, Arc<Policy>>,
+    policies: ArcSwap<BTreeMap<String, Arc<Policy>>>,
     sessions: Sessions,
     started: i64,
     draining: AtomicBool,
@@ -88,13 +90,39 @@ struct Decided {
 impl Gateway {
     /// Ready to serve.
     pub fn new(parts: Parts) -> Self {
-        let policies = parts.policies.iter().map(|p| (p.name().to_owned(), Arc::clone(p))).collect();
+        let policies: BTreeMap<_, _> = parts.policies.iter().map(|p| (p.name().to_owned(), Arc::clone(p))).collect();
         Self {
             parts,
-            policies,
+            policies: ArcSwap::from_pointee(policies),
             sessions: Sessions::default(),
             started: now_micros() / 1_000_000,
             draining: AtomicBool::new(false),
+        }
+    }
+
+    /// The policy of that name that is in use.
+    pub fn policy(&self, name: &str) -> Option<Arc<Policy>> {
+        self.policies.load().get(name).cloned()
+    }
+
+    /// Takes a policy into use, in the place of the one of its name. Requests under way keep theirs.
+    pub fn adopt(&self, policy: Arc<Policy>) {
+        self.policies.rcu(|policies| {
+            let mut policies = BTreeMap::clone(policies);
+            policies.insert(policy.name().to_owned(), Arc::clone(&policy));
+            policies
+        });
+    }
+
+    /// Whether the policies that are to decide beside this one exist; what is missing otherwise.
+    ///
+    /// # Errors
+    /// The name of one that does not.
+    pub fn knows_shadows(&self, policy: &Policy) -> Result<(), String> {
+        let policies = self.policies.load();
+        match policy.shadows().iter().find(|name| !policies.contains_key(*name)) {
+            Some(name) => Err(format!("shadow_decide: there is no policy `{name}` in this weir")),
+            None => Ok(()),
         }
     }
 
@@ -104,8 +132,14 @@ impl Gateway {
     /// See [`GatewayError`]; every error after the decision is recorded as the request's outcome.
     pub async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
         let request = Arc::new(request);
-        let Decided { id, decision, .. } = self.decide_and_record(&request, &caller, false).await?;
-        let dispatched = match self.parts.dispatcher.run(id, &decision, request, &caller).await {
+        let decided = self.decide_and_record(&request, &caller, false).await?;
+        // While the model is asked.
+        let shadows = self.decide_beside(&decided, &request, &caller);
+        let Decided { id, ref decision, .. } = decided;
+        let call = self.parts.dispatcher.run(id, decision, Arc::clone(&request), &caller);
+        let (called, ()) = tokio::join!(call, shadows);
+        let decision = decision.clone();
+        let dispatched = match called {
             Err(GatewayError::Refused { id, reason }) => return Err(refusal(id, reason, &decision)),
             result => result?,
         };
@@ -153,8 +187,9 @@ impl Gateway {
         let entry =
             |id: &str, kind| Served { id: id.to_owned(), kind, created: self.started, owned_by: "weir".to_owned() };
         let mut served = vec![entry(AUTO, "policy")];
-        served.extend(self.policies.keys().map(|name| entry(name, "policy")));
-        if let Some(policy) = self.policies.get(&self.parts.default_policy) {
+        let policies = self.policies.load();
+        served.extend(policies.keys().map(|name| entry(name, "policy")));
+        if let Some(policy) = policies.get(&self.parts.default_policy) {
             served.extend(policy.plan_names().into_iter().map(|name| entry(name, "plan")));
         }
         served.extend(self.parts.fleet.0.keys().map(|name| entry(name, "model")));
@@ -296,15 +331,59 @@ impl Gateway {
         if !context.session.id.is_empty() && !dry {
             self.sessions.decided(&context.session.id, &decision);
         }
+        let mut event = self.event(id, decision.clone(), &context, request, caller, None)?;
+        if let EventBody::Decision(record) = &mut event.body {
+            record.dry = dry;
+        }
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        if !self.parts.keep_context {
+            context.embedding = None;
+        }
+        Ok(Decided { id, decision, context })
+    }
+
+    /// What the policies named by `shadow_decide` would have done: decided with their own state and seed, recorded, and
+    /// nothing called. What goes wrong here is no concern of the request.
+    async fn decide_beside(&self, decided: &Decided, request: &Arc<Request>, caller: &Caller) {
+        let Some(policy) = self.policy(&decided.decision.policy) else { return };
+        for name in policy.shadows() {
+            let Some(shadow) = self.policy(name) else { continue };
+            let id = DecisionId::new();
+            let context = self.context(id, &shadow, false, request, caller).await;
+            let state = self.parts.published.get(shadow.hash()).unwrap_or_else(|| Arc::new(shadow.initial_state()));
+            let mut decision = shadow.decide(&state, &context);
+            decision.decided_by = DecidedBy::Shadow;
+            let event = self.event(id, decision, &context, request, caller, Some(decided.id));
+            let recorded = match event {
+                Ok(event) => self.parts.journal.append(vec![event]).await.map_err(|e| e.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(error) = recorded {
+                tracing::warn!(%error, policy = name, "what the shadow decided could not be recorded");
+            }
+        }
+    }
+
+    /// The decision as it is recorded.
+    fn event(
+        &self,
+        id: DecisionId,
+        decision: Decision,
+        context: &Context,
+        request: &Request,
+        caller: &Caller,
+        shadow_of: Option<DecisionId>,
+    ) -> Result<Event, GatewayError> {
         let record = DecisionRecord {
-            decision: decision.clone(),
+            decision,
             model_requested: request.model.clone(),
             stream: request.stream,
             key: caller.key.id.clone(),
             tenant: caller.key.tenant.clone(),
             session: context.session.id.clone(),
             client_retry: request.client_retry,
-            dry,
+            dry: shadow_of.is_some(),
+            shadow_of,
             build: crate::BUILD.to_owned(),
             embedder: context.embedding.as_ref().map(|e| EmbedderIdentity::clone(&e.embedder)),
             context_hash: None,
@@ -313,14 +392,10 @@ impl Gateway {
         };
         let mut event = Event::new(context.now, Some(id), EventBody::Decision(Box::new(record)));
         if self.parts.keep_context {
-            event.context = Some(canonical::to_bytes(&context).map_err(|e| GatewayError::NotRecorded(e.to_string()))?);
+            event.context = Some(canonical::to_bytes(context).map_err(|e| GatewayError::NotRecorded(e.to_string()))?);
             event.embedding = context.embedding.as_ref().map(|e| canonical::vector_to_bytes(&e.vector));
         }
-        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
-        if !self.parts.keep_context {
-            context.embedding = None;
-        }
-        Ok(Decided { id, decision, context })
+        Ok(event)
     }
 
     /// What is known about the request, as far as this policy looks at it. A pinned request under a policy without rules
@@ -374,11 +449,12 @@ impl Gateway {
     /// What `name` means: `auto`, a policy, a plan or model, an alias of one, or what `unknown_model` says.
     fn resolve(&self, name: &str) -> Result<Target, GatewayError> {
         let name = self.parts.aliases.get(name).map_or(name, String::as_str);
-        let default = self.policies.get(&self.parts.default_policy).ok_or_else(|| self.unknown(name))?;
+        let policies = self.policies.load();
+        let default = policies.get(&self.parts.default_policy).ok_or_else(|| self.unknown(name))?;
         if name == AUTO {
             return Ok(Target::Policy(Arc::clone(default)));
         }
-        if let Some(policy) = self.policies.get(name) {
+        if let Some(policy) = policies.get(name) {
             return Ok(Target::Policy(Arc::clone(policy)));
         }
         let pinned = |name: &str| Ok(Target::Pinned(Arc::clone(default), name.to_owned()));

@@ -6,6 +6,7 @@ use super::{
     draw::{self, Purpose},
     rules::Ruling,
     select::{Offer, Selector, Situation, Weighed, linear::Linear},
+    split,
     state::State,
 };
 use crate::domain::{CallSpec, Candidate, Context, DecidedBy, Decision, Elimination, Plan, RuleOutcome};
@@ -86,6 +87,7 @@ impl Policy {
             rules: Vec::new(),
             refusal: None,
             no_embedding: None,
+            split: None,
         }
     }
 
@@ -141,8 +143,16 @@ impl Policy {
         if decision.no_embedding.is_none() && alive.contains(&true) {
             self.modifiers.apply(&self.arms, &alive, &weighed.scores, context, &mut probabilities);
         }
-        floored(&mut probabilities, &alive, self.min_propensity);
-        let drawn = draw::pick(&probabilities, draw::unit(context.seed, Purpose::Arm as u32, 0));
+        let splits = split::usable(&self.splits, &alive);
+        // So that the floor holds for what is recorded, too.
+        floored(&mut probabilities, &alive, self.min_propensity / split::rest(&splits));
+        let taken = split::taken(&splits, context);
+        let drawn = match taken {
+            Some(split) => Some(split.arm),
+            None => draw::pick(&probabilities, draw::unit(context.seed, Purpose::Arm as u32, 0)),
+        };
+        let probabilities = if splits.is_empty() { probabilities } else { split::marginal(&splits, &probabilities) };
+        decision.split = taken.map(|split| split.name.clone());
         decision.features = weighed.features;
         match drawn.and_then(|i| Some((i, *stands.get(i)?.as_ref().ok()?))) {
             Some((i, model)) => {

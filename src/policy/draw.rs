@@ -10,6 +10,8 @@ pub(super) enum Purpose {
     Arm = 1,
     /// Signs of the random projection.
     Projection = 2,
+    /// Who is in a split's share.
+    Split = 3,
 }
 
 /// One block of Philox-4x32 with ten rounds: 128 bits of counter and 64 of key to 128 bits.

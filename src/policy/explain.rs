@@ -27,7 +27,7 @@ pub struct Draw {
 
 /// The draw of a decision; `None` where nothing was drawn.
 pub fn draw(decision: &Decision, context: &Context) -> Option<Draw> {
-    let drawn = decision.decided_by == DecidedBy::Select;
+    let drawn = decision.decided_by == DecidedBy::Select && decision.split.is_none();
     drawn.then(|| Draw { u: draw::unit(context.seed, Purpose::Arm as u32, 0) })
 }
 
@@ -105,6 +105,9 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
             let out_because = a.eliminated.as_ref().map_or_else(String::new, |e| format!("  out: {}", because(e)));
             writeln!(out, "    {:width$}  probability {}{score}{mark}{out_because}", a.arm, number(a.propensity))?;
         }
+    }
+    if let Some(split) = &d.split {
+        writeln!(out, "  split       `{split}` has this request in its share")?;
     }
     if let Some(Draw { u }) = draw(d, c) {
         writeln!(out, "  draw        {} from seed {:016x}", number(u), c.seed)?;

@@ -24,6 +24,7 @@ mod schema;
 mod select;
 mod source;
 mod spec;
+mod split;
 mod state;
 pub mod testing;
 
@@ -40,8 +41,9 @@ pub use self::{
         BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FittedSpec,
         FixedSpec, IfNoneLeft, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, PlainSpec, PlanSpec,
         QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec, SimilaritySpec, Spec,
-        TenantSpec, TestSpec, ThompsonSpec,
+        SplitSpec, TenantSpec, TestSpec, ThompsonSpec,
     },
+    split::SplitBy,
     state::{FoldError, State},
 };
 use crate::domain::{
@@ -186,6 +188,8 @@ pub struct Policy {
     /// Per arm, the condition under which it may be taken.
     only_if: Vec<Option<cel::Condition>>,
     modifiers: select::modify::Modifiers,
+    splits: Vec<split::Split>,
+    shadows: Vec<String>,
     min_propensity: f64,
     no_embedding: Option<usize>,
     reward: Option<reward::Reward>,
@@ -254,6 +258,11 @@ impl Policy {
     /// Names of the example sets.
     pub fn example_sets(&self) -> &[String] {
         &self.example_sets
+    }
+
+    /// Names of the policies that decide beside it.
+    pub fn shadows(&self) -> &[String] {
+        &self.shadows
     }
 
     /// The cases of the file's `tests`.

@@ -14,7 +14,7 @@ use super::{
 
 /// Keys of the design that this version refuses by name, and the part of a file where each belongs.
 const LATER: &[(&str, &[&str])] = &[
-    ("", &["budget", "split", "shadow_decide"]),
+    ("", &["budget"]),
     ("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]),
     ("/reward", &["joules"]),
 ];

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::source::Source;
+use super::{source::Source, split::SplitBy};
 
 /// A policy: which plan answers a request.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -36,6 +36,12 @@ pub struct Spec {
     /// What the selector learns from.
     #[serde(default)]
     pub reward: Option<RewardSpec>,
+    /// Other policies of this weir that decide beside this one; what they decide is recorded, and nothing is called.
+    #[serde(default)]
+    pub shadow_decide: Vec<String>,
+    /// Sticky, hashed shares of what the selector decides, e.g. a canary.
+    #[serde(default)]
+    pub split: Vec<SplitSpec>,
     /// What follows an error.
     #[serde(default)]
     pub fallback: Option<FallbackSpec>,
@@ -235,6 +241,23 @@ pub struct SelectSpec {
     /// The arm where the selector needs an embedding and there is none.
     #[serde(default)]
     pub no_embedding: Option<String>,
+}
+
+/// A share of the traffic for one arm: the same sessions, keys or tenants every time.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SplitSpec {
+    /// Unique; part of the hash that says who is in, and named in explanations.
+    #[schemars(length(min = 1))]
+    pub name: String,
+    /// Share of those who ask.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub share: f64,
+    /// Who stays together. Without one (no session, no key), every request is drawn anew.
+    pub by: SplitBy,
+    /// The arm that they get, where it can serve the request.
+    #[serde(rename = "use")]
+    pub use_: String,
 }
 
 /// A selector without parameters: `{}`.

@@ -2,6 +2,7 @@
 
 mod learning;
 mod price;
+mod split;
 
 use std::collections::BTreeSet;
 

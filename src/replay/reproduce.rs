@@ -113,6 +113,13 @@ pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Resu
                 DecidedBy::Pinned => policy.pin(&recorded.arm, &state, &context),
                 _ => Some(policy.decide(&state, &context)),
             };
+            // A shadow decides like any other policy; only the record says that nothing came of it.
+            let derived = derived.map(|mut derived| {
+                if recorded.decided_by == DecidedBy::Shadow {
+                    derived.decided_by = DecidedBy::Shadow;
+                }
+                derived
+            });
             let recorded = canonical::to_bytes(recorded).unwrap_or_default();
             let derived = derived.and_then(|d| canonical::to_bytes(&d).ok()).unwrap_or_default();
             if recorded == derived {

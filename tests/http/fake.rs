@@ -209,6 +209,7 @@ impl Service for Fake {
             rules: vec![],
             refusal: None,
             no_embedding: None,
+            split: None,
         };
         Ok(Explained { id: id(), decision, context: Context::default() })
     }

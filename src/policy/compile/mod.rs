@@ -60,8 +60,10 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let only_if = c.only_if(&arms, &mut program);
     let modifiers = c.modifiers(&arms);
     let min_propensity = c.floor(&arms);
+    let splits = c.splits(&arms, min_propensity);
     let reward = c.reward();
     let fallback = c.fallback();
+    c.shadows();
     c.tests(&arms);
     let no_embedding = c.no_embedding(&arms, selector.as_ref());
     if c.findings.is_empty() {
@@ -88,6 +90,8 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             selector,
             only_if,
             modifiers,
+            splits,
+            shadows: spec.shadow_decide.clone(),
             min_propensity,
             no_embedding,
             reward,
@@ -412,6 +416,18 @@ impl<'a> Compiler<'a> {
             self.wrong("/reward", Kind::Value, "this reward has no parts", Some(help.into()));
         }
         Some(reward)
+    }
+
+    fn shadows(&mut self) {
+        let mut seen = BTreeSet::new();
+        for (i, name) in self.spec.shadow_decide.iter().enumerate() {
+            let at = format!("/shadow_decide/{i}");
+            if *name == self.spec.policy {
+                self.wrong(&at, Kind::Conflict, "a policy is no shadow of itself", Some("name another policy".into()));
+            } else if !seen.insert(name) {
+                self.wrong(&at, Kind::Conflict, format!("`{name}` is named twice"), None);
+            }
+        }
     }
 
     fn fallback(&mut self) -> Option<Fallback> {

@@ -19,6 +19,7 @@ use super::{
         },
         source::step,
         spec::{FeatureSpec, FittedSpec, FixedSpec, PacingSpec, SimilaritySpec, duration_us},
+        split::Split,
     },
     Compiler,
 };
@@ -297,6 +298,36 @@ impl Compiler<'_> {
             bias: session.bias.unwrap_or(0.0),
             switch_cost: session.switch_cost.unwrap_or(0.0),
         }
+    }
+
+    /// Shares that go to one arm.
+    pub(super) fn splits(&mut self, arms: &[String], floor: f64) -> Vec<Split> {
+        let mut seen = BTreeSet::new();
+        let mut out = Vec::new();
+        for (i, spec) in self.spec.split.iter().enumerate() {
+            let at = format!("/split/{i}");
+            if !seen.insert(spec.name.as_str()) {
+                let message = format!("another split is named `{}` already", spec.name);
+                self.wrong(
+                    &step(&at, "name"),
+                    Kind::Conflict,
+                    message,
+                    Some("its name says who is in: make it unique".into()),
+                );
+            }
+            if let Some(arm) = self.arm(&step(&at, "use"), &spec.use_, arms) {
+                out.push(Split { name: spec.name.clone(), share: spec.share, by: spec.by, arm });
+            }
+        }
+        let rest: f64 = out.iter().map(|s| 1.0 - s.share).product();
+        if floor * arms.len() as f64 > rest {
+            let message = format!(
+                "the splits leave {rest:.3} of the traffic, too little for a `min_propensity` of {floor} for {} arms",
+                arms.len()
+            );
+            self.wrong("/split", Kind::Conflict, message, Some("smaller shares, or a smaller `min_propensity`".into()));
+        }
+        out
     }
 
     /// Per arm, its own condition.
