@@ -157,17 +157,7 @@ impl Learner {
         let Some(reward) = policy.reward(&observed) else { return Ok(()) };
         let Some(published) = self.published.get(policy.hash()) else { return Ok(()) };
         let mut state = State::clone(&published);
-        let update = StateUpdate {
-            policy: policy.name().to_owned(),
-            policy_hash: policy.hash(),
-            seq: state.seq + 1,
-            arm: record.decision.arm.clone(),
-            features: record.decision.features.clone(),
-            reward,
-            cost_usd: observed.cost_usd,
-            propensity: record.decision.propensity,
-            decided: view.at,
-        };
+        let update = StateUpdate::of(&record.decision, state.seq, reward, observed.cost_usd, view.at);
         if let Err(error) = policy.fold(&mut state, &update) {
             tracing::error!(policy = policy.name(), %error, "an update does not fit its policy; it is left out");
             return Ok(());

@@ -353,8 +353,12 @@ async fn learning_comes_back_in_order(f: Fixture) {
     let event = |at| Event::new(at, None, EventBody::PolicyVersion(Box::new(version.clone())));
     f.record(vec![event(1)]).await;
     f.record(vec![event(2)]).await;
+    let name = version.name.clone();
     assert_eq!(f.store.policy_version(policy).await.unwrap(), Some(version));
     assert_eq!(f.store.policy_version(other).await.unwrap(), None);
+    let versions = f.store.policy_versions(&name).await.unwrap();
+    assert_eq!(versions.iter().map(|(hash, _)| *hash).collect::<Vec<_>>(), [policy]);
+    assert_eq!(f.store.policy_versions("no such policy").await.unwrap(), []);
     f.assert_passes().await;
 }
 

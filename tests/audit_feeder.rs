@@ -15,7 +15,7 @@ use weir::{
         StoreError, StoreTarget, StoredEvent, open_store, projection::Projected, record::Logged, store::Cursor,
         testing, verify_chain,
     },
-    domain::{DecisionId, Event, Hash, PolicyVersion, StateUpdate},
+    domain::{DecisionId, Event, Hash, Micros, PolicyVersion, StateUpdate},
 };
 
 use crate::support::postgres::Server;
@@ -67,6 +67,10 @@ impl AuditStore for Flaky {
     async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
         self.pass()?.projected_rows(replica, to).await
     }
+    async fn policy_versions(&self, name: &str) -> Result<Vec<(Hash, Micros)>, StoreError> {
+        self.pass()?.policy_versions(name).await
+    }
+
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {
         self.pass()?.policy_version(hash).await
     }

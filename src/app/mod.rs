@@ -7,6 +7,7 @@ mod models;
 mod policies;
 mod record;
 mod reload;
+pub mod state;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -18,7 +19,7 @@ use crate::{
     clock::now_micros,
     config::{self, Config},
     dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
-    gateway::{Gateway, Parts, Speeds},
+    gateway::{Gateway, Parts, Speeds, Spending},
     http,
     learn::{Learner, Published},
     policy::Policy,
@@ -134,8 +135,13 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let published = Published::default();
     let learner =
         Arc::new(Learner::start(log.clone(), Arc::clone(&store), policies.iter().cloned(), published.clone()).await?);
-    let speeds = Arc::new(Speeds::default());
-    let followers: Vec<Arc<dyn audit::Follower>> = vec![Arc::clone(&learner) as _, Arc::clone(&speeds) as _];
+    let (speeds, spending) = (Arc::new(Speeds::default()), Arc::new(Spending::default()));
+    for policy in &policies {
+        let counted = spending.count_for(policy, store.as_ref(), now_micros()).await;
+        counted.map_err(|source| store_error(&target, source))?;
+    }
+    let followers: Vec<Arc<dyn audit::Follower>> =
+        vec![Arc::clone(&learner) as _, Arc::clone(&speeds) as _, Arc::clone(&spending) as _];
     let feeder = Arc::new(
         Feeder::start(log.clone(), Arc::clone(&store), Some(Arc::new(followers)), FeederOptions::default()).await?,
     );
@@ -174,12 +180,22 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         feeder: Arc::clone(&feeder),
         metrics,
         speeds,
+        spending: Arc::clone(&spending),
         keep_context: config.record.context == config::KeepContext::Keep,
         hash_bodies: config.record.bodies == config::Bodies::Hash,
     }));
     let (fleet, embedder, store) = reload;
-    let reloader =
-        reload::Reloader::new(&watched, &running, fleet, embedder, log.clone(), store, learner, Arc::clone(&gateway))?;
+    let reloader = reload::Reloader::new(
+        &watched,
+        &running,
+        fleet,
+        embedder,
+        log.clone(),
+        store,
+        learner,
+        spending,
+        Arc::clone(&gateway),
+    )?;
     let watching = tokio::spawn(reloader.watch());
     let (stop, mut stopped) = tokio::sync::watch::channel(false);
     let app = http::app(Arc::clone(&gateway) as Arc<dyn http::Service>, options);

@@ -14,7 +14,7 @@ use crate::{
     clock::now_micros,
     config::{Config, PolicyFile},
     domain::{Admin, Event, EventBody, Fleet, Hash},
-    gateway::Gateway,
+    gateway::{Gateway, Spending},
     learn::Learner,
     policy::{self, Policy},
     signals::Embedder,
@@ -36,6 +36,7 @@ pub(super) struct Reloader {
     store: Arc<dyn AuditStore>,
     target: StoreTarget,
     learner: Arc<Learner>,
+    spending: Arc<Spending>,
     gateway: Arc<Gateway>,
 }
 
@@ -53,13 +54,14 @@ impl Reloader {
         log: EventLog,
         store: Arc<dyn AuditStore>,
         learner: Arc<Learner>,
+        spending: Arc<Spending>,
         gateway: Arc<Gateway>,
     ) -> Result<Self, StartError> {
         let files: Vec<PolicyFile> = config.policies.iter().filter(|f| f.watched).cloned().collect();
         let names = policies.iter().map(|p| (p.version().file, p.name().to_owned())).collect();
         let seen = files.iter().map(|f| (f.file.clone(), Hash::of(&f.yaml))).collect();
         let target = store_target(config.database_url.as_deref(), &config.data_dir)?;
-        Ok(Self { files, seen, names, fleet, embedder, log, store, target, learner, gateway })
+        Ok(Self { files, seen, names, fleet, embedder, log, store, target, learner, spending, gateway })
     }
 
     /// Watches until the task is dropped.
@@ -109,6 +111,7 @@ impl Reloader {
         let policy = Arc::new(policy);
         record_policy(&self.log, self.store.as_ref(), &policy, &self.target).await.map_err(|e| e.to_string())?;
         self.learner.adopt(Arc::clone(&policy)).await.map_err(|e| e.to_string())?;
+        self.spending.count_for(&policy, self.store.as_ref(), now_micros()).await.map_err(|e| e.to_string())?;
         let old = before.map_or_else(String::new, |p| p.hash().to_string());
         let detail = format!("{}: {old} -> {}", policy.name(), policy.hash());
         tracing::info!(policy = policy.name(), hash = policy.hash().short(), "the changed policy is in use");

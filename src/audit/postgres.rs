@@ -23,7 +23,7 @@ use super::{
     record::Logged,
     store::{AuditStore, Cursor, OpenDecision, Snapshot, StoreError, StoredEvent},
 };
-use crate::domain::{DecisionId, Hash, PolicyVersion, StateUpdate};
+use crate::domain::{DecisionId, Hash, Micros, PolicyVersion, StateUpdate};
 
 fn migrator() -> Migrator {
     Migrator::with_migrations(vec![Migration::new(
@@ -123,6 +123,17 @@ impl AuditStore for PostgresStore {
 
     async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
         read::projected_rows(self.pool().await?, replica, number(to)).await
+    }
+
+    async fn policy_versions(&self, name: &str) -> Result<Vec<(Hash, Micros)>, StoreError> {
+        let rows = sqlx::query(
+            "SELECT hash, (extract(epoch FROM at) * 1000000)::bigint FROM policy_versions WHERE name = $1 \
+             ORDER BY at DESC, hash",
+        )
+        .bind(name)
+        .fetch_all(self.pool().await?)
+        .await?;
+        rows.iter().map(|row| Ok((read::hash(row, 0)?, row.try_get(1)?))).collect()
     }
 
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {

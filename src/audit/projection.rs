@@ -32,6 +32,7 @@ pub fn eliminated(elimination: &Elimination) -> String {
         Elimination::Context(detail) => ("context", detail),
         Elimination::Unavailable(detail) => ("unavailable", detail),
         Elimination::Condition(detail) => ("condition", detail),
+        Elimination::Budget(detail) => ("budget", detail),
     };
     text(&format!("{by}: {detail}")).into_owned()
 }

@@ -19,7 +19,7 @@ use super::{
     record::Logged,
     store::{AuditStore, Cursor, OpenDecision, Snapshot, StoreError, StoredEvent},
 };
-use crate::domain::{DecisionId, Hash, PolicyVersion, StateUpdate};
+use crate::domain::{DecisionId, Hash, Micros, PolicyVersion, StateUpdate};
 
 /// `position` = replica number * 2^44 + sequence number.
 const REPLICA_SHIFT: u32 = 44;
@@ -139,6 +139,14 @@ impl AuditStore for SqliteStore {
     async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError> {
         let Some(replica) = self.replica_number(replica).await? else { return Ok(Vec::new()) };
         read::projected_rows(&self.read, position(replica, 0), position(replica, to)).await
+    }
+
+    async fn policy_versions(&self, name: &str) -> Result<Vec<(Hash, Micros)>, StoreError> {
+        let rows = sqlx::query("SELECT hash, at FROM policy_versions WHERE name = ? ORDER BY at DESC, hash")
+            .bind(name)
+            .fetch_all(&self.read)
+            .await?;
+        rows.iter().map(|row| Ok((read::hash(row, 0)?, row.try_get(1)?))).collect()
     }
 
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError> {

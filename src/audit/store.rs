@@ -194,6 +194,9 @@ pub trait AuditStore: Send + Sync {
     /// replica, for [`super::verify`].
     async fn projected_rows(&self, replica: &str, to: u64) -> Result<Vec<(&'static str, u64)>, StoreError>;
 
+    /// The recorded versions of the policy of that name: hash and first use, newest first.
+    async fn policy_versions(&self, name: &str) -> Result<Vec<(Hash, Micros)>, StoreError>;
+
     /// A policy version by its hash.
     async fn policy_version(&self, hash: Hash) -> Result<Option<PolicyVersion>, StoreError>;
 

@@ -167,6 +167,7 @@ pub fn state_update(id: DecisionId, at: Micros, seq: u64) -> Event {
         cost_usd: 0.0004,
         propensity: 0.93,
         decided: at - 5,
+        set: None,
     };
     Event::new(at, Some(id), EventBody::StateUpdate(update))
 }

@@ -121,7 +121,7 @@ impl Stream<'_> {
             let state_of = |arm: usize| ModelState { available: (self.there)(n, arm), ..ModelState::default() };
             let context = Context {
                 now: n as i64 * 1_000_000,
-                seed: rng.next(),
+                seed: rng.next_u64(),
                 signals: self.signals[*q].clone(),
                 fleet: (0..self.arms).map(|arm| (format!("a{arm}"), state_of(arm))).collect(),
                 embedding: Some(Embedding {
@@ -135,17 +135,7 @@ impl Stream<'_> {
             let reward = (self.reward)(n, *q, arm);
             out.earned.push(reward);
             out.propensities.push(decision.candidates.iter().map(|c| c.propensity).collect());
-            let update = StateUpdate {
-                policy: policy.name().to_owned(),
-                policy_hash: policy.hash(),
-                seq: state.seq + 1,
-                arm: decision.arm,
-                features: decision.features,
-                reward,
-                cost_usd: 0.0,
-                propensity: decision.propensity,
-                decided: context.now,
-            };
+            let update = StateUpdate::of(&decision, state.seq, reward, 0.0, context.now);
             policy.fold(&mut state, &update).map_err(|e| e.to_string())?;
         }
         Ok(out)

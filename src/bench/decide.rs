@@ -124,15 +124,9 @@ fn learnt(policy: &Policy, contexts: &[Context]) -> Result<State, String> {
     for (n, context) in contexts.iter().cycle().take(320).enumerate() {
         let decision = policy.decide(&state, context);
         let update = StateUpdate {
-            policy: policy.name().to_owned(),
-            policy_hash: policy.hash(),
-            seq: state.seq + 1,
             arm: format!("a{}", n % ARMS),
-            features: decision.features,
-            reward: (n % 7) as f64 / 7.0,
-            cost_usd: 0.0,
             propensity: 1.0,
-            decided: n as i64,
+            ..StateUpdate::of(&decision, state.seq, (n % 7) as f64 / 7.0, 0.0, n as i64)
         };
         policy.fold(&mut state, &update).map_err(|e| e.to_string())?;
     }
@@ -145,7 +139,7 @@ pub fn contexts(count: usize, seed: u64) -> Vec<Context> {
     let identity = Arc::new(embedder());
     (0..count)
         .map(|_| {
-            let mut context = Context { seed: rng.next(), now: 1, ..Context::default() };
+            let mut context = Context { seed: rng.next_u64(), now: 1, ..Context::default() };
             context.signals.tokens = rng.below(4000) as u32;
             context.signals.query_tokens = rng.below(300) as u32;
             context.signals.complexity = rng.unit() * 100.0;
@@ -164,8 +158,19 @@ fn fitted(selector: &str, artifact: &Artifact) -> String {
     format!("  {selector}: {{artifact: x, hash: {}, cost_weight: 0.1}}\n", artifact.hash)
 }
 
-/// The subjects: name, policy and state, and what is promised, in microseconds.
-fn subjects(contexts: &[Context], examples: usize) -> Result<Vec<(String, Policy, State, Option<f64>)>, String> {
+/// A search for the nearest of a vector.
+type Search<'a> = &'a dyn Fn(&[f32]) -> Vec<(f64, usize)>;
+
+/// What is measured.
+struct Subject {
+    name: String,
+    policy: Policy,
+    state: State,
+    /// What is promised, in microseconds.
+    aim_us: Option<f64>,
+}
+
+fn subjects(contexts: &[Context], examples: usize) -> Result<Vec<Subject>, String> {
     let mut out = Vec::new();
     let mut rng = SplitMix(3);
     for (name, yaml, aim) in [
@@ -177,14 +182,14 @@ fn subjects(contexts: &[Context], examples: usize) -> Result<Vec<(String, Policy
     ] {
         let policy = compiled(&yaml, None)?;
         let state = if policy.learns() { learnt(&policy, contexts)? } else { policy.initial_state() };
-        out.push((name.to_owned(), policy, state, aim));
+        out.push(Subject { name: name.to_owned(), policy, state, aim_us: aim });
     }
     for (selector, aim) in [("ridge", None), ("graph", Some(50.0)), ("knn", Some(1000.0))] {
         let artifact = artifact(selector, &mut rng, examples)?;
         let policy = compiled(&fitted(selector, &artifact), Some(Arc::clone(&artifact)))?;
         let name = if selector == "knn" { format!("knn, {examples} examples") } else { selector.to_owned() };
         let state = policy.initial_state();
-        out.push((name, policy, state, aim));
+        out.push(Subject { name, policy, state, aim_us: aim });
     }
     Ok(out)
 }
@@ -196,7 +201,7 @@ fn subjects(contexts: &[Context], examples: usize) -> Result<Vec<(String, Policy
 pub fn run(rounds: usize, examples: usize, only: Option<&str>) -> Result<Report, String> {
     let contexts = contexts(200, 11);
     let mut rows = Vec::new();
-    for (name, policy, state, aim) in subjects(&contexts, examples)? {
+    for Subject { name, policy, state, aim_us } in subjects(&contexts, examples)? {
         if only.is_some_and(|only| !name.starts_with(only)) {
             continue;
         }
@@ -206,14 +211,14 @@ pub fn run(rounds: usize, examples: usize, only: Option<&str>) -> Result<Report,
             black_box(policy.decide(black_box(&state), black_box(context)));
             begun.elapsed().as_secs_f64() * 1e6
         });
-        rows.push(row(name, times.collect(), aim));
+        rows.push(row(name, times.collect(), aim_us));
     }
     if only.is_none() {
         let mut rng = SplitMix(5);
         let vectors: Vec<f32> = (0..examples).flat_map(|_| unit_vector(&mut rng, DIMENSIONS)).collect();
         let knn = Knn::new(vectors, Vec::new(), DIMENSIONS, 50, 0.0);
         let queries: Vec<Vec<f32>> = (0..40).map(|_| unit_vector(&mut rng, DIMENSIONS)).collect();
-        let timed = |search: &dyn Fn(&[f32]) -> Vec<(f64, usize)>| {
+        let timed = |search: Search<'_>| {
             let time = |query: &Vec<f32>| {
                 let begun = Instant::now();
                 black_box(search(query));
@@ -288,7 +293,7 @@ fn recall(examples: usize) -> f64 {
 pub fn verify(count: usize, examples: usize) -> Result<Hash, String> {
     let contexts = contexts(count, 23);
     let mut all = blake3::Hasher::new();
-    for (name, policy, state, _) in subjects(&contexts[..200.min(count)], examples)? {
+    for Subject { name, policy, state, .. } in subjects(&contexts[..200.min(count)], examples)? {
         let stored = serde_json::to_vec(&state).map_err(|e| e.to_string())?;
         let back: State = serde_json::from_slice(&stored).map_err(|e| e.to_string())?;
         for context in &contexts {

@@ -1,11 +1,13 @@
 //! `weir policy`: write, check, explain and test policy files. Nothing here starts a model: signals are measured on the
 //! text, and where a policy asks for an embedding its `no_embedding` branch decides, unless a test gives similarities.
 
+mod diff;
 mod explain;
 pub(super) mod fit;
 mod init;
 mod report;
 mod request;
+mod state;
 mod test;
 
 use std::{
@@ -75,6 +77,13 @@ enum Verb {
         after_help = "Examples:\n  weir policy explain my-policy.yaml --prompt 'I want my money back'\n  weir policy explain my-policy.yaml --request request.json --seed 7 --json"
     )]
     Explain(explain::ExplainArgs),
+    /// Say what another version of a policy would do otherwise, on recorded requests, and what that would be worth.
+    #[command(
+        after_help = "Examples:\n  weir policy diff support.yaml support-next.yaml --last 1000\n  weir policy diff old.yaml new.yaml --database-url $DATABASE_URL --json"
+    )]
+    Diff(diff::DiffArgs),
+    /// Show, export, import or reset what a policy has learnt.
+    State(state::StateArgs),
     /// Fit a selector to measured outcomes.
     #[command(
         after_help = "Examples:\n  weir policy fit --selector ensemble --data outcomes.parquet --out support.safetensors\n  weir policy fit --selector knn --data train.parquet --test test.parquet --out knn.safetensors --json"
@@ -86,6 +95,9 @@ enum Verb {
         /// Policy files
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+        /// Say which rules, plans and splits no test touches
+        #[arg(long)]
+        coverage: bool,
         #[command(flatten)]
         common: Common,
     },
@@ -120,8 +132,10 @@ pub fn run(args: PolicyArgs) -> anyhow::Result<ExitCode> {
         Verb::Init(args) => init::run(&args),
         Verb::Check { files, common } => report::check(&files, &common),
         Verb::Explain(args) => explain::run(&args),
+        Verb::Diff(args) => diff::run(&args),
+        Verb::State(args) => state::run(&args),
         Verb::Fit(args) => fit::run(&args),
-        Verb::Test { files, common } => test::run(&files, &common),
+        Verb::Test { files, coverage, common } => test::run(&files, coverage, &common),
         Verb::Schema { variables, json } => {
             schema(variables, json)?;
             Ok(ExitCode::SUCCESS)
@@ -174,7 +188,7 @@ fn load_to_decide(
     embedder: &mut Option<Arc<dyn Embedder>>,
 ) -> anyhow::Result<Result<Policy, Diagnostics>> {
     let policy = match load(file, common)? {
-        Ok(policy) if policy.predicts() => policy,
+        Ok(policy) if policy.predicts() || policy.tests().iter().any(|case| request::embeds(&policy, case)) => policy,
         other => return Ok(other),
     };
     let version = policy.version();

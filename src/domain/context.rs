@@ -78,6 +78,9 @@ pub struct SessionView {
     /// What feedback in this session said of each arm: the sum of its values, less 0.5 each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub judged: BTreeMap<String, f64>,
+    /// What the session has cost within the time of the policy's budget per session, in USD; 0 without such a budget.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_usd: f64,
 }
 
 /// Who asks.
@@ -87,6 +90,12 @@ pub struct KeyView {
     pub id: String,
     pub tenant: String,
     pub tier: String,
+    /// What the key has cost within the time of the policy's budget per key, in USD; 0 without such a budget.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_usd: f64,
+    /// The same of the tenant.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_usd: f64,
 }
 
 /// One model's state when the decision was made.
@@ -99,14 +108,14 @@ pub struct ModelState {
     /// Calls waiting for a place.
     pub waiting: u32,
     /// Recent mean time to the first token, in milliseconds; 0 where nothing was measured yet.
-    #[serde(default, skip_serializing_if = "unmeasured")]
+    #[serde(default, skip_serializing_if = "zero")]
     pub ttft_ms: f64,
     /// Recent mean rate of answer tokens per second of a call; 0 where nothing was measured yet.
-    #[serde(default, skip_serializing_if = "unmeasured")]
+    #[serde(default, skip_serializing_if = "zero")]
     pub tokens_per_s: f64,
 }
 
-fn unmeasured(x: &f64) -> bool {
+fn zero(x: &f64) -> bool {
     *x == 0.0
 }
 

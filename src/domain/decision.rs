@@ -34,6 +34,8 @@ pub enum Elimination {
     Unavailable(String),
     /// The arm's own condition (`only_if`) does not hold, or failed to evaluate; how.
     Condition(String),
+    /// The call may cost more than a budget has left; which, and how much.
+    Budget(String),
 }
 
 /// One arm as it stood before the draw.

@@ -253,6 +253,28 @@ pub struct StateUpdate {
     pub propensity: f64,
     /// When the decision was made, which is what half-lives count from.
     pub decided: Micros,
+    /// An operator's: the state is this one from here on (`weir policy state import`, `reset`), and nothing of the rest
+    /// counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<Box<serde_json::Value>>,
+}
+
+impl StateUpdate {
+    /// What a decision teaches that was worth `reward`, as the update after `seq` others.
+    pub fn of(decision: &Decision, seq: u64, reward: f64, cost_usd: f64, decided: Micros) -> Self {
+        Self {
+            policy: decision.policy.clone(),
+            policy_hash: decision.policy_hash,
+            seq: seq + 1,
+            arm: decision.arm.clone(),
+            features: decision.features.clone(),
+            reward,
+            cost_usd,
+            propensity: decision.propensity,
+            decided,
+            set: None,
+        }
+    }
 }
 
 fn free(usd: &f64) -> bool {

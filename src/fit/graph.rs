@@ -59,7 +59,7 @@ pub(super) fn train(task: &Task<'_>, fitted: &mut Fitted) -> std::result::Result
 fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     let device = Device::Cpu;
     let models = task.matrix.models.len();
-    let mut rng = SplitMix(task.seed ^ 0x6772_6170_68);
+    let mut rng = SplitMix(task.seed ^ 0x0067_7261_7068);
     let order = rng.order(task.places.len());
     let (held_out, fitted_on) = order.split_at(task.places.len() / 5);
     let graph = |part: &[usize]| -> Result<Graph> {

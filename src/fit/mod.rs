@@ -282,7 +282,7 @@ fn costs(task: &Task<'_>, fitted: &mut Fitted) -> Result<(), String> {
 /// Train and test places: a share of the queries at random under `seed`, equal texts on one side.
 pub fn split(matrix: &Matrix, test_share: f64, seed: u64) -> (Vec<usize>, Vec<usize>) {
     let parts = 100;
-    let folds = matrix.folds(parts, SplitMix(seed).next());
+    let folds = matrix.folds(parts, SplitMix(seed).next_u64());
     let limit = (test_share * parts as f64).round() as usize;
     (0..matrix.len()).partition(|q| folds[*q] >= limit)
 }

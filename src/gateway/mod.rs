@@ -3,6 +3,7 @@
 
 mod sessions;
 mod speeds;
+mod spending;
 mod types;
 
 use std::{
@@ -33,6 +34,7 @@ use crate::{
 
 use sessions::Sessions;
 pub use speeds::Speeds;
+pub use spending::Spending;
 pub use types::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served, UnknownModel};
 
 /// The name behind which the default policy decides.
@@ -59,6 +61,7 @@ pub struct Parts {
     pub feeder: Arc<Feeder>,
     pub metrics: Arc<Metrics>,
     pub speeds: Arc<Speeds>,
+    pub spending: Arc<Spending>,
     pub keep_context: bool,
     pub hash_bodies: bool,
 }
@@ -424,26 +427,19 @@ impl Gateway {
                 }
             }
         }
-        let session = match &request.session {
+        let mut session = match &request.session {
             Some(session) => self.sessions.view(&Hash::of(session.as_bytes()).to_string()[..16]),
             None => SessionView::default(),
         };
+        let (now, mut key) = (now_micros(), caller.key.clone());
+        self.parts.spending.fill(policy, now, &mut session, &mut key);
         let state = |(name, backend): (&String, &Arc<dyn Backend>)| {
             let mut state = backend.state();
             self.parts.speeds.fill(name, &mut state);
             (name.clone(), state)
         };
         let fleet = self.parts.backends.iter().map(state).collect();
-        Context {
-            now: now_micros(),
-            seed: seed(id, policy.name()),
-            request: request.view(),
-            signals,
-            session,
-            key: caller.key.clone(),
-            fleet,
-            embedding,
-        }
+        Context { now, seed: seed(id, policy.name()), request: request.view(), signals, session, key, fleet, embedding }
     }
 
     /// What `name` means: `auto`, a policy, a plan or model, an alias of one, or what `unknown_model` says.
@@ -509,6 +505,9 @@ fn refusal(id: DecisionId, reason: String, decision: &Decision) -> GatewayError 
     {
         let error = BackendError::new(ErrorKind::ContextTooLong, why);
         return GatewayError::Backend { id, model, error };
+    }
+    if decision.candidates.iter().any(|c| matches!(c.eliminated, Some(Elimination::Budget(_)))) {
+        return GatewayError::OverBudget { id, reason };
     }
     GatewayError::Refused { id, reason }
 }

@@ -45,6 +45,7 @@ impl Sessions {
             last_arm: known.last_arm.clone(),
             shares: known.shares.iter().map(|(arm, sum)| (arm.clone(), sum / f64::from(known.drawn.max(1)))).collect(),
             judged: known.judged.clone(),
+            ..SessionView::default()
         }
     }
 

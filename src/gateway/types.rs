@@ -92,6 +92,9 @@ pub enum GatewayError {
     /// The policy refused, or every arm was eliminated.
     #[error("{reason}")]
     Refused { id: DecisionId, reason: String },
+    /// What the caller may spend leaves no arm.
+    #[error("{reason}")]
+    OverBudget { id: DecisionId, reason: String },
     /// No arm can do what the request needs.
     #[error("no model of this policy can do what the request asks for: {}", needs.iter().map(|n| n.as_str()).collect::<Vec<_>>().join(", "))]
     Incapable { id: DecisionId, needs: Vec<Need> },
@@ -124,6 +127,7 @@ impl GatewayError {
         match self {
             GatewayError::UnknownModel { .. } => "unknown_model",
             GatewayError::Refused { .. } => "refused",
+            GatewayError::OverBudget { .. } => "over_budget",
             GatewayError::Incapable { .. } => "incapable",
             GatewayError::Backend { error, .. } => error.kind.as_str(),
             GatewayError::NotRecorded(_) => "not_recorded",

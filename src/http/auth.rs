@@ -43,7 +43,7 @@ impl Keys {
     pub(super) fn new(keys: Vec<ApiKey>) -> Self {
         let key = |key: ApiKey| Key {
             hash: blake3::hash(key.secret.as_bytes()),
-            view: KeyView { id: key.name, tenant: key.tenant, tier: key.tier },
+            view: KeyView { id: key.name, tenant: key.tenant, tier: key.tier, ..KeyView::default() },
             admin: key.admin,
         };
         Self(keys.into_iter().map(key).collect())

@@ -7,7 +7,7 @@
 //! | 401 / 403 | AuthenticationError / PermissionDeniedError | no or a wrong key / not allowed, or the policy refused |
 //! | 404 | NotFoundError | unknown model, decision or path |
 //! | 413 | APIStatusError | body too large |
-//! | 429 | RateLimitError | every arm that may answer is out of places |
+//! | 429 | RateLimitError | every arm that may answer is out of places, or a budget is spent |
 //! | 5xx | InternalServerError | 502 and 504: a backend; 503: weir itself (record, store, shutdown) |
 
 use std::time::Duration;
@@ -178,6 +178,12 @@ impl From<GatewayError> for ApiError {
         match error {
             GatewayError::UnknownModel { .. } => Self::not_found("model_not_found", message).param("model"),
             GatewayError::Refused { id, .. } => Self::forbidden("policy_refused", message).of(id),
+            GatewayError::OverBudget { id, .. } => {
+                // As OpenAI says it; the money does not come back by trying again.
+                let mut error = Self::new(S::TOO_MANY_REQUESTS, "rate_limit_error", "insufficient_quota", message);
+                error.retry = false;
+                error.of(id)
+            }
             GatewayError::Incapable { id, .. } => Self::invalid("unsupported_by_models", message).of(id),
             GatewayError::Backend { id, error, .. } => backend(error).of(id),
             GatewayError::NotFound(_) => Self::not_found("not_found", message),

@@ -208,6 +208,9 @@ impl Policy {
                 }
             });
         }
+        if let Some((arm, model)) = self.cheapest_when_spent(&stands, &ruling.restricting, context) {
+            stands[arm] = Ok(model);
+        }
         stands
     }
 
@@ -278,7 +281,7 @@ pub(super) fn because(reason: &Elimination) -> String {
         Elimination::Capability(need) => format!("it cannot do `{need}`"),
         Elimination::Context(detail) => format!("the request is too long for it ({detail})"),
         Elimination::Unavailable(model) => format!("{model} is not available"),
-        Elimination::Condition(why) => why.clone(),
+        Elimination::Condition(why) | Elimination::Budget(why) => why.clone(),
     }
 }
 

@@ -8,6 +8,7 @@
 //! measuring signals and embedding texts to `signals`.
 
 pub mod artifact;
+mod budget;
 mod cel;
 mod compile;
 mod decide;
@@ -38,10 +39,10 @@ pub use self::{
     features::query_feature,
     schema::schema,
     spec::{
-        BoundsSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FittedSpec,
-        FixedSpec, IfNoneLeft, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, PlainSpec, PlanSpec,
-        QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec, SimilaritySpec, Spec,
-        SplitSpec, TenantSpec, TestSpec, ThompsonSpec,
+        BoundsSpec, BudgetSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec,
+        FittedSpec, FixedSpec, IfNoneLeft, LearntSpec, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec,
+        Per, PlainSpec, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec,
+        SimilaritySpec, Spec, SplitSpec, TenantSpec, TestSpec, ThompsonSpec, WhenSpent,
     },
     split::SplitBy,
     state::{FoldError, State},
@@ -193,6 +194,7 @@ pub struct Policy {
     min_propensity: f64,
     no_embedding: Option<usize>,
     reward: Option<reward::Reward>,
+    budgets: Vec<budget::Budget>,
     fallback: Option<Fallback>,
     examples: BTreeMap<String, Vec<Arc<[f32]>>>,
     embedder: Option<Arc<EmbedderIdentity>>,
@@ -301,13 +303,22 @@ impl Policy {
         Some((&quality.from, quality.wait))
     }
 
+    /// A state that another version of this policy has learnt, as one of this version.
+    ///
+    /// # Errors
+    /// When this policy does not learn, or sees requests otherwise.
+    pub fn carry(&self, learnt: &State) -> Result<State, FoldError> {
+        self.learner().ok_or(FoldError::DoesNotLearn)?;
+        learnt.clone().carried(&self.initial_state())
+    }
+
     /// Folds one update into the state; `update.seq` must be `state.seq + 1`.
     ///
     /// # Errors
     /// When the update cannot follow this state or does not belong to this policy; the state is unchanged then.
     pub fn fold(&self, state: &mut State, update: &StateUpdate) -> Result<(), FoldError> {
         let linear = self.learner().ok_or(FoldError::DoesNotLearn)?;
-        if !self.arms.contains(&update.arm) {
+        if update.set.is_none() && !self.arms.contains(&update.arm) {
             return Err(FoldError::UnknownArm(update.arm.clone()));
         }
         state.fold(update, linear)

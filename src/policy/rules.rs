@@ -122,7 +122,7 @@ impl Policy {
     }
 
     /// Why a model may not be called for this request.
-    fn eliminated(
+    pub(super) fn eliminated(
         &self,
         model: usize,
         target: &Target,
@@ -149,6 +149,9 @@ impl Policy {
             )));
         }
         let up = context.fleet.get(&card.name).is_none_or(|state| state.available);
-        (!up).then(|| Elimination::Unavailable(card.name.clone()))
+        if !up {
+            return Some(Elimination::Unavailable(card.name.clone()));
+        }
+        self.over_budget(model, target, context)
     }
 }

@@ -13,11 +13,8 @@ use super::{
 };
 
 /// Keys of the design that this version refuses by name, and the part of a file where each belongs.
-const LATER: &[(&str, &[&str])] = &[
-    ("", &["budget"]),
-    ("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]),
-    ("/reward", &["joules"]),
-];
+const LATER: &[(&str, &[&str])] =
+    &[("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]), ("/reward", &["joules"])];
 
 /// The JSON Schema (draft 2020-12) of policy files.
 pub fn schema() -> &'static Value {

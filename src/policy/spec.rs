@@ -42,6 +42,9 @@ pub struct Spec {
     /// Sticky, hashed shares of what the selector decides, e.g. a canary.
     #[serde(default)]
     pub split: Vec<SplitSpec>,
+    /// What may be spent. A call that may cost more than is left is not made.
+    #[serde(default)]
+    pub budget: Vec<BudgetSpec>,
     /// What follows an error.
     #[serde(default)]
     pub fallback: Option<FallbackSpec>,
@@ -542,6 +545,54 @@ pub struct ScaledSpec {
     pub scale: Option<f64>,
 }
 
+/// A bound on what is spent by one request, session, key or tenant. At most one per kind.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BudgetSpec {
+    pub per: Per,
+    /// USD per request, or within `every`.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub usd: f64,
+    /// Length of the time that the budget is for, counted in UTC from the epoch: `1d` begins at midnight. Default: 1d. Not
+    /// for `per: request`.
+    #[serde(default)]
+    pub every: Option<String>,
+    /// What becomes of a request when no arm is within the budget. Default: refuse.
+    #[serde(default)]
+    pub when_spent: Option<WhenSpent>,
+}
+
+/// Whose spending a budget bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Per {
+    Request,
+    Session,
+    Key,
+    Tenant,
+}
+
+impl Per {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Per::Request => "request",
+            Per::Session => "session",
+            Per::Key => "key",
+            Per::Tenant => "tenant",
+        }
+    }
+}
+
+/// What becomes of a request when no arm is within the budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenSpent {
+    /// An error that says so (429, `insufficient_quota`).
+    Refuse,
+    /// The arm that is expected to cost least answers all the same.
+    Cheapest,
+}
+
 /// What follows an error.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -580,10 +631,33 @@ pub struct TestSpec {
     /// State of fleet entries by name; what is not given is available and idle.
     #[serde(default)]
     pub fleet: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
+    /// What a policy that learns has learnt before, in order. Default: nothing.
+    #[serde(default)]
+    pub learnt: Vec<LearntSpec>,
     /// Seed of the draw. Default: 0.
     #[serde(default)]
     pub seed: u64,
     pub expect: ExpectSpec,
+}
+
+/// Rewards that were observed before a test's request.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LearntSpec {
+    /// The arm that had answered.
+    pub arm: String,
+    pub reward: f64,
+    /// For how many requests. Default: 1.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 1000))]
+    pub times: Option<u32>,
+    /// What had been asked. Default: the test's own request.
+    #[serde(default)]
+    pub prompt: Option<String>,
+    /// What each had cost, for pacing. Default: 0.
+    #[serde(default)]
+    #[schemars(range(min = 0.0))]
+    pub cost_usd: Option<f64>,
 }
 
 /// What must come out of a test. All that is given must hold.

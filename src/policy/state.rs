@@ -235,6 +235,9 @@ pub enum FoldError {
     /// A feature or the reward is infinite or not a number.
     #[error("the update of arm `{0}` holds a number that is not finite")]
     NotFinite(String),
+    /// A state that was given does not fit the policy.
+    #[error("the given state does not fit: {0}")]
+    Given(String),
     /// The selector does not learn.
     #[error("this policy does not learn")]
     DoesNotLearn,
@@ -249,6 +252,7 @@ impl FoldError {
             FoldError::UnknownArm(_) => "unknown_arm",
             FoldError::Features { .. } => "features",
             FoldError::NotFinite(_) => "not_finite",
+            FoldError::Given(_) => "given",
             FoldError::DoesNotLearn => "does_not_learn",
         }
     }
@@ -288,6 +292,11 @@ impl State {
         }
         if update.seq != self.seq + 1 {
             return Err(FoldError::OutOfOrder { state: self.seq, got: update.seq });
+        }
+        if let Some(given) = &update.set {
+            let given = State::deserialize(&**given).map_err(|e| FoldError::Given(e.to_string()))?;
+            *self = State { seq: update.seq, ..given.carried(self)? };
+            return Ok(());
         }
         if update.features.len() != self.dimensions {
             return Err(FoldError::Features { expected: self.dimensions, got: update.features.len() });
@@ -341,6 +350,30 @@ impl State {
         }
         self.seq += 1;
         Ok(())
+    }
+
+    /// This state as one of the policy that `of` belongs to, at its sequence number. What was learnt under other parameters
+    /// is as true under these; only the features must be the same.
+    ///
+    /// # Errors
+    /// When the features' number differs, or the sums are not whole.
+    pub(super) fn carried(mut self, of: &State) -> Result<State, FoldError> {
+        let wrong = |what: String| Err(FoldError::Given(what));
+        if self.dimensions != of.dimensions {
+            return wrong(format!("it has {} features, the policy {}", self.dimensions, of.dimensions));
+        }
+        let packed = linalg::packed_len(of.dimensions);
+        for (name, arm) in &mut self.arms {
+            let finite = arm.a.iter().chain(&arm.b).chain([&arm.weight, &arm.cost]).all(|x| x.is_finite());
+            if arm.a.len() != packed || arm.b.len() != of.dimensions || !finite {
+                return wrong(format!("what it says of `{name}` is not whole"));
+            }
+            arm.refit(of.dimensions, of.ridge);
+        }
+        if self.recent.iter().any(|r| r.features.len() != of.dimensions) {
+            return wrong("an observation in its window is not whole".to_owned());
+        }
+        Ok(State { seq: of.seq, policy_hash: of.policy_hash, ridge: of.ridge, ..self })
     }
 
     /// Takes an arm's sums anew from its prior and the updates within the window.

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Policy, State, TestSpec, decide::took_part, diagnostic::suggest, source::step};
-use crate::domain::{Context, Decision, KeyView, ModelState, SessionView, Signals};
+use super::{LearntSpec, Policy, State, TestSpec, decide::took_part, diagnostic::suggest, source::step};
+use crate::domain::{Context, Decision, KeyView, ModelState, RuleOutcome, SessionView, Signals, StateUpdate};
 
 /// What came of one case.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +30,87 @@ pub fn run(policy: &Policy, state: &State, test: &TestSpec, context: Context) ->
     let decision = policy.decide(state, &context);
     let failures = compare(test, &decision);
     Ok(Case { name: test.name.clone(), passed: failures.is_empty(), failures, decision })
+}
+
+/// Folds into `state` what a case says was learnt; `context` is of the request that was answered then.
+///
+/// # Errors
+/// When nothing could have been learnt from that request: a rule decides it, or the embedding is missing.
+pub fn learn(policy: &Policy, state: &mut State, learnt: &LearntSpec, context: &Context) -> Result<(), String> {
+    let decision = policy.decide(state, context);
+    if decision.features.is_empty() {
+        let why = match (&decision.rule, &decision.no_embedding) {
+            (Some(rule), _) => format!("the rule `{rule}` decides it"),
+            (_, Some(why)) => why.clone(),
+            _ => "the selector does not".to_owned(),
+        };
+        return Err(format!("`{}` cannot have learnt from this request: {why}", learnt.arm));
+    }
+    for _ in 0..learnt.times.unwrap_or(1) {
+        let update = StateUpdate {
+            arm: learnt.arm.clone(),
+            propensity: 1.0,
+            ..StateUpdate::of(&decision, state.seq, learnt.reward, learnt.cost_usd.unwrap_or(0.0), context.now)
+        };
+        policy.fold(state, &update).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+/// What a file's tests have touched: names and how often, in the order of the file.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Coverage {
+    /// Conditions that held.
+    pub rules: Vec<(String, usize)>,
+    /// Arms and other plans that were taken.
+    pub plans: Vec<(String, usize)>,
+    /// Splits that had the request in their share.
+    pub splits: Vec<(String, usize)>,
+    /// Rules whose condition never did not hold: no test shows what is let through.
+    pub always: Vec<String>,
+}
+
+impl Coverage {
+    /// Of the decisions of a policy's tests.
+    pub fn of<'a>(policy: &Policy, decisions: impl Iterator<Item = &'a Decision> + Clone) -> Self {
+        let held = |rule: &str| {
+            let traces = decisions.clone().flat_map(|d| &d.rules).filter(|t| t.rule == rule);
+            let fails = |o| matches!(o, RuleOutcome::NoMatch | RuleOutcome::ErrorSkipped);
+            let (no, yes): (Vec<_>, Vec<_>) = traces.partition(|t| fails(t.outcome));
+            (yes.len(), no.len())
+        };
+        let mut plans: Vec<&str> = policy.arms();
+        let used = policy.rules.iter().filter_map(|r| Some(policy.targets[r.use_?].name.as_str()));
+        for name in used {
+            if !plans.contains(&name) {
+                plans.push(name);
+            }
+        }
+        let count = |of: &dyn Fn(&Decision) -> bool| decisions.clone().filter(|d| of(d)).count();
+        let rules = policy.rules.iter().map(|r| (r.name.clone(), held(&r.name).0)).collect();
+        Self {
+            rules,
+            plans: plans.into_iter().map(|p| (p.to_owned(), count(&|d| d.arm == p))).collect(),
+            splits: policy
+                .splits
+                .iter()
+                .map(|s| (s.name.clone(), count(&|d| d.split.as_deref() == Some(&s.name))))
+                .collect(),
+            always: policy.rules.iter().filter(|r| matches!(held(&r.name), (1.., 0))).map(|r| r.name.clone()).collect(),
+        }
+    }
+
+    /// What no test has touched, in words.
+    pub fn missing(&self) -> Vec<String> {
+        let none = |what: &'static str, of: &[(String, usize)]| -> Vec<String> {
+            of.iter().filter(|(_, n)| *n == 0).map(|(name, _)| format!("{what} `{name}`")).collect()
+        };
+        let mut out = none("the rule never holds:", &self.rules);
+        out.extend(none("the plan is never taken:", &self.plans));
+        out.extend(none("the split never has a request:", &self.splits));
+        out.extend(self.always.iter().map(|name| format!("the rule always holds: `{name}`")));
+        out
+    }
 }
 
 /// The context with what the case gives.
@@ -103,7 +184,11 @@ pub(super) fn unknown_overrides(
     };
     compare("/signals", &test.signals, serde_json::to_value(Signals::default()));
     compare("/session", &test.session, serde_json::to_value(whole_session()));
-    compare("/key", &test.key, serde_json::to_value(KeyView::default()));
+    compare(
+        "/key",
+        &test.key,
+        serde_json::to_value(KeyView { spent_usd: 1.0, tenant_spent_usd: 1.0, ..KeyView::default() }),
+    );
     for (name, given) in &test.fleet {
         compare(
             &step("/fleet", name),
@@ -117,7 +202,7 @@ pub(super) fn unknown_overrides(
 /// A session of which every part says something, so that its form has every key.
 fn whole_session() -> SessionView {
     let some = BTreeMap::from([(String::new(), 0.0)]);
-    SessionView { shares: some.clone(), judged: some, ..SessionView::default() }
+    SessionView { shares: some.clone(), judged: some, spent_usd: 1.0, ..SessionView::default() }
 }
 
 fn compare(test: &TestSpec, decision: &Decision) -> Vec<String> {

@@ -171,6 +171,7 @@ fn update(policy: &Policy, seq: u64, arm: &str, features: Vec<f64>, reward: f64,
         cost_usd: 0.0,
         propensity: 0.5,
         decided,
+        set: None,
     }
 }
 

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     audit::{AuditStore, DecisionView},
-    domain::{DecidedBy, StateUpdate},
+    domain::{Context, DecidedBy, StateUpdate},
     learn::observed,
     policy::Policy,
 };
@@ -124,6 +124,19 @@ async fn replay_own(
     Ok(out)
 }
 
+/// The recorded context of a decision as another policy sees it, with cosines to its own examples.
+///
+/// # Errors
+/// What is missing of it.
+pub(super) fn seen_by(policy: &Policy, view: &DecisionView) -> Result<Context, String> {
+    let mut context = context_of(view)?;
+    if policy.needs_embedding() {
+        let embedding = context.embedding.as_ref().ok_or("its embedding was not logged and the policy needs it")?;
+        context.signals.similarity = policy.similarities(&embedding.vector);
+    }
+    Ok(context)
+}
+
 fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
     let mut out = empty(policy);
     let mut state = policy.initial_state();
@@ -134,24 +147,13 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
             *out.skipped.entry("pinned by the client".to_owned()).or_default() += 1;
             continue;
         }
-        let mut context = match context_of(view) {
+        let context = match seen_by(policy, view) {
             Ok(context) => context,
             Err(reason) => {
                 *out.skipped.entry(reason).or_default() += 1;
                 continue;
             }
         };
-        if policy.needs_embedding() {
-            match &context.embedding {
-                Some(embedding) => context.signals.similarity = policy.similarities(&embedding.vector),
-                None => {
-                    *out.skipped
-                        .entry("its embedding was not logged and the policy needs it".to_owned())
-                        .or_default() += 1;
-                    continue;
-                }
-            }
-        }
         let decision = policy.decide(&state, &context);
         out.decisions += 1;
         *out.arms.entry(decision.arm.clone()).or_default() += 1;
@@ -171,15 +173,8 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
         sum += reward;
         if policy.learns() && decision.decided_by == DecidedBy::Select {
             let update = StateUpdate {
-                policy: policy.name().to_owned(),
-                policy_hash: policy.hash(),
-                seq: state.seq + 1,
-                arm: decision.arm,
-                features: decision.features,
-                reward,
-                cost_usd: seen.cost_usd,
                 propensity: logged.propensity,
-                decided: context.now,
+                ..StateUpdate::of(&decision, state.seq, reward, seen.cost_usd, context.now)
             };
             if let Err(error) = policy.fold(&mut state, &update) {
                 *out.skipped.entry(format!("not learnt from: {error}")).or_default() += 1;

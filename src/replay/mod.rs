@@ -1,8 +1,10 @@
 //! Walking the road of recorded requests again.
 //!
 //! [`reproduce`] derives recorded decisions a second time, from the record alone, and compares the bytes. [`log`] asks what
-//! another policy would have chosen for the same requests. Neither calls a model.
+//! another policy would have chosen for the same requests, [`diff`] what one policy would do otherwise than another. None
+//! calls a model.
 
+pub mod diff;
 mod log;
 pub mod matrix;
 pub mod metrics;
@@ -10,7 +12,7 @@ mod reproduce;
 pub mod router;
 
 pub use log::{ReplayReport, ReplayedPolicy, replay_log};
-pub use reproduce::{Difference, ReproduceReport, context_of, recorded_policy, reproduce};
+pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
 
 /// What keeps a record from being walked again.
 #[derive(Debug, thiserror::Error)]

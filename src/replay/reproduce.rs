@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::ReplayError;
 use crate::{
     audit::{AuditStore, DecisionView},
-    domain::{Context, DecidedBy, Decision, Embedding, Hash, canonical},
+    domain::{Context, DecidedBy, Decision, Embedding, Hash, PolicyVersion, canonical},
     learn,
     policy::{self, Artifact, Artifacts, Policy},
 };
@@ -60,6 +60,11 @@ pub async fn recorded_policy(store: &dyn AuditStore, decision: &Decision, id: &s
         hash: decision.policy_hash.short(),
         decision: id.to_owned(),
     })?;
+    policy_of_version(store, &version).await
+}
+
+/// A recorded version, compiled again with the artifacts that the record keeps.
+pub async fn policy_of_version(store: &dyn AuditStore, version: &PolicyVersion) -> Result<Policy, ReplayError> {
     let mut artifacts = Artifacts::new();
     for (path, hash) in &version.artifacts {
         let kept = store.snapshot(*hash, 0).await?;
@@ -68,7 +73,7 @@ pub async fn recorded_policy(store: &dyn AuditStore, decision: &Decision, id: &s
             .and_then(|kept| Artifact::from_bytes(&kept.bytes).map(Arc::new).map_err(|e| e.to_string()));
         artifacts.insert(path.clone(), artifact);
     }
-    policy::from_version(&version, artifacts)
+    policy::from_version(version, artifacts)
         .map_err(|e| ReplayError::Policy { name: version.name.clone(), reason: e.to_string() })
 }
 

@@ -69,7 +69,7 @@ pub(super) fn run(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
         }
         None => policy.initial_state(),
     };
-    let mut context = request::embedded(&policy, &asked, embedder.as_ref())?;
+    let mut context = request::embedded(&policy, &asked, embedder.as_ref().filter(|_| policy.predicts()))?;
     context.seed = args.seed;
     let decision = policy.decide(&state, &context);
     match args.common.json {

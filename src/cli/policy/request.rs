@@ -52,6 +52,12 @@ pub(super) fn context(policy: &Policy, request: &Request) -> Context {
     }
 }
 
+/// Whether a case's queries are embedded for it. Elsewhere a test gives the similarities that it is about, or shows what
+/// is done without an embedding.
+pub(super) fn embeds(policy: &Policy, case: &TestSpec) -> bool {
+    policy.predicts() || policy.needs_embedding() && !case.learnt.is_empty()
+}
+
 /// The same with the query embedded, where there is an embedder.
 pub(super) fn embedded(
     policy: &Policy,
@@ -59,7 +65,7 @@ pub(super) fn embedded(
     embedder: Option<&Arc<dyn Embedder>>,
 ) -> anyhow::Result<Context> {
     let mut context = context(policy, request);
-    let Some(embedder) = embedder.filter(|_| policy.predicts()) else { return Ok(context) };
+    let Some(embedder) = embedder else { return Ok(context) };
     let vector = crate::cli::runtime()?.block_on(embedder.embed(&request.query()))?;
     context.signals.similarity = policy.similarities(&vector);
     context.signals.embedded = true;

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use super::{Common, fancy, load_to_decide, request, say};
 use crate::{
-    policy::{Diagnostics, Policy, testing},
+    domain::Request,
+    policy::{Diagnostics, Policy, TestSpec, testing},
     signals::Embedder,
 };
 
@@ -22,6 +23,8 @@ struct Tested {
     broken: Vec<Broken>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diagnostics: Option<Diagnostics>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    coverage: Option<testing::Coverage>,
 }
 
 #[derive(Serialize)]
@@ -36,13 +39,20 @@ struct Report {
     files: Vec<Tested>,
 }
 
-pub(super) fn run(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCode> {
+pub(super) fn run(files: &[PathBuf], coverage: bool, common: &Common) -> anyhow::Result<ExitCode> {
     let mut report = Report { ok: true, files: Vec::new() };
     let mut embedder = None;
     for file in files {
         let name = file.display().to_string();
         let tested = match load_to_decide(file, common, &mut embedder) {
-            Ok(Ok(policy)) => test(name, &policy, embedder.as_ref()),
+            Ok(Ok(policy)) => {
+                let mut tested = test(name, &policy, embedder.as_ref());
+                if coverage {
+                    let decisions = tested.cases.iter().map(|c| &c.decision);
+                    tested.coverage = Some(testing::Coverage::of(&policy, decisions));
+                }
+                tested
+            }
             Ok(Err(diagnostics)) => Tested { diagnostics: Some(diagnostics), ..Tested::nothing(name) },
             Err(error) => {
                 let broken = vec![Broken { name: String::new(), reason: format!("{error:#}") }];
@@ -61,19 +71,23 @@ pub(super) fn run(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCode
 
 impl Tested {
     fn nothing(file: String) -> Self {
-        Tested { file, ok: false, passed: 0, failed: 0, cases: Vec::new(), broken: Vec::new(), diagnostics: None }
+        Tested {
+            file,
+            ok: false,
+            passed: 0,
+            failed: 0,
+            cases: Vec::new(),
+            broken: Vec::new(),
+            diagnostics: None,
+            coverage: None,
+        }
     }
 }
 
 fn test(file: String, policy: &Policy, embedder: Option<&Arc<dyn Embedder>>) -> Tested {
     let mut tested = Tested::nothing(file);
-    let state = policy.initial_state();
     for case in policy.tests() {
-        let result = request::from_test(policy, case)
-            .map_err(|e| format!("{e:#}"))
-            .and_then(|asked| request::embedded(policy, &asked, embedder).map_err(|e| format!("{e:#}")))
-            .and_then(|context| testing::run(policy, &state, case, context));
-        match result {
+        match one(policy, case, embedder) {
             Ok(result) => tested.cases.push(result),
             Err(reason) => tested.broken.push(Broken { name: case.name.clone(), reason }),
         }
@@ -82,6 +96,22 @@ fn test(file: String, policy: &Policy, embedder: Option<&Arc<dyn Embedder>>) -> 
     tested.failed = tested.cases.len() - tested.passed + tested.broken.len();
     tested.ok = tested.failed == 0;
     tested
+}
+
+/// Runs one case; an error says why it cannot be run.
+fn one(policy: &Policy, case: &TestSpec, embedder: Option<&Arc<dyn Embedder>>) -> Result<testing::Case, String> {
+    let embedder = embedder.filter(|_| request::embeds(policy, case));
+    let seen = |asked: &Request| request::embedded(policy, asked, embedder).map_err(|e| format!("{e:#}"));
+    let context = seen(&request::from_test(policy, case).map_err(|e| format!("{e:#}"))?)?;
+    let mut state = policy.initial_state();
+    for learnt in &case.learnt {
+        let context = match &learnt.prompt {
+            Some(prompt) => seen(&request::from_prompt(policy, prompt).map_err(|e| format!("{e:#}"))?)?,
+            None => testing::overlay(case, context.clone())?,
+        };
+        testing::learn(policy, &mut state, learnt, &context)?;
+    }
+    testing::run(policy, &state, case, context)
 }
 
 fn print(report: &Report) {
@@ -99,6 +129,13 @@ fn print(report: &Report) {
         }
         for broken in &file.broken {
             say!("FAILED  {}\n          {}", broken.name, broken.reason);
+        }
+        if let Some(coverage) = &file.coverage {
+            let missing = coverage.missing();
+            missing.iter().for_each(|what| say!("        {what}"));
+            if missing.is_empty() {
+                say!("        every rule, plan and split is touched");
+            }
         }
         match file.passed + file.failed {
             0 => say!("{}: no tests", file.file),

@@ -103,9 +103,12 @@ variables! {
     "session.id", Text, "hash of the session id; empty without one", |c| text(&c.session.id);
     "session.turn", Int, "requests of this session decided before, plus one", |c| int(c.session.turn);
     "session.last_arm", Text, "arm of the session's last decision; empty for a first one", |c| text(&c.session.last_arm);
+    "session.spent_usd", Double, "what the session has cost within its budget's time; 0 without a budget per session", |c| double(c.session.spent_usd);
     "key.id", Text, "name of the API key as configured; empty without authentication", |c| text(&c.key.id);
     "key.tenant", Text, "tenant of the key", |c| text(&c.key.tenant);
     "key.tier", Text, "tier of the key", |c| text(&c.key.tier);
+    "key.spent_usd", Double, "what the key has cost within its budget's time; 0 without a budget per key", |c| double(c.key.spent_usd);
+    "key.tenant_spent_usd", Double, "what the tenant has cost within its budget's time; 0 without a budget per tenant", |c| double(c.key.tenant_spent_usd);
 }
 
 /// A field of a fleet entry's state: name, type, meaning.

@@ -42,6 +42,14 @@ impl Compiler<'_> {
                 );
                 self.findings.push(d.maybe_help(help));
             }
+            for (n, learnt) in test.learnt.iter().enumerate() {
+                let at = step(&step(&at, "learnt"), &n.to_string());
+                let _ = self.arm(&step(&at, "arm"), &learnt.arm, arms);
+            }
+            if !test.learnt.is_empty() && !self.is_bandit() {
+                let message = "this policy's selector does not learn";
+                self.wrong(&step(&at, "learnt"), Kind::Conflict, message, Some("remove `learnt`".into()));
+            }
             self.expectation(&step(&at, "expect"), &test.expect, arms);
         }
     }

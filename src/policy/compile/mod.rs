@@ -13,13 +13,14 @@ use serde::Serialize;
 
 use super::{
     Artifacts, Fallback, Inputs, Policy, Target,
+    budget::Budget,
     cel::{self, Condition, Names, Program},
     diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
     parse,
     reward::{Quality, Reward, Scaled},
     rules::Rule,
     source::{Source, step},
-    spec::{IfNoneLeft, OnError, ScaledSpec, Spec, duration_us},
+    spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
 use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, PolicyVersion, Sampling, canonical};
 
@@ -62,6 +63,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let min_propensity = c.floor(&arms);
     let splits = c.splits(&arms, min_propensity);
     let reward = c.reward();
+    let budgets = c.budgets();
     let fallback = c.fallback();
     c.shadows();
     c.tests(&arms);
@@ -95,6 +97,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             min_propensity,
             no_embedding,
             reward,
+            budgets,
             fallback,
             examples: inputs.examples.clone(),
             embedder: inputs.embedder.clone(),
@@ -428,6 +431,29 @@ impl<'a> Compiler<'a> {
                 self.wrong(&at, Kind::Conflict, format!("`{name}` is named twice"), None);
             }
         }
+    }
+
+    fn budgets(&mut self) -> Vec<Budget> {
+        let mut out: Vec<Budget> = Vec::new();
+        for (i, spec) in self.spec.budget.iter().enumerate() {
+            let at = format!("/budget/{i}");
+            if out.iter().any(|b| b.per == spec.per) {
+                let message = format!("there is a budget per {} already", spec.per.as_str());
+                self.wrong(&step(&at, "per"), Kind::Conflict, message, Some("one per kind".into()));
+                continue;
+            }
+            if spec.per == Per::Request && spec.every.is_some() {
+                let message = "a budget per request is for each one alone, and has no `every`";
+                self.wrong(&step(&at, "every"), Kind::Conflict, message, Some("remove it".into()));
+            }
+            let every = duration_us(spec.every.as_deref().unwrap_or("1d")).unwrap_or_else(|message| {
+                self.wrong(&step(&at, "every"), Kind::Value, message, None);
+                1
+            });
+            let when_spent = spec.when_spent.unwrap_or(WhenSpent::Refuse);
+            out.push(Budget { per: spec.per, usd: spec.usd, every, when_spent });
+        }
+        out
     }
 
     fn fallback(&mut self) -> Option<Fallback> {

@@ -103,7 +103,7 @@ impl Compiler<'_> {
     }
 
     /// Whether the selector is one that learns.
-    fn is_bandit(&self) -> bool {
+    pub(super) fn is_bandit(&self) -> bool {
         let s = &self.spec.select;
         s.linucb.is_some() || s.thompson.is_some() || s.epsilon_greedy.is_some()
     }
