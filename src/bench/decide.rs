@@ -71,7 +71,9 @@ fn artifact(selector: &str, rng: &mut SplitMix, examples: usize) -> Result<Arc<A
         shape: shape.to_vec(),
         data: (0..shape.iter().product()).map(|_| rng.normal() as f32 * 0.1).collect(),
     };
-    let mut tensors = BTreeMap::from([("cost.range".to_owned(), random(&[ARMS, 3]))]);
+    let mut range = random(&[ARMS, 3]);
+    range.data.chunks_exact_mut(3).for_each(|row| row.sort_by(f32::total_cmp));
+    let mut tensors = BTreeMap::from([("cost.range".to_owned(), range)]);
     match selector {
         "graph" => {
             tensors.insert("graph.query".into(), random(&[32, inputs]));

@@ -4,20 +4,22 @@
 //! A query's node is a linear map of [1, embedding, features]. A model's node is made from its description's embedding and
 //! from messages along the edges that are visible, each the query's vector times a learnt gate of the edge's score and
 //! cost; the paper's convolution adds the two instead, which says of a model only how good it is on average. In every
-//! round half of the edges are hidden at random (the paper's mask rate), and the hidden ones are predicted: binary cross
+//! round half of the edges or more are hidden at random (the paper's mask rate is a half), and the hidden ones are predicted: binary cross
 //! entropy against the score itself, since a router that weighs quality against cost wants a quality and not only the
 //! winner. The round with the least error on a fifth of the queries is kept.
 //!
 //! Nothing about a model is learnt but through its description and its edges, so a model that comes later needs no
 //! training: the same map on its description and a few observations gives its vector.
 
+use std::collections::BTreeMap;
+
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, ops};
 
-use super::{Fitted, Task};
+use super::{FEATURES, Fitted, Inputs, Task};
 use crate::{
-    policy::{artifact, predict::kernel::expanded},
-    replay::metrics::SplitMix,
+    policy::{Artifact, artifact, predict::kernel::expanded},
+    replay::{matrix::Matrix, metrics::SplitMix},
 };
 
 /// Length of a node's vector.
@@ -27,7 +29,8 @@ const ROUNDS: usize = 250;
 const PATIENCE: usize = 30;
 const LEARNING_RATE: f64 = 5e-3;
 const WEIGHT_DECAY: f64 = 5e-2;
-/// Share of the edges that carry messages.
+/// Greatest share of a model's edges that carry messages; in every round each model has another share, down to a
+/// sixteenth, so that a model of which little is known is nothing new.
 const VISIBLE: f64 = 0.5;
 
 /// What is learnt.
@@ -49,6 +52,8 @@ struct Graph {
     cost: Tensor,
     /// Models x dimensions.
     description: Tensor,
+    /// USD that counts as a cost of 1.
+    unit: f64,
 }
 
 /// Trains and writes the query's map and the models' vectors into `fitted`.
@@ -62,9 +67,10 @@ fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     let mut rng = SplitMix(task.seed ^ 0x0067_7261_7068);
     let order = rng.order(task.places.len());
     let (held_out, fitted_on) = order.split_at(task.places.len() / 5);
+    let unit = task.matrix.means(task.places).iter().map(|p| p.cost).fold(f64::MIN_POSITIVE, f64::max);
     let graph = |part: &[usize]| -> Result<Graph> {
         let places: Vec<usize> = part.iter().map(|i| task.places[*i]).collect();
-        Graph::of(task, &places, &device)
+        Graph::of(task, &places, unit, &device)
     };
     let (learn, judge) = (graph(fitted_on)?, graph(held_out)?);
     let columns = learn.x.dim(1)?;
@@ -107,7 +113,7 @@ fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
         fitted.card.metrics.insert("graph.cross_entropy".into(), f64::from(error));
     }
     // The vectors that serve know all edges.
-    let whole = Graph::of(task, task.places, &device)?;
+    let whole = Graph::of(task, task.places, unit, &device)?;
     let nodes = weights.models(&whole, &Tensor::ones(whole.score.shape(), DType::F32, &device)?)?;
     let tensor = |t: &Tensor| -> Result<artifact::Tensor> {
         Ok(artifact::Tensor { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? })
@@ -116,11 +122,77 @@ fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     fitted.tensors.insert("graph.models".into(), tensor(&nodes.narrow(1, 0, HIDDEN)?.contiguous()?)?);
     let bias = nodes.narrow(1, HIDDEN, 1)?.contiguous()?.reshape((models,))?;
     fitted.tensors.insert("graph.bias".into(), tensor(&bias)?);
+    // Serving needs no more; a model that comes later does.
+    fitted.tensors.insert("graph.gate".into(), tensor(&weights.gate)?);
+    fitted.tensors.insert("graph.model".into(), tensor(&weights.model)?);
+    fitted.card.parameters.insert("graph.cost_unit".into(), whole.unit);
     Ok(())
 }
 
+/// An artifact with models added: each enters by the embedding of its name or description and the outcomes that were
+/// observed of it, and nothing is trained again. `matrix` holds these outcomes; its models that the artifact has already
+/// are left as they are.
+///
+/// # Errors
+/// When the artifact is no graph, or of another embedder or other features; when there is no new model.
+pub fn extend(artifact: &Artifact, matrix: &Matrix, inputs: &Inputs) -> std::result::Result<Fitted, String> {
+    let card = &artifact.card;
+    if card.selector != "graph" {
+        return Err(format!("only a graph takes models in without a new fit; this artifact is of `{}`", card.selector));
+    }
+    if card.embedder.as_ref() != Some(&inputs.embedder) || card.features != FEATURES {
+        return Err("the artifact was fitted with another embedder or other features; fit it anew".to_owned());
+    }
+    let fresh: Vec<usize> = (0..matrix.models.len()).filter(|m| !card.models.contains(&matrix.models[*m])).collect();
+    if fresh.is_empty() {
+        return Err(format!("the artifact knows all of {} already", matrix.models.join(", ")));
+    }
+    let places: Vec<usize> = (0..matrix.len()).collect();
+    let task = Task { matrix, inputs, places: &places, seed: card.seed };
+    grown(artifact, &task, &fresh).map_err(|e| format!("the artifact cannot be extended: {e}"))
+}
+
+fn grown(artifact: &Artifact, task: &Task<'_>, fresh: &[usize]) -> Result<Fitted> {
+    let device = Device::Cpu;
+    let read = |name: &str| -> Result<Tensor> {
+        let t = artifact.tensors.get(name).ok_or_else(|| candle_core::Error::Msg(format!("it has no `{name}`")))?;
+        Tensor::from_vec(t.data.clone(), t.shape.clone(), &device)
+    };
+    let weights = Weights {
+        query: Var::from_tensor(&read("graph.query")?.t()?.contiguous()?)?,
+        gate: Var::from_tensor(&read("graph.gate")?)?,
+        model: Var::from_tensor(&read("graph.model")?)?,
+    };
+    let unit = artifact.card.parameters.get("graph.cost_unit").copied().unwrap_or(1.0);
+    let graph = Graph::of(task, task.places, unit, &device)?;
+    let nodes = weights.models(&graph, &Tensor::ones(graph.score.shape(), DType::F32, &device)?)?.to_vec2::<f32>()?;
+    let mut out = Fitted { card: artifact.card.clone(), tensors: artifact.tensors.clone() };
+    let mut costs = Fitted { card: artifact.card.clone(), tensors: BTreeMap::new() };
+    super::costs(task, &mut costs).map_err(candle_core::Error::Msg)?;
+    for m in fresh {
+        out.card.models.push(task.matrix.models[*m].clone());
+        for (name, columns, from) in
+            [("graph.models", HIDDEN, &nodes[*m][..HIDDEN]), ("graph.bias", 1, &nodes[*m][HIDDEN..])]
+        {
+            if let Some(tensor) = out.tensors.get_mut(name) {
+                tensor.data.extend_from_slice(from);
+                tensor.shape[0] = tensor.data.len() / columns;
+            }
+        }
+        for name in ["cost.range", "cost.w"] {
+            if let (Some(tensor), Some(more)) = (out.tensors.get_mut(name), costs.tensors.get(name)) {
+                let columns = more.shape[1];
+                tensor.data.extend_from_slice(&more.data[m * columns..(m + 1) * columns]);
+                tensor.shape[0] += 1;
+            }
+        }
+    }
+    out.card.metrics.clear();
+    Ok(out)
+}
+
 impl Graph {
-    fn of(task: &Task<'_>, places: &[usize], device: &Device) -> Result<Self> {
+    fn of(task: &Task<'_>, places: &[usize], unit: f64, device: &Device) -> Result<Self> {
         let (n, models) = (places.len(), task.matrix.models.len());
         let rows: Vec<Vec<f64>> = places.iter().map(|q| expanded(&task.inputs.seen(*q), &[], 0, 0.0)).collect();
         let columns = rows.first().map_or(0, Vec::len);
@@ -128,8 +200,6 @@ impl Graph {
             let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
             Tensor::from_vec(values, (n, columns), device)
         };
-        let means = task.matrix.means(task.places);
-        let unit = means.iter().map(|p| p.cost).fold(f64::MIN_POSITIVE, f64::max);
         let cost = places.iter().flat_map(|q| task.matrix.costs(*q)).map(|c| (c / unit).min(4.0)).collect();
         let description: Vec<f32> = task.inputs.models.iter().flat_map(|v| v.iter().copied()).collect();
         let dimensions = description.len() / models.max(1);
@@ -138,13 +208,15 @@ impl Graph {
             score: flat(places.iter().flat_map(|q| task.matrix.scores(*q)).copied().collect(), models)?,
             cost: flat(cost, models)?,
             description: Tensor::from_vec(description, (models, dimensions), device)?,
+            unit,
         })
     }
 
     /// 1 for edges that carry messages in this round, 0 for those that are predicted.
     fn mask(&self, rng: &mut SplitMix, device: &Device) -> Result<Tensor> {
         let (n, models) = self.score.dims2()?;
-        let mask: Vec<f32> = (0..n * models).map(|_| if rng.unit() < VISIBLE { 1.0 } else { 0.0 }).collect();
+        let shares: Vec<f64> = (0..models).map(|_| VISIBLE.powf(1.0 + 3.0 * rng.unit() * rng.unit())).collect();
+        let mask: Vec<f32> = (0..n * models).map(|i| if rng.unit() < shares[i % models] { 1.0 } else { 0.0 }).collect();
         Tensor::from_vec(mask, (n, models), device)
     }
 }

@@ -11,6 +11,10 @@ pub mod embed;
 mod graph;
 pub mod report;
 mod tune;
+mod warm;
+
+pub use graph::extend;
+pub use warm::{Warm, warm_start};
 
 use std::collections::BTreeMap;
 
@@ -286,3 +290,6 @@ pub fn split(matrix: &Matrix, test_share: f64, seed: u64) -> (Vec<usize>, Vec<us
     let limit = (test_share * parts as f64).round() as usize;
     (0..matrix.len()).partition(|q| folds[*q] >= limit)
 }
+
+#[cfg(test)]
+mod tests;

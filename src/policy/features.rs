@@ -74,6 +74,19 @@ impl Features {
         Self { list, dimensions, projections }
     }
 
+    /// What each feature is, with its parameters: two policies with the same list see requests alike, if their example sets
+    /// and embedders are the same.
+    pub fn names(&self) -> Vec<String> {
+        let name = |f: &Feature| match f {
+            Feature::Named(n) => NAMES.get(*n).copied().unwrap_or_default().to_owned(),
+            Feature::Similarity(set) => format!("similarity {set}"),
+            Feature::Task(sets) => format!("task {}", sets.join(" ")),
+            Feature::Language(codes) => format!("language {}", codes.join(" ")),
+            Feature::Embedding { project } => format!("embedding {project}"),
+        };
+        self.list.iter().map(name).collect()
+    }
+
     /// Length of the vector, the constant included.
     pub fn dimensions(&self) -> usize {
         self.dimensions

@@ -42,13 +42,14 @@ pub use self::{
         BoundsSpec, BudgetSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec,
         FittedSpec, FixedSpec, IfNoneLeft, LearntSpec, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec,
         Per, PlainSpec, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec,
-        SimilaritySpec, Spec, SplitSpec, TenantSpec, TestSpec, ThompsonSpec, WhenSpent,
+        SimilaritySpec, Spec, SplitSpec, TenantSpec, TestSpec, ThompsonSpec, WarmStartSpec, WhenSpent,
     },
     split::SplitBy,
     state::{FoldError, State},
 };
 use crate::domain::{
-    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, PolicyVersion, StateUpdate,
+    CallSpec, Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, PolicyVersion,
+    StateUpdate,
 };
 
 /// Reads a policy file: YAML, shape and types, with every error at once.
@@ -289,6 +290,17 @@ impl Policy {
             Some(linear) => State::initial(self.hash, linear),
             None => State::empty(self.hash, 0, 1.0),
         }
+    }
+
+    /// What a learning selector sees of a request: the vector, whose first element is 1; `None` for a policy that does not
+    /// learn.
+    pub fn feature_vector(&self, context: &Context) -> Option<Vec<f64>> {
+        Some(self.learner()?.features.vector(context))
+    }
+
+    /// Names of a learning selector's features with their parameters.
+    pub fn feature_names(&self) -> Vec<String> {
+        self.learner().map(|linear| linear.features.names()).unwrap_or_default()
     }
 
     /// What a request was worth; `None` when nothing may be learnt from it (yet).

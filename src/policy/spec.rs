@@ -77,7 +77,14 @@ impl Spec {
 
     /// The artifacts that the file names: path as written, and hash.
     pub fn artifacts(&self) -> Vec<(&str, &str)> {
-        self.select.fitted().map(|(_, spec)| (spec.artifact.as_str(), spec.hash.as_str())).collect()
+        let warm = self.select.warm_start.as_ref().map(|w| (w.artifact.as_str(), w.hash.as_str()));
+        self.select.fitted().map(|(_, spec)| (spec.artifact.as_str(), spec.hash.as_str())).chain(warm).collect()
+    }
+
+    /// The policy as it is before a warm start, for fitting one.
+    pub fn cold(mut self) -> Self {
+        self.select.warm_start = None;
+        self
     }
 
     /// The YAML text, byte for byte.
@@ -234,6 +241,9 @@ pub struct SelectSpec {
     /// What a session's earlier turns change.
     #[serde(default)]
     pub session: Option<SessionSpec>,
+    /// What a selector that learns begins with, fitted to measured outcomes.
+    #[serde(default)]
+    pub warm_start: Option<WarmStartSpec>,
     /// By tenant, what is different for it.
     #[serde(default)]
     pub tenants: BTreeMap<String, TenantSpec>,
@@ -352,6 +362,26 @@ pub struct FittedSpec {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub temperature: Option<f64>,
+}
+
+/// What `weir policy fit --warm-start` wrote for this policy.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmStartSpec {
+    /// The file; relative to this one.
+    #[schemars(length(min = 1))]
+    pub artifact: String,
+    /// Its hash: 64 hexadecimal digits.
+    #[schemars(regex(pattern = "^[0-9a-f]{64}$"))]
+    pub hash: String,
+    /// By arm, the name that its model has in the artifact. Default: the arm's own name; an arm that the artifact does not
+    /// know begins with nothing.
+    #[serde(default)]
+    pub models: BTreeMap<String, String>,
+    /// Rewarded requests that the fit counts as, per arm. Default: 50.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub pulls: Option<u32>,
 }
 
 impl SelectSpec {

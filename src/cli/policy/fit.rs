@@ -12,15 +12,21 @@ use crate::{
     app,
     cli::DataDir,
     fit::{self, Family, embed, report::Report},
-    policy::artifact::Artifact,
+    policy::{self, Artifact},
     replay::matrix::{Matrix, Prices},
 };
 
 #[derive(Debug, Args)]
 pub(super) struct FitArgs {
     /// What to fit
-    #[arg(long, value_enum)]
-    selector: Family,
+    #[arg(long, value_enum, required_unless_present_any = ["warm_start", "extend"], conflicts_with_all = ["warm_start", "extend"])]
+    selector: Option<Family>,
+    /// Fit what the bandit of this policy begins with
+    #[arg(long, value_name = "POLICY", conflicts_with = "extend")]
+    warm_start: Option<PathBuf>,
+    /// Add models to this graph by a few observed outcomes, without fitting it again
+    #[arg(long, value_name = "ARTIFACT")]
+    extend: Option<PathBuf>,
     /// Outcomes: Parquet with query_id, query, model, score (0 to 1), cost_usd
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -67,7 +73,7 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
         wanted.push(test);
     }
     let data_dir = args.data_dir.path();
-    let inputs = crate::cli::runtime()?.block_on(async {
+    let (inputs, bandit) = crate::cli::runtime()?.block_on(async {
         let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
         let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
         let mut inputs = Vec::new();
@@ -76,27 +82,54 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
             inputs.push(embed::inputs(matrix, embedder.as_ref(), &mut cache, || bar.inc(1)).await?);
             bar.finish_and_clear();
         }
-        anyhow::Ok(inputs)
+        let bandit = match &args.warm_start {
+            Some(file) => {
+                let yaml = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+                let spec = policy::parse(&file.display().to_string(), &yaml)?.cold();
+                Some(app::compile_with(&spec, &super::implied_fleet(&spec), &embedder).await?)
+            }
+            None => None,
+        };
+        anyhow::Ok((inputs, bandit))
     })?;
     let matrix = &wanted[0];
-    let (train, held_out) = match wanted.len() {
-        1 => fit::split(matrix, args.hold_out, args.seed),
+    let (train, held_out) = match (&args.extend, wanted.len()) {
+        (None, 1) => fit::split(matrix, args.hold_out, args.seed),
         _ => ((0..matrix.len()).collect(), Vec::new()),
     };
-    let bar = ProgressBar::new_spinner().with_message(format!("fitting {}", args.selector.as_str()));
+    let what = args.selector.map_or("a policy's models", Family::as_str);
+    let bar = ProgressBar::new_spinner().with_message(format!("fitting {what}"));
     bar.enable_steady_tick(std::time::Duration::from_millis(120));
-    let fitted = fit::fit(args.selector, matrix, &inputs[0], &train, args.seed).map_err(anyhow::Error::msg)?;
-    bar.finish_and_clear();
     let (judged, judged_inputs, places) = match (wanted.get(1), inputs.get(1)) {
         (Some(matrix), Some(inputs)) => (matrix, inputs, (0..matrix.len()).collect()),
         _ => (matrix, &inputs[0], held_out),
     };
-    let predictions = fit::report::predictions(&fitted.predictor()?, judged_inputs, &places);
-    let report = Report::of(judged, &places, &predictions);
-    let mut fitted = fitted;
+    let (mut fitted, predictions) = match (&bandit, &args.extend, args.selector) {
+        (Some(policy), ..) => {
+            const PULLS: u32 = 50;
+            let warm = fit::warm_start(policy, matrix, &inputs[0], &train, PULLS).map_err(anyhow::Error::msg)?;
+            let predictions = warm.predictions(policy, judged, judged_inputs, &places);
+            (warm.fitted, predictions)
+        }
+        (None, Some(file), _) => {
+            let bytes = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let artifact = Artifact::from_bytes(&bytes).with_context(|| file.display().to_string())?;
+            (fit::extend(&artifact, matrix, &inputs[0]).map_err(anyhow::Error::msg)?, Vec::new())
+        }
+        (None, None, Some(selector)) => {
+            let fitted = fit::fit(selector, matrix, &inputs[0], &train, args.seed).map_err(anyhow::Error::msg)?;
+            let predictions = fit::report::predictions(&fitted.predictor()?, judged_inputs, &places);
+            (fitted, predictions)
+        }
+        (None, None, None) => anyhow::bail!("give --selector, --warm-start or --extend"),
+    };
+    bar.finish_and_clear();
+    let report = (!places.is_empty() && args.extend.is_none()).then(|| Report::of(judged, &places, &predictions));
     fitted.card.data.held_out = places.len();
-    for (name, figure) in [("aiq", report.aiq), ("aiq_zero_router", report.aiq_zero)] {
-        figure.map(|f| fitted.card.metrics.insert(name.to_owned(), f));
+    if let Some(report) = &report {
+        for (name, figure) in [("aiq", report.aiq), ("aiq_zero_router", report.aiq_zero)] {
+            figure.map(|f| fitted.card.metrics.insert(name.to_owned(), f));
+        }
     }
     let bytes = fitted.to_bytes()?;
     let hash = Artifact::from_bytes(&bytes)?.hash;
@@ -104,18 +137,27 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
     let card = PathBuf::from(format!("{}.json", args.out.display()));
     let text = serde_json::to_string_pretty(&json!({"hash": hash, "card": fitted.card}))?;
     std::fs::write(&card, text + "\n").with_context(|| format!("cannot write {}", card.display()))?;
-    let selector = args.selector.as_str();
-    match args.json {
-        true => {
-            let document =
-                json!({"ok": true, "artifact": args.out, "hash": hash, "card": fitted.card, "report": report});
-            say!("{}", serde_json::to_string_pretty(&document)?);
+    if args.json {
+        let document = json!({"ok": true, "artifact": args.out, "hash": hash, "card": fitted.card, "report": report});
+        say!("{}", serde_json::to_string_pretty(&document)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(report) = &report {
+        say!("{}\n", report.table().trim_end());
+    }
+    let file = args.out.display();
+    match args.extend {
+        Some(_) => say!("wrote {file} ({} bytes) with the models {}", bytes.len(), fitted.card.models.join(", ")),
+        None => {
+            say!("wrote {file} ({} bytes, fitted on {} queries) and {}", bytes.len(), train.len(), card.display());
         }
-        false => {
-            say!("{}", report.table().trim_end());
-            let (file, scale) = (args.out.display(), report.cost_scale);
-            say!("\nwrote {file} ({} bytes, fitted on {} queries) and {}", bytes.len(), train.len(), card.display());
+    }
+    match &bandit {
+        Some(_) => say!("in the policy, under `select:`\n  warm_start: {{artifact: {file}, hash: {hash}}}"),
+        None => {
+            let scale = report.map_or(0.01, |r| r.cost_scale);
             say!("in a policy, with the cost weight of your budget:");
+            let selector = &fitted.card.selector;
             say!("  {selector}: {{artifact: {file}, hash: {hash}, cost_weight: 0.1, cost_scale: {scale:.6}}}");
         }
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     super::{
-        Inputs,
+        Artifact, Inputs,
         cel::{Condition, Program},
         diagnostic::{DiagnosticKind as Kind, suggest},
         features::{Feature, Features, NAMES},
@@ -13,7 +13,7 @@ use super::{
             Selector,
             fitted::Fitted,
             fixed::Fixed,
-            linear::{Linear, Pacing, Rule, epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson},
+            linear::{Linear, Pacing, Prior, Rule, epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson},
             modify::Modifiers,
             similarity::{Set, Similarity},
         },
@@ -127,7 +127,11 @@ impl Compiler<'_> {
             let d = self.source.key("/select/features", Kind::Conflict, message);
             self.findings.push(d.help("remove them, or use `linucb`, `thompson` or `epsilon_greedy`"));
         }
-        if let Some(linear) = self.bandit(embedding) {
+        if !self.is_bandit() && select.warm_start.is_some() {
+            let d = self.source.key("/select/warm_start", Kind::Conflict, "this selector does not learn");
+            self.findings.push(d.help("`warm_start` is for `linucb`, `thompson` and `epsilon_greedy`; remove it"));
+        }
+        if let Some(linear) = self.bandit(arms, embedding, inputs) {
             return Some(Selector::Linear(Box::new(linear)));
         }
         if let Some((name, spec)) = select.fitted().next() {
@@ -148,32 +152,41 @@ impl Compiler<'_> {
         self.fixed(select.fixed.as_ref()?, arms).map(Selector::Fixed)
     }
 
-    /// A fitted selector, with its artifact.
-    fn fitted(&mut self, name: &str, spec: &FittedSpec, arms: &[String], inputs: &Inputs<'_>) -> Option<Fitted> {
-        let at = step("/select", name);
-        let file = step(&at, "artifact");
-        let artifact = match inputs.artifacts.get(&spec.artifact) {
+    /// An artifact that the file names at `at`, fitted as `selector`.
+    fn artifact<'i>(
+        &mut self,
+        at: &str,
+        (path, hash): (&str, &str),
+        selector: &str,
+        inputs: &'i Inputs<'_>,
+    ) -> Option<&'i Artifact> {
+        let file = step(at, "artifact");
+        let artifact = match inputs.artifacts.get(path) {
             Some(Ok(artifact)) => artifact,
             Some(Err(reason)) => {
-                let message = format!("the artifact {} cannot be used: {reason}", spec.artifact);
+                let message = format!("the artifact {path} cannot be used: {reason}");
                 let help = "`weir policy fit` writes artifacts; the path is relative to this file";
                 self.wrong(&file, Kind::Artifact, message, Some(help.into()));
                 return None;
             }
             None => {
-                self.wrong(&file, Kind::Artifact, format!("the artifact {} was not read", spec.artifact), None);
+                self.wrong(&file, Kind::Artifact, format!("the artifact {path} was not read"), None);
                 return None;
             }
         };
-        if artifact.hash.to_string() != spec.hash {
-            let message = format!("the artifact {} has the hash {}, not this one", spec.artifact, artifact.hash);
+        if artifact.hash.to_string() != hash {
+            let message = format!("the artifact {path} has the hash {}, not this one", artifact.hash);
             let help = "if the file is the one that you mean, write its hash here";
-            self.wrong(&step(&at, "hash"), Kind::Artifact, message, Some(help.into()));
+            self.wrong(&step(at, "hash"), Kind::Artifact, message, Some(help.into()));
         }
         let card = &artifact.card;
-        if card.selector != name {
-            let message = format!("the artifact was fitted as `{}`, not as `{name}`", card.selector);
-            let help = format!("write `{}:` here, or fit again with `--selector {name}`", card.selector);
+        if card.selector != selector {
+            let message = format!("the artifact was fitted as `{}`, not as `{selector}`", card.selector);
+            let help = match (selector, card.selector.as_str()) {
+                ("bandit", _) => "`weir policy fit --warm-start` with this file writes one".to_owned(),
+                (_, "bandit") => "it belongs under `warm_start:`".to_owned(),
+                (_, other) => format!("write `{other}:` here, or fit again with `--selector {selector}`"),
+            };
             self.wrong(&file, Kind::Artifact, message, Some(help));
             return None;
         }
@@ -185,45 +198,100 @@ impl Compiler<'_> {
             let help = "another embedder is another policy: fit again with it, or configure the other one";
             self.wrong(&file, Kind::Artifact, message, Some(help.into()));
         }
-        for arm in spec.models.keys().filter(|arm| !arms.contains(arm)) {
-            self.not_an_arm(&step(&step(&at, "models"), arm), arm, arms);
+        Some(artifact)
+    }
+
+    /// Per arm, the place of its model in an artifact. `optional`: an arm that nobody said anything of may be unknown there.
+    fn artifact_models(
+        &mut self,
+        at: &str,
+        given: &BTreeMap<String, String>,
+        arms: &[String],
+        known: &[String],
+        optional: bool,
+    ) -> Vec<Option<usize>> {
+        for arm in given.keys().filter(|arm| !arms.contains(arm)) {
+            self.not_an_arm(&step(&step(at, "models"), arm), arm, arms);
         }
         let mut models = Vec::new();
         for (i, arm) in arms.iter().enumerate() {
-            let (wanted, place) = match spec.models.get(arm) {
-                Some(named) => (named, step(&step(&at, "models"), arm)),
+            let (wanted, place) = match given.get(arm) {
+                Some(named) => (named, step(&step(at, "models"), arm)),
                 None => (arm, format!("/select/arms/{i}")),
             };
-            match card.models.iter().position(|m| m == wanted) {
-                Some(m) => models.push(m),
-                None => {
-                    let help = suggest("models of the artifact", wanted, card.models.iter().map(String::as_str));
-                    let message = format!("the artifact knows no model `{wanted}`");
-                    let more = help.unwrap_or_default();
-                    let help = format!(
-                        "{more}{}say which one the arm is: `models: {{{arm}: NAME}}`",
-                        if more.is_empty() { "" } else { "; " }
-                    );
-                    self.wrong(&place, Kind::UnknownName, message, Some(help));
-                }
+            let found = known.iter().position(|m| m == wanted);
+            if found.is_none() && !(optional && !given.contains_key(arm)) {
+                let help = suggest("models of the artifact", wanted, known.iter().map(String::as_str));
+                let message = format!("the artifact knows no model `{wanted}`");
+                let more = help.unwrap_or_default();
+                let help = format!(
+                    "{more}{}say which one the arm is: `models: {{{arm}: NAME}}`",
+                    if more.is_empty() { "" } else { "; " }
+                );
+                self.wrong(&place, Kind::UnknownName, message, Some(help));
             }
+            models.push(found);
         }
+        models
+    }
+
+    /// A fitted selector, with its artifact.
+    fn fitted(&mut self, name: &str, spec: &FittedSpec, arms: &[String], inputs: &Inputs<'_>) -> Option<Fitted> {
+        let at = step("/select", name);
+        let artifact = self.artifact(&at, (&spec.artifact, &spec.hash), name, inputs)?;
+        let models = self.artifact_models(&at, &spec.models, arms, &artifact.card.models, false);
         let predictor = match Predictor::of(artifact) {
             Ok(predictor) => predictor,
             Err(error) => {
                 let message = format!("the artifact {} is damaged: {error}", spec.artifact);
-                self.wrong(&file, Kind::Artifact, message, Some("fit it again".into()));
+                self.wrong(&step(&at, "artifact"), Kind::Artifact, message, Some("fit it again".into()));
                 return None;
             }
         };
-        (models.len() == arms.len()).then(|| Fitted {
+        Some(Fitted {
             predictor,
-            features: card.features.clone(),
-            models,
+            features: artifact.card.features.clone(),
+            models: models.into_iter().collect::<Option<Vec<usize>>>()?,
             cost_weight: spec.cost_weight.unwrap_or(0.0),
             cost_scale: spec.cost_scale.unwrap_or(0.01),
             temperature: spec.temperature.unwrap_or(0.0),
         })
+    }
+
+    /// What the arms of a learning selector begin with.
+    fn warm_start(&mut self, arms: &[String], features: &Features, inputs: &Inputs<'_>) -> BTreeMap<String, Prior> {
+        let spec = self.spec;
+        let Some(warm) = &spec.select.warm_start else { return BTreeMap::new() };
+        let at = "/select/warm_start";
+        let Some(artifact) = self.artifact(at, (&warm.artifact, &warm.hash), "bandit", inputs) else {
+            return BTreeMap::new();
+        };
+        let card = &artifact.card;
+        if card.features != features.names() {
+            let list = |names: &[String]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            let message = format!(
+                "the artifact was fitted with the features {}; this policy has {}",
+                list(&card.features),
+                list(&features.names())
+            );
+            let help = "fit it again with this file";
+            self.wrong("/select/features", Kind::Artifact, message, Some(help.into()));
+            return BTreeMap::new();
+        }
+        let models = self.artifact_models(at, &warm.models, arms, &card.models, true);
+        // Without an embedder a feature of the embedding has its length all the same.
+        let d = features.dimensions();
+        match Prior::of(artifact, d, warm.pulls.unwrap_or(50)) {
+            Ok(priors) => {
+                let known = arms.iter().zip(models);
+                known.filter_map(|(arm, m)| Some((arm.clone(), priors.get(m?)?.clone()))).collect()
+            }
+            Err(error) => {
+                let message = format!("the artifact {} is damaged: {error}", warm.artifact);
+                self.wrong(&step(at, "artifact"), Kind::Artifact, message, Some("fit it again".into()));
+                BTreeMap::new()
+            }
+        }
     }
 
     fn similarity(&mut self, spec: &SimilaritySpec, arms: &[String]) -> Option<Similarity> {
@@ -350,7 +418,7 @@ impl Compiler<'_> {
     }
 
     /// The learning selector, where one is given.
-    fn bandit(&mut self, embedding: usize) -> Option<Linear> {
+    fn bandit(&mut self, arms: &[String], embedding: usize, inputs: &Inputs<'_>) -> Option<Linear> {
         let select = &self.spec.select;
         let (name, rule, given) = if let Some(s) = &select.linucb {
             let rule = Rule::LinUcb(LinUcb { alpha: s.alpha.unwrap_or(0.5) });
@@ -370,7 +438,7 @@ impl Compiler<'_> {
             self.features();
             return None;
         };
-        let features = self.features();
+        let features = Features::new(self.features(), embedding);
         let at = step("/select", name);
         let half_life = given.half_life.and_then(|text| match duration_us(text) {
             Ok(us) => Some(us),
@@ -400,8 +468,8 @@ impl Compiler<'_> {
             window: given.window.map(|n| n as usize),
             min_pulls: given.min_pulls.unwrap_or(5),
             pacing,
-            prior: BTreeMap::new(),
-            features: Features::new(features, embedding),
+            prior: self.warm_start(arms, &features, inputs),
+            features,
         })
     }
 

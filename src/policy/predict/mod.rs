@@ -90,7 +90,11 @@ impl Predictor {
         };
         let costs = artifact.tensor("cost.range", &[models, 3])?;
         let (rows, _) = costs.data.as_chunks::<3>();
-        let costs = rows.iter().map(|row| row.map(f64::from)).collect();
+        let costs: Vec<[f64; 3]> = rows.iter().map(|row| row.map(f64::from)).collect();
+        if costs.iter().any(|[_, least, most]| least > most) {
+            let what = "has a least cost above the greatest".to_owned();
+            return Err(ArtifactError::Tensor { name: "cost.range".to_owned(), what });
+        }
         Ok(Self { models, parts, cost, costs })
     }
 

@@ -228,3 +228,47 @@ fn every_bandit_finds_the_better_arm_per_context() {
         assert!(p(5.0, 0) > 0.85 && p(95.0, 1) > 0.85, "{rule}: {} {}", p(5.0, 0), p(95.0, 1));
     }
 }
+
+/// An operator's update.
+fn set(policy: &Policy, state: &State, given: &State) -> StateUpdate {
+    StateUpdate {
+        set: Some(Box::new(serde_json::to_value(given).unwrap())),
+        ..update(policy, state.seq + 1, "", Vec::new(), 0.0, 9)
+    }
+}
+
+#[test]
+fn a_given_state_is_an_update_like_any_other() {
+    let policy = build(PLAIN);
+    let (mut state, taught) = (learnt(&policy, 20), learnt(&policy, 50));
+    policy.fold(&mut state, &set(&policy, &learnt(&policy, 20), &taught)).unwrap();
+    assert_eq!((state.seq, &state.arms), (21, &taught.arms));
+    // Learning goes on, and forgetting is a state that was given, too.
+    policy.fold(&mut state, &update(&policy, 22, "a", vec![1.0, 0.5], 1.0, 10)).unwrap();
+    assert_eq!(state.pulls()["a"], taught.pulls()["a"] + 1);
+    let reset = set(&policy, &state, &policy.initial_state());
+    policy.fold(&mut state, &reset).unwrap();
+    assert_eq!((state.seq, state.pulls().len()), (23, 0));
+}
+
+#[test]
+fn a_state_is_carried_to_another_version_if_it_sees_the_same() {
+    let policy = build(PLAIN);
+    let taught = learnt(&policy, 50);
+    let edited = build(&PLAIN.replace("alpha: 0.1, ridge: 1", "alpha: 0.4, ridge: 2"));
+    let carried = edited.carry(&taught).unwrap();
+    assert_eq!((carried.policy_hash, carried.seq), (edited.hash(), 0));
+    assert_eq!(carried.pulls(), taught.pulls());
+    // The coefficients are those of the new ridge.
+    let mut fresh = taught.clone();
+    (fresh.policy_hash, fresh.ridge, fresh.seq) = (edited.hash(), 2.0, 0);
+    let again: State = serde_json::from_slice(&serde_json::to_vec(&fresh).unwrap()).unwrap();
+    assert_eq!(carried, again);
+    let other = build(&PLAIN.replace("features: [complexity]", "features: [complexity, tokens]"));
+    let refused = other.carry(&taught).unwrap_err().to_string();
+    assert_eq!(refused, "the given state does not fit: it has 2 features, the policy 3");
+    let mut state = other.initial_state();
+    let bad = set(&other, &state, &taught);
+    assert_eq!(other.fold(&mut state, &bad).unwrap_err().kind(), "given");
+    assert_eq!(state, other.initial_state());
+}

@@ -24,7 +24,7 @@ use self::{epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson};
 use super::{Situation, Weighed};
 use crate::{
     domain::Micros,
-    policy::{features::Features, linalg, state::Learnt},
+    policy::{Artifact, artifact::ArtifactError, features::Features, linalg, state::Learnt},
 };
 
 /// From beliefs to probabilities.
@@ -57,6 +57,23 @@ pub(in crate::policy) struct Prior {
     pub b: Vec<f64>,
     /// Sum of cost in USD.
     pub cost: f64,
+}
+
+impl Prior {
+    /// Per model of an artifact that `weir policy fit --warm-start` wrote: its sums, as if they were of `pulls` requests.
+    ///
+    /// # Errors
+    /// When the tensors are not of `dimensions` features.
+    pub fn of(artifact: &Artifact, dimensions: usize, pulls: u32) -> Result<Vec<Self>, ArtifactError> {
+        let models = artifact.card.models.len();
+        let a = artifact.tensor("bandit.a", &[linalg::packed_len(dimensions)])?;
+        let b = artifact.tensor("bandit.b", &[models, dimensions])?;
+        let cost = artifact.tensor("bandit.cost", &[models])?;
+        // The artifact has means over its queries.
+        let scaled = |x: &[f32]| -> Vec<f64> { x.iter().map(|x| f64::from(*x) * f64::from(pulls)).collect() };
+        let rows = b.data.chunks_exact(dimensions.max(1)).zip(scaled(&cost.data));
+        Ok(rows.map(|(b, cost)| Prior { pulls: u64::from(pulls), a: scaled(&a.data), b: scaled(b), cost }).collect())
+    }
 }
 
 /// A learning selector's parameters, with defaults filled in.
