@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::scripted::ScriptedConfig,
-    domain::{Capabilities, Fleet, ModelCard, Price},
+    domain::{Capabilities, Energy, Fleet, ModelCard, Price},
     gateway::UnknownModel,
 };
 
@@ -123,6 +123,8 @@ pub struct FleetEntry {
     /// Longest prompt plus answer in tokens; read from the model where it is local.
     pub context: Option<u32>,
     pub price: Price,
+    /// Joules per token, where they have been measured; for policies whose reward counts joules.
+    pub energy: Option<Energy>,
     pub capabilities: Option<Capabilities>,
     pub local: Option<LocalEntry>,
     pub remote: Option<RemoteEntry>,
@@ -394,6 +396,7 @@ impl FleetEntry {
             tags: self.tags.clone(),
             context: self.context.unwrap_or(0),
             price: self.price,
+            energy: self.energy,
             capabilities: self.capabilities.clone().unwrap_or(default),
         }
     }
@@ -420,6 +423,10 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
             .any(|x| !x.is_finite() || *x < 0.0)
         {
             problems.push(format!("fleet[{i}] `{}`: prices are USD per million tokens, zero or more", entry.name));
+        }
+        let energy = entry.energy.unwrap_or_default();
+        if [energy.input, energy.output].iter().any(|x| !x.is_finite() || *x < 0.0) {
+            problems.push(format!("fleet[{i}] `{}`: energy is in joules per token, zero or more", entry.name));
         }
         if let Some(remote) = &entry.remote
             && !(remote.url.starts_with("http://") || remote.url.starts_with("https://"))

@@ -234,8 +234,14 @@ pub async fn restore(store: &dyn AuditStore, policy: &Policy, upto: Option<u64>)
 
 /// Whether a policy's reward is complete with the outcome alone.
 fn outcome_teaches(policy: &Policy) -> bool {
-    let unjudged =
-        Observed { feedback: BTreeMap::new(), cost_usd: 0.0, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok };
+    let unjudged = Observed {
+        feedback: BTreeMap::new(),
+        cost_usd: 0.0,
+        joules: Some(0.0),
+        latency_us: 0,
+        ttft_us: None,
+        status: OutcomeStatus::Ok,
+    };
     policy.learns() && policy.reward(&unjudged).is_some()
 }
 
@@ -250,6 +256,7 @@ pub fn observed(view: &DecisionView) -> Option<Observed> {
     Some(Observed {
         feedback,
         cost_usd: outcome.cost_usd,
+        joules: outcome.joules,
         latency_us: outcome.latency_us,
         ttft_us: outcome.ttft_us,
         status: outcome.status,

@@ -13,6 +13,7 @@ mod embedder;
 mod engine_model;
 mod floors;
 mod http;
+mod learning;
 mod policy;
 mod real_model;
 mod record;

@@ -13,6 +13,7 @@ fn card(name: &str, tags: &[&str]) -> ModelCard {
         tags: tags.iter().map(|t| (*t).to_owned()).collect(),
         context: 8192,
         price: Price::default(),
+        energy: None,
         capabilities: Capabilities::default(),
     }
 }

@@ -341,6 +341,7 @@ pub async fn close_interrupted(log: &EventLog, store: &dyn AuditStore, now: Micr
             served_by: String::new(),
             attempts: decision.attempts,
             cost_usd: decision.cost_usd,
+            joules: None,
             latency_us: 0,
             ttft_us: None,
             usage: Usage::default(),

@@ -86,6 +86,7 @@ fn compiled(arms: usize, selector: &str, features: &str, inputs: &Inputs) -> Res
         tags: Vec::new(),
         context: 0,
         price: Price::default(),
+        energy: None,
         capabilities: Capabilities::default(),
     }));
     let spec = policy::parse("stream.yaml", yaml.as_bytes()).map_err(|d| d.to_string())?;

@@ -109,6 +109,7 @@ fn compiled(selector: &str, artifact: Option<Arc<Artifact>>) -> Result<Policy, S
         tags: Vec::new(),
         context: 0,
         price: Price { input: 1.0, output: 2.0, cached_input: None },
+        energy: None,
         capabilities: Capabilities::default(),
     }));
     let spec = policy::parse("bench.yaml", yaml.as_bytes()).map_err(|d| d.to_string())?;

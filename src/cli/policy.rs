@@ -225,6 +225,7 @@ fn implied_fleet(spec: &Spec) -> Fleet {
             tags: Vec::new(),
             context: 0,
             price: crate::domain::Price::default(),
+            energy: Some(crate::domain::Energy::default()),
             capabilities: crate::domain::Capabilities::default(),
         });
         card.tags.extend(model.tag.clone());

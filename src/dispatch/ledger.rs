@@ -36,6 +36,8 @@ pub(super) struct Ledger {
     model: String,
     calls: u32,
     cost_usd: f64,
+    /// As long as it is known of every call.
+    joules: Option<f64>,
     /// Of the latest call that ended.
     usage: Usage,
     /// From the request's start to the first piece of its answer.
@@ -83,6 +85,7 @@ impl Ledger {
             model: String::new(),
             calls: 0,
             cost_usd: 0.0,
+            joules: Some(0.0),
             usage: Usage::default(),
             ttft_us: None,
             given: false,
@@ -218,6 +221,8 @@ impl Ledger {
         let Some(open) = self.open.take() else { return };
         let cost_usd = self.fleet.get(&self.model).map_or(0.0, |card| card.price.cost(&usage));
         self.cost_usd += cost_usd;
+        let joules = self.fleet.get(&self.model).and_then(|card| Some(card.energy?.joules(&usage)));
+        self.joules = self.joules.zip(joules).map(|(sum, more)| sum + more);
         self.usage = usage;
         let (error, error_detail) = error.map(|(label, detail)| (label.to_owned(), detail)).unzip();
         let attempt = Attempt {
@@ -232,6 +237,7 @@ impl Ledger {
             latency_us: since(open.began),
             usage,
             cost_usd,
+            joules,
             finish: open.finish,
             error,
             error_detail,
@@ -250,6 +256,7 @@ impl Ledger {
             served_by: if self.given { self.model.clone() } else { String::new() },
             attempts: self.calls,
             cost_usd: self.cost_usd,
+            joules: self.joules.filter(|_| self.calls > 0),
             latency_us: since(self.clock),
             ttft_us: self.ttft_us,
             usage: self.usage,

@@ -100,6 +100,7 @@ fn house_of(backends: Vec<(&str, Arc<dyn Backend>)>, options: DispatchOptions) -
         tags: Vec::new(),
         context: 0,
         price,
+        energy: None,
         capabilities: Default::default(),
     }));
     let backends = backends.into_iter().map(|(name, backend)| (name.to_owned(), backend)).collect();

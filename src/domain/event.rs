@@ -166,6 +166,9 @@ pub struct Attempt {
     pub latency_us: i64,
     pub usage: Usage,
     pub cost_usd: f64,
+    /// From the tokens and the fleet's joules per token; absent where the fleet has none for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finish: Option<FinishReason>,
     /// The fixed label of the error, where the call failed.
@@ -211,6 +214,9 @@ pub struct Outcome {
     /// Calls made.
     pub attempts: u32,
     pub cost_usd: f64,
+    /// Of all calls; absent where it is not known of each of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
     pub latency_us: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttft_us: Option<i64>,

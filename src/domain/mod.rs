@@ -26,6 +26,6 @@ pub use event::{
     PolicyVersion, StateUpdate,
 };
 pub use ids::{DecisionId, Hash, Micros};
-pub use model::{Capabilities, Fleet, ModelCard, Need, Price};
+pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
 pub use plan::{CallSpec, Plan, Sampling};
 pub use request::{ContentPart, Message, Request, Role};

@@ -27,6 +27,21 @@ impl Price {
     }
 }
 
+/// Joules per token, as somebody has measured the model to take: what its server draws, divided by what it answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Energy {
+    pub input: f64,
+    pub output: f64,
+}
+
+impl Energy {
+    /// Joules of a call. Of the whole call, so that a model pays for its verbosity.
+    pub fn joules(&self, usage: &super::Usage) -> f64 {
+        f64::from(usage.prompt_tokens) * self.input + f64::from(usage.completion_tokens) * self.output
+    }
+}
+
 /// Something that a request may need of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -101,6 +116,9 @@ pub struct ModelCard {
     pub context: u32,
     #[serde(default)]
     pub price: Price,
+    /// Absent where nobody has measured it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy: Option<Energy>,
     #[serde(default)]
     pub capabilities: Capabilities,
 }

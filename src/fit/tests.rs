@@ -123,6 +123,7 @@ fn compiled(yaml: &str, artifact: Option<Arc<Artifact>>) -> Result<Policy, Strin
         tags: Vec::new(),
         context: 0,
         price: Price::default(),
+        energy: None,
         capabilities: Capabilities::default(),
     }));
     let spec = policy::parse("p.yaml", yaml.as_bytes()).unwrap();

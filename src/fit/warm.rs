@@ -106,5 +106,5 @@ fn context(policy: &Policy, matrix: &Matrix, inputs: &Inputs, q: usize) -> Conte
 /// An outcome as weir would have observed it: the score is the feedback that counts, and nothing took any time.
 fn observed(policy: &Policy, score: f64, cost_usd: f64) -> Observed {
     let feedback = policy.awaits_feedback().map(|(name, _)| (name.to_owned(), score)).into_iter().collect();
-    Observed { feedback, cost_usd, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok }
+    Observed { feedback, cost_usd, joules: None, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok }
 }

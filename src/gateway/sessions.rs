@@ -94,6 +94,7 @@ mod tests {
             tags: Vec::new(),
             context: 0,
             price: Default::default(),
+            energy: None,
             capabilities: Default::default(),
         }]);
         let policy = policy::check("p.yaml", yaml.as_bytes(), |_| fleet).unwrap();

@@ -145,6 +145,8 @@ pub struct Observed {
     /// By name; the last value of each.
     pub feedback: BTreeMap<String, f64>,
     pub cost_usd: f64,
+    /// Absent where the fleet does not say what its models take.
+    pub joules: Option<f64>,
     pub latency_us: i64,
     pub ttft_us: Option<i64>,
     pub status: OutcomeStatus,

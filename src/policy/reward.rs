@@ -31,6 +31,7 @@ pub(super) struct Reward {
     pub quality: Option<Quality>,
     pub cost_usd: Option<Scaled>,
     pub latency_s: Option<Scaled>,
+    pub joules: Option<Scaled>,
 }
 
 impl Reward {
@@ -49,6 +50,9 @@ impl Reward {
         }
         if let Some(latency) = &self.latency_s {
             sum += latency.of(observed.latency_us as f64 / 1e6);
+        }
+        if let Some(joules) = &self.joules {
+            sum += joules.of(observed.joules?);
         }
         sum.is_finite().then_some(sum)
     }

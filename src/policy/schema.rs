@@ -13,8 +13,7 @@ use super::{
 };
 
 /// Keys of the design that this version refuses by name, and the part of a file where each belongs.
-const LATER: &[(&str, &[&str])] =
-    &[("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"]), ("/reward", &["joules"])];
+const LATER: &[(&str, &[&str])] = &[("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"])];
 
 /// The JSON Schema (draft 2020-12) of policy files.
 pub fn schema() -> &'static Value {

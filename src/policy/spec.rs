@@ -549,6 +549,9 @@ pub struct RewardSpec {
     pub cost_usd: Option<ScaledSpec>,
     #[serde(default)]
     pub latency_s: Option<ScaledSpec>,
+    /// Joules of the whole request, from the fleet's `energy`.
+    #[serde(default)]
+    pub joules: Option<ScaledSpec>,
 }
 
 /// Feedback as quality; without it a request teaches nothing.

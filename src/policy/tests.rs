@@ -62,6 +62,7 @@ fn card(name: &str, tags: &[&str], context: u32, images: bool) -> ModelCard {
         tags: tags.iter().map(|t| (*t).to_owned()).collect(),
         context,
         price: Price::default(),
+        energy: None,
         capabilities: Capabilities { images, ..Capabilities::default() },
     }
 }
@@ -279,6 +280,7 @@ fn missing_quality_teaches_nothing() {
     let mut seen = Observed {
         feedback: BTreeMap::new(),
         cost_usd: 0.02,
+        joules: None,
         latency_us: 1_000_000,
         ttft_us: None,
         status: OutcomeStatus::Ok,

@@ -122,6 +122,15 @@ impl Matrix {
         Self { name: name.to_owned(), hash: String::new(), rows, models, queries, scores, costs }
     }
 
+    /// The matrix of the models at these places, in this order.
+    pub fn with_models(&self, places: &[usize]) -> Self {
+        let pick = |of: &[f64]| -> Vec<f64> {
+            of.chunks_exact(self.models.len().max(1)).flat_map(|row| places.iter().map(|m| row[*m])).collect()
+        };
+        let models = places.iter().map(|m| self.models[*m].clone()).collect();
+        Self { models, scores: pick(&self.scores), costs: pick(&self.costs), ..self.clone() }
+    }
+
     pub fn len(&self) -> usize {
         self.queries.len()
     }

@@ -62,7 +62,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let modifiers = c.modifiers(&arms);
     let min_propensity = c.floor(&arms);
     let splits = c.splits(&arms, min_propensity);
-    let reward = c.reward();
+    let reward = c.reward(inputs.fleet);
     let budgets = c.budgets();
     let fallback = c.fallback();
     c.shadows();
@@ -395,7 +395,7 @@ impl<'a> Compiler<'a> {
         }
     }
 
-    fn reward(&mut self) -> Option<Reward> {
+    fn reward(&mut self, fleet: &Fleet) -> Option<Reward> {
         let spec = self.spec.reward.as_ref()?;
         let quality = spec.quality.as_ref().map(|q| {
             let from = q.from.strip_prefix("feedback.").unwrap_or_default().to_owned();
@@ -413,9 +413,24 @@ impl<'a> Compiler<'a> {
             quality,
             cost_usd: self.scaled("/reward/cost_usd", &spec.cost_usd),
             latency_s: self.scaled("/reward/latency_s", &spec.latency_s),
+            joules: self.scaled("/reward/joules", &spec.joules),
         };
-        if reward.quality.is_none() && reward.cost_usd.is_none() && reward.latency_s.is_none() {
-            let help = "give at least one of `quality`, `cost_usd` and `latency_s`";
+        if reward.joules.is_some() {
+            let called = |place: &usize| self.targets.iter().any(|t| t.models.contains(place));
+            let unmeasured = fleet.0.values().enumerate().find(|(i, card)| card.energy.is_none() && called(i));
+            if let Some((_, card)) = unmeasured {
+                let message = format!("the fleet does not say how many joules `{}` takes", card.name);
+                let help =
+                    "measure it, and give the entry of the fleet `energy: {input: J, output: J}`, in joules per token";
+                self.wrong("/reward/joules", Kind::Conflict, message, Some(help.into()));
+            }
+        }
+        if reward.quality.is_none()
+            && reward.cost_usd.is_none()
+            && reward.latency_s.is_none()
+            && reward.joules.is_none()
+        {
+            let help = "give at least one of `quality`, `cost_usd`, `latency_s` and `joules`";
             self.wrong("/reward", Kind::Value, "this reward has no parts", Some(help.into()));
         }
         Some(reward)
