@@ -112,7 +112,7 @@ async fn a_state_is_shown_exported_carried_over_and_forgotten_and_all_of_it_deri
     // What is refused is named.
     let (code, _, err) = state(dir.path(), &["show", "teacher"]);
     assert!(code == 1 && err.contains("no policy `teacher`"), "{err}");
-    let (code, _, err) = state(dir.path(), &["show", "learner", "--version", "zz"]);
+    let (code, _, err) = state(dir.path(), &["show", "learner", "--hash", "zz"]);
     assert!(code == 1 && err.contains("has no version zz; there are: "), "{err}");
     std::fs::write(&file, exported.replace("\"dimensions\":2", "\"dimensions\":3")).unwrap();
     let (code, _, err) = state(dir.path(), &["import", "learner", file.to_str().unwrap()]);

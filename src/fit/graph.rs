@@ -2,11 +2,12 @@
 //! 2410.03834), with candle.
 //!
 //! A query's node is a linear map of [1, embedding, features]. A model's node is made from its description's embedding and
-//! from messages along the edges that are visible, each the query's vector times a learnt gate of the edge's score and
-//! cost; the paper's convolution adds the two instead, which says of a model only how good it is on average. In every
-//! round half of the edges or more are hidden at random (the paper's mask rate is a half), and the hidden ones are predicted: binary cross
-//! entropy against the score itself, since a router that weighs quality against cost wants a quality and not only the
-//! winner. The round with the least error on a fifth of the queries is kept.
+//! from messages along the edges that are visible, each the query's vector times a learnt gate of how far the edge's score
+//! and cost are from the model's mean: what sets the queries apart that it does well. The paper's convolution adds query and
+//! edge instead, which says of a model only how good it is on average. In every round half of the edges or more are hidden
+//! at random (the paper's mask rate is a half), and the hidden ones are predicted: binary cross entropy against the score
+//! itself, since a router that weighs quality against cost wants a quality and not only the winner. How many rounds are best
+//! is found on a fifth of the queries; then all are trained on.
 //!
 //! Nothing about a model is learnt but through its description and its edges, so a model that comes later needs no
 //! training: the same map on its description and a few observations gives its vector.
@@ -27,8 +28,12 @@ const HIDDEN: usize = 32;
 /// Rounds at most, and rounds without progress until training stops.
 const ROUNDS: usize = 250;
 const PATIENCE: usize = 30;
-const LEARNING_RATE: f64 = 5e-3;
+const LEARNING_RATE: f64 = 2e-2;
 const WEIGHT_DECAY: f64 = 5e-2;
+/// What a message counts for at the start.
+const MESSAGE: f32 = 100.0;
+/// Place of the odds behind description and messages.
+const ODDS: usize = 1;
 /// Greatest share of a model's edges that carry messages; in every round each model has another share, down to a
 /// sixteenth, so that a model of which little is known is nothing new.
 const VISIBLE: f64 = 0.5;
@@ -37,9 +42,10 @@ const VISIBLE: f64 = 0.5;
 struct Weights {
     /// Columns x hidden.
     query: Var,
-    /// Gate of an edge: of its score, its cost, and a constant.
+    /// Weights of an edge's score and of its cost, both less the model's means.
     gate: Var,
-    /// (description + hidden + 2) x (hidden + 1): a model's vector and its bias.
+    /// (description + hidden + 3) x (hidden + 1): a model's vector and its bias, from its description, its messages, and its
+    /// mean score, the odds of that, and its mean cost.
     model: Var,
 }
 
@@ -64,56 +70,19 @@ pub(super) fn train(task: &Task<'_>, fitted: &mut Fitted) -> std::result::Result
 fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     let device = Device::Cpu;
     let models = task.matrix.models.len();
-    let mut rng = SplitMix(task.seed ^ 0x0067_7261_7068);
-    let order = rng.order(task.places.len());
+    let order = SplitMix(task.seed ^ 0x0067_7261_7068).order(task.places.len());
     let (held_out, fitted_on) = order.split_at(task.places.len() / 5);
     let unit = task.matrix.means(task.places).iter().map(|p| p.cost).fold(f64::MIN_POSITIVE, f64::max);
     let graph = |part: &[usize]| -> Result<Graph> {
         let places: Vec<usize> = part.iter().map(|i| task.places[*i]).collect();
         Graph::of(task, &places, unit, &device)
     };
-    let (learn, judge) = (graph(fitted_on)?, graph(held_out)?);
-    let columns = learn.x.dim(1)?;
-    let side = learn.description.dim(1)? + HIDDEN + 2;
-    let mut random = |rows: usize, columns: usize, scale: f64| -> Result<Var> {
-        let data: Vec<f32> = (0..rows * columns).map(|_| (rng.normal() * scale) as f32).collect();
-        Var::from_tensor(&Tensor::from_vec(data, (rows, columns), &device)?)
-    };
-    let weights = Weights {
-        query: random(columns, HIDDEN, 1.0)?,
-        gate: Var::from_tensor(&Tensor::from_vec(vec![1.0f32, 0.0, -0.5], (3, 1), &device)?)?,
-        model: random(side, HIDDEN + 1, 1.0 / (side as f64).sqrt())?,
-    };
-    let params = ParamsAdamW { lr: LEARNING_RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
-    let vars = vec![weights.query.clone(), weights.gate.clone(), weights.model.clone()];
-    let mut optimiser = AdamW::new(vars, params)?;
-    let everything = Tensor::ones(learn.score.shape(), DType::F32, &device)?;
-    let mut best: Option<(f32, usize, [Tensor; 3])> = None;
-    for round in 0..ROUNDS {
-        let mask = learn.mask(&mut rng, &device)?;
-        let nodes = weights.models(&learn, &mask)?;
-        let loss = loss(&weights.logits(&learn.x, &nodes)?, &learn.score, &mask.affine(-1.0, 1.0)?)?;
-        optimiser.backward_step(&loss)?;
-        // Judged as it will serve: vectors from all edges of the queries that are learnt from.
-        let nodes = weights.models(&learn, &everything)?;
-        let all = Tensor::ones(judge.score.shape(), DType::F32, &device)?;
-        let error = self::loss(&weights.logits(&judge.x, &nodes)?, &judge.score, &all)?.to_scalar::<f32>()?;
-        if best.as_ref().is_none_or(|(before, ..)| error < *before) {
-            let copy = |v: &Var| v.as_tensor().copy();
-            best = Some((error, round, [copy(&weights.query)?, copy(&weights.gate)?, copy(&weights.model)?]));
-        } else if best.as_ref().is_some_and(|(_, at, _)| round - at >= PATIENCE) {
-            break;
-        }
-    }
-    if let Some((error, round, [query, gate, model])) = best {
-        weights.query.set(&query)?;
-        weights.gate.set(&gate)?;
-        weights.model.set(&model)?;
-        fitted.card.parameters.insert("graph.rounds".into(), (round + 1) as f64);
-        fitted.card.metrics.insert("graph.cross_entropy".into(), f64::from(error));
-    }
-    // The vectors that serve know all edges.
+    let (_, rounds, error) = trained(&graph(fitted_on)?, Some(&graph(held_out)?), ROUNDS, task.seed, &device)?;
     let whole = Graph::of(task, task.places, unit, &device)?;
+    let (weights, ..) = trained(&whole, None, rounds, task.seed, &device)?;
+    fitted.card.parameters.insert("graph.rounds".into(), rounds as f64);
+    fitted.card.metrics.insert("graph.cross_entropy".into(), f64::from(error));
+    // The vectors that serve know all edges.
     let nodes = weights.models(&whole, &Tensor::ones(whole.score.shape(), DType::F32, &device)?)?;
     let tensor = |t: &Tensor| -> Result<artifact::Tensor> {
         Ok(artifact::Tensor { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? })
@@ -191,6 +160,41 @@ fn grown(artifact: &Artifact, task: &Task<'_>, fresh: &[usize]) -> Result<Fitted
     Ok(out)
 }
 
+/// Trains for `rounds` rounds, or until `judge` has not been predicted better for a while. Gives the weights, the rounds that
+/// were best for `judge`, and its error then.
+fn trained(
+    learn: &Graph,
+    judge: Option<&Graph>,
+    rounds: usize,
+    seed: u64,
+    device: &Device,
+) -> Result<(Weights, usize, f32)> {
+    let mut rng = SplitMix(seed ^ 0x726f_756e_6473);
+    let weights = Weights::start(learn, &mut rng, device)?;
+    let params = ParamsAdamW { lr: LEARNING_RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
+    let vars = vec![weights.query.clone(), weights.gate.clone(), weights.model.clone()];
+    let mut optimiser = AdamW::new(vars, params)?;
+    let everything = Tensor::ones(learn.score.shape(), DType::F32, device)?;
+    let mut best = (f32::INFINITY, rounds);
+    for round in 1..=rounds {
+        let mask = learn.mask(&mut rng, device)?;
+        let nodes = weights.models(&learn.without_some_descriptions(&mut rng, device)?, &mask)?;
+        let loss = loss(&weights.logits(&learn.x, &nodes)?, &learn.score, &mask.affine(-1.0, 1.0)?)?;
+        optimiser.backward_step(&loss)?;
+        let Some(judge) = judge else { continue };
+        // As it will serve: vectors from all edges of the queries that are learnt from.
+        let nodes = weights.models(learn, &everything)?;
+        let all = Tensor::ones(judge.score.shape(), DType::F32, device)?;
+        let error = self::loss(&weights.logits(&judge.x, &nodes)?, &judge.score, &all)?.to_scalar::<f32>()?;
+        if error < best.0 {
+            best = (error, round);
+        } else if round - best.1 >= PATIENCE {
+            break;
+        }
+    }
+    Ok((weights, best.1, best.0))
+}
+
 impl Graph {
     fn of(task: &Task<'_>, places: &[usize], unit: f64, device: &Device) -> Result<Self> {
         let (n, models) = (places.len(), task.matrix.models.len());
@@ -219,24 +223,63 @@ impl Graph {
         let mask: Vec<f32> = (0..n * models).map(|i| if rng.unit() < shares[i % models] { 1.0 } else { 0.0 }).collect();
         Tensor::from_vec(mask, (n, models), device)
     }
+
+    /// The same, but half of the models have no description in this round: what is known of a model by its edges must do
+    /// without, as few descriptions say little of a model that comes later.
+    fn without_some_descriptions(&self, rng: &mut SplitMix, device: &Device) -> Result<Self> {
+        let models = self.description.dim(0)?;
+        let keep: Vec<f32> = (0..models).map(|_| if rng.unit() < 0.5 { 0.0 } else { 1.0 }).collect();
+        let description = self.description.broadcast_mul(&Tensor::from_vec(keep, (models, 1), device)?)?;
+        Ok(Graph {
+            description,
+            x: self.x.clone(),
+            score: self.score.clone(),
+            cost: self.cost.clone(),
+            unit: self.unit,
+        })
+    }
 }
 
 impl Weights {
+    /// Random maps of the query; a model's vector begins as its messages, its bias as the odds of its mean score.
+    fn start(graph: &Graph, rng: &mut SplitMix, device: &Device) -> Result<Self> {
+        let (columns, dimensions) = (graph.x.dim(1)?, graph.description.dim(1)?);
+        let side = dimensions + HIDDEN + 3;
+        let mut random = |n: usize, scale: f64| -> Vec<f32> { (0..n).map(|_| (rng.normal() * scale) as f32).collect() };
+        let query = Tensor::from_vec(random(columns * HIDDEN, 1.0), (columns, HIDDEN), device)?;
+        let mut model = random(side * (HIDDEN + 1), 0.3 / (side as f64).sqrt());
+        for (i, row) in model.chunks_exact_mut(HIDDEN + 1).enumerate() {
+            row[HIDDEN] = if i == dimensions + HIDDEN + ODDS { 1.0 } else { 0.0 };
+            if (dimensions..dimensions + HIDDEN).contains(&i) {
+                row[i - dimensions] += MESSAGE;
+            }
+        }
+        Ok(Self {
+            query: Var::from_tensor(&query)?,
+            gate: Var::from_tensor(&Tensor::from_vec(vec![1.0f32, 0.0], (2, 1), device)?)?,
+            model: Var::from_tensor(&Tensor::from_vec(model, (side, HIDDEN + 1), device)?)?,
+        })
+    }
+
     /// Per model its vector and, as the last column, its bias, from the edges that `mask` shows.
     fn models(&self, graph: &Graph, mask: &Tensor) -> Result<Tensor> {
         let query = graph.x.matmul(&self.query)?;
         let gate = |i: usize| self.gate.narrow(0, i, 1)?.reshape(());
+        let n = mask.sum_keepdim(0)?.t()?.contiguous()?;
+        let seen = n.affine(1.0, 1.0)?;
+        let sum = |of: &Tensor| of.mul(mask)?.sum_keepdim(0)?.t()?.contiguous();
+        let (hits, score) = (sum(&graph.score)?, sum(&graph.score)?.div(&seen)?);
+        let cost = sum(&graph.cost)?.div(&seen)?;
         let edges = graph
             .score
+            .broadcast_sub(&score.t()?)?
             .broadcast_mul(&gate(0)?)?
-            .add(&graph.cost.broadcast_mul(&gate(1)?)?)?
-            .broadcast_add(&gate(2)?)?
-            .tanh()?
+            .add(&graph.cost.broadcast_sub(&cost.t()?)?.broadcast_mul(&gate(1)?)?)?
             .mul(mask)?;
-        let seen = mask.sum_keepdim(0)?.affine(1.0, 1.0)?.t()?;
         let messages = edges.t()?.contiguous()?.matmul(&query)?.broadcast_div(&seen)?;
-        let mean = |of: &Tensor| of.mul(mask)?.sum_keepdim(0)?.t()?.contiguous()?.div(&seen);
-        let side = Tensor::cat(&[&graph.description, &messages, &mean(&graph.score)?, &mean(&graph.cost)?], D::Minus1)?;
+        // As if there were one more success and one more failure.
+        let odds = hits.affine(1.0, 1.0)?.div(&n.sub(&hits)?.affine(1.0, 1.0)?)?.log()?;
+        let side = Tensor::cat(&[&graph.description, &messages, &score, &odds, &cost], D::Minus1)?;
         side.matmul(&self.model)
     }
 

@@ -34,7 +34,7 @@ struct Of {
     policy: String,
     /// First digits of a version's hash [default: the version that is in use]
     #[arg(long, value_name = "HASH")]
-    version: Option<String>,
+    hash: Option<String>,
     #[command(flatten)]
     data_dir: DataDir,
     /// The record in this PostgreSQL, instead of the directory's embedded store
@@ -107,19 +107,14 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 
 async fn learnt(of: &Of) -> anyhow::Result<app::state::Learnt> {
     let store = app::open_record(&of.data_dir.path(), of.database_url.as_deref()).await?;
-    Ok(app::state::learnt(store.as_ref(), &of.policy, of.version.as_deref()).await?)
+    Ok(app::state::learnt(store.as_ref(), &of.policy, of.hash.as_deref()).await?)
 }
 
 async fn set(of: &Of, given: Option<State>) -> anyhow::Result<()> {
     let done = if given.is_some() { "imported" } else { "reset" };
-    let (hash, seq) = app::state::set_state(
-        &of.data_dir.path(),
-        of.database_url.as_deref(),
-        &of.policy,
-        of.version.as_deref(),
-        given,
-    )
-    .await?;
+    let (hash, seq) =
+        app::state::set_state(&of.data_dir.path(), of.database_url.as_deref(), &of.policy, of.hash.as_deref(), given)
+            .await?;
     say!("{done}: the state of {} {} after {seq} updates", of.policy, hash.short());
     Ok(())
 }
