@@ -68,7 +68,7 @@ async fn a_state_is_shown_exported_carried_over_and_forgotten_and_all_of_it_deri
     }
     // The log has one writer.
     let (code, _, err) = state(dir.path(), &["reset", "learner"]);
-    assert!(code == 1 && err.contains("already"), "{code} {err}");
+    assert!(code == 1 && err.contains("another weir"), "{code} {err}");
     stop(weir);
 
     let shown = document(&state(dir.path(), &["show", "learner", "--json"]));

@@ -107,8 +107,11 @@ enum Verb {
         /// The variables of conditions instead, with types
         #[arg(long)]
         variables: bool,
+        /// With --variables: as a page in Markdown, which policies/VARIABLES.md is
+        #[arg(long, requires = "variables")]
+        markdown: bool,
         /// One JSON document
-        #[arg(long)]
+        #[arg(long, conflicts_with = "markdown")]
         json: bool,
     },
 }
@@ -136,14 +139,25 @@ pub fn run(args: PolicyArgs) -> anyhow::Result<ExitCode> {
         Verb::State(args) => state::run(&args),
         Verb::Fit(args) => fit::run(&args),
         Verb::Test { files, coverage, common } => test::run(&files, coverage, &common),
-        Verb::Schema { variables, json } => {
-            schema(variables, json)?;
+        Verb::Schema { variables, markdown, json } => {
+            schema(variables, markdown, json)?;
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn schema(variables: bool, json: bool) -> anyhow::Result<()> {
+fn schema(variables: bool, markdown: bool, json: bool) -> anyhow::Result<()> {
+    if markdown {
+        say!("# Variables of conditions\n");
+        say!(
+            "Written by `weir policy schema --variables --markdown`, from the table that conditions are checked with.\n"
+        );
+        say!("| variable | type | meaning |\n|---|---|---|");
+        for v in policy::variables() {
+            say!("| `{}` | {} | {} |", v.name, v.ty, v.doc);
+        }
+        return Ok(());
+    }
     match (variables, json) {
         (false, _) => say!("{}", serde_json::to_string_pretty(policy::schema())?),
         (true, true) => say!("{}", serde_json::to_string_pretty(&policy::variables())?),

@@ -664,6 +664,9 @@ pub struct TestSpec {
     /// State of fleet entries by name; what is not given is available and idle.
     #[serde(default)]
     pub fleet: BTreeMap<String, BTreeMap<String, serde_json::Value>>,
+    /// How often the client has repeated the request on its own account, which it says in a header. Default: 0.
+    #[serde(default)]
+    pub client_retry: u32,
     /// What a policy that learns has learnt before, in order. Default: nothing.
     #[serde(default)]
     pub learnt: Vec<LearntSpec>,

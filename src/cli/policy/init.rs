@@ -35,6 +35,8 @@ enum Template {
     PrivacyLocal,
     /// The best model for all but small talk
     QualityFirst,
+    /// A graph trained on outcomes of open models expects who answers best for the money
+    Graph,
     /// What a customer has paid for decides which models may answer
     TenantTiers,
 }
@@ -46,6 +48,7 @@ impl Template {
             Template::BalancedBandit => include_str!("../../../policies/balanced-bandit.yaml"),
             Template::PrivacyLocal => include_str!("../../../policies/privacy-local.yaml"),
             Template::QualityFirst => include_str!("../../../policies/quality-first.yaml"),
+            Template::Graph => include_str!("../../../policies/graph.yaml"),
             Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
         }
     }
@@ -56,10 +59,17 @@ impl Template {
             Template::BalancedBandit => "balanced-bandit",
             Template::PrivacyLocal => "privacy-local",
             Template::QualityFirst => "quality-first",
+            Template::Graph => "graph",
             Template::TenantTiers => "tenant-tiers",
         }
     }
 }
+
+/// What the graph's policy needs beside it.
+const GRAPH: (&str, &[u8]) = (
+    "artifacts/open-models.graph.safetensors",
+    include_bytes!("../../../policies/artifacts/open-models.graph.safetensors"),
+);
 
 pub(super) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     let text = args.template.text();
@@ -81,6 +91,12 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         opened => opened.with_context(|| format!("cannot write {shown}"))?,
     };
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {shown}"))?;
+    if matches!(args.template, Template::Graph) {
+        let artifact = args.file.parent().unwrap_or(std::path::Path::new("")).join(GRAPH.0);
+        let wrong = || format!("cannot write {}", artifact.display());
+        std::fs::create_dir_all(artifact.parent().unwrap_or(&artifact)).with_context(wrong)?;
+        std::fs::write(&artifact, GRAPH.1).with_context(wrong)?;
+    }
     if args.json {
         say!("{}", json!({"file": args.file, "template": args.template.name()}));
     } else {

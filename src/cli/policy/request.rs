@@ -20,7 +20,8 @@ pub(super) fn from_prompt(policy: &Policy, prompt: &str) -> anyhow::Result<Reque
 /// A test's request.
 pub(super) fn from_test(policy: &Policy, test: &TestSpec) -> anyhow::Result<Request> {
     let empty = BTreeMap::new();
-    from_json(policy, test.request.as_ref().unwrap_or(&empty), test.prompt.as_deref())
+    let request = from_json(policy, test.request.as_ref().unwrap_or(&empty), test.prompt.as_deref())?;
+    Ok(Request { client_retry: test.client_retry, ..request })
 }
 
 /// A chat request in OpenAI's JSON; `model` is the policy's name where it gives none.
