@@ -45,12 +45,17 @@ const KNN: &str = "embedding kNN";
 /// What ours are compared with, beside the zero router.
 const BASELINES: [&str; 3] = [TFIDF, RIDGE, KNN];
 
+/// AIQ or APGR, and the scores at the budgets.
+type Figures = [f64; 1 + BUDGETS.len()];
+
 /// A router on a data set.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
     pub router: String,
     /// Mean score at [`BUDGETS`]; absent below the cheapest setting.
     pub scores: Vec<Option<f64>>,
+    /// 95 % intervals of these scores' gains over the zero router's at the same budgets.
+    pub score_gains: Vec<Option<(f64, f64)>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aiq: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,8 +304,8 @@ fn tfidf(matrix: &Matrix) -> Vec<Vec<(usize, f64)>> {
 struct Judged {
     name: String,
     outcomes: Outcomes,
-    /// For a pair: mean predicted gain of the strong model.
-    gain: Vec<f64>,
+    /// For a pair, per seed: predicted gain of the strong model.
+    gains: Vec<Vec<f64>>,
 }
 
 fn judge(matrix: &Matrix, plan: &Plan, done: &[Done]) -> Set {
@@ -313,42 +318,68 @@ fn judge(matrix: &Matrix, plan: &Plan, done: &[Done]) -> Set {
     let frame = Frame::of(means.clone());
     let oracle =
         all.iter().map(|q| matrix.scores(*q).iter().copied().fold(0.0, f64::max)).sum::<f64>() / all.len() as f64;
-    // One figure per router and sample of queries; the last is the zero router's.
+    // Per router, and last of all for the zero router, on a sample of queries: AIQ or APGR, and the scores at the budgets.
     let (weak, strong) = (usize::from(single == 0), single);
-    let figures = |sample: &[usize]| -> Vec<f64> {
-        if pair {
-            let column = |m: usize| sample.iter().map(|q| matrix.scores(*q)[m]).collect::<Vec<f64>>();
-            let (weak, strong) = (column(weak), column(strong));
-            let gain = |j: &Judged| sample.iter().map(|q| j.gain[*q]).collect::<Vec<f64>>();
-            let mut out: Vec<f64> = judged.iter().map(|j| apgr(&gain(j), &weak, &strong).unwrap_or(f64::NAN)).collect();
-            out.push(0.5);
-            return out;
-        }
-        match matrix.frame(sample) {
-            Some(frame) => {
-                let mut out: Vec<f64> = judged.iter().map(|j| frame.aiq(&j.outcomes.hull(sample))).collect();
-                out.push(frame.aiq(&frame.zero));
-                out
+    let folds: Vec<Vec<usize>> = (0..plan.seeds).map(|seed| matrix.folds(plan.folds, seed)).collect();
+    let figures = |sample: &[usize]| -> Vec<Figures> {
+        let frame = matrix.frame(sample);
+        let sampled = matrix.means(sample);
+        let top = sampled.iter().fold((f64::MIN, 0.0), |t, p| if p.score > t.0 { (p.score, p.cost) } else { t }).1;
+        let column = |m: usize| sample.iter().map(|q| matrix.scores(*q)[m]).collect::<Vec<f64>>();
+        let pair = pair.then(|| (column(weak), column(strong)));
+        // Predictions of different folds come from different fits, and are not compared with each other.
+        let by_fold: Vec<Vec<usize>> = match &pair {
+            Some(_) => folds
+                .iter()
+                .flat_map(|of| (0..plan.folds).map(|f| (0..sample.len()).filter(|i| of[sample[*i]] == f).collect()))
+                .collect(),
+            None => Vec::new(),
+        };
+        let of = |hull: &Hull, gains: Option<&[Vec<f64>]>| {
+            let mut out = [f64::NAN; 1 + BUDGETS.len()];
+            out[0] = match (&pair, gains, &frame) {
+                (Some((weak, strong)), Some(gains), _) => {
+                    let each = by_fold.iter().zip(gains.iter().flat_map(|g| std::iter::repeat_n(g, plan.folds)));
+                    let figures: Vec<f64> = each
+                        .filter_map(|(places, gain)| {
+                            let gain: Vec<f64> = places.iter().map(|i| gain[sample[*i]]).collect();
+                            let at = |of: &[f64]| places.iter().map(|i| of[*i]).collect::<Vec<f64>>();
+                            apgr(&gain, &at(weak), &at(strong))
+                        })
+                        .collect();
+                    figures.iter().sum::<f64>() / figures.len() as f64
+                }
+                (Some(_), None, _) => 0.5,
+                (None, _, Some(frame)) => frame.aiq(hull),
+                (None, _, None) => f64::NAN,
+            };
+            for (out, budget) in out[1..].iter_mut().zip(BUDGETS) {
+                *out = hull.score_at(budget * top * (1.0 + 1e-9)).unwrap_or(f64::NAN);
             }
-            None => vec![f64::NAN; judged.len() + 1],
-        }
+            out
+        };
+        let mut out: Vec<Figures> =
+            judged.iter().map(|j| of(&j.outcomes.hull(sample), Some(j.gains.as_slice()))).collect();
+        out.push(of(&Hull::of(sampled), None));
+        out
     };
     let whole = figures(&all);
     let best_baseline = (0..judged.len())
         .filter(|i| BASELINES.contains(&judged[*i].name.as_str()))
-        .max_by(|a, b| whole[*a].total_cmp(&whole[*b]))
+        .max_by(|a, b| whole[*a][0].total_cmp(&whole[*b][0]))
         .unwrap_or(0);
     let mut rng = SplitMix(0x626f_6f74);
     let mut sample = vec![0; matrix.len()];
-    let resampled: Vec<Vec<f64>> = (0..plan.resamples)
+    let resampled: Vec<Vec<Figures>> = (0..plan.resamples)
         .map(|_| {
             sample.iter_mut().for_each(|s| *s = rng.below(matrix.len()));
             figures(&sample)
         })
         .collect();
     let zero = judged.len();
-    let interval = |of: usize, over: usize| {
-        let mut gains: Vec<f64> = resampled.iter().map(|r| r[of] - r[over]).filter(|g| g.is_finite()).collect();
+    let interval = |of: usize, over: usize, figure: usize| {
+        let gain = |r: &Vec<Figures>| r[of][figure] - r[over][figure];
+        let mut gains: Vec<f64> = resampled.iter().map(gain).filter(|g| g.is_finite()).collect();
         gains.sort_by(f64::total_cmp);
         let at = |q: f64| gains.get(((gains.len().max(1) - 1) as f64 * q).round() as usize).copied();
         Some((at(0.025)?, at(0.975)?))
@@ -359,10 +390,11 @@ fn judge(matrix: &Matrix, plan: &Plan, done: &[Done]) -> Set {
         scores: BUDGETS.iter().map(|b| hull.score_at(b * top * (1.0 + 1e-9))).collect(),
         aiq: (!pair && figure.is_finite()).then_some(figure),
         apgr: (pair && figure.is_finite()).then_some(figure),
+        score_gains: Vec::new(),
         over_zero: None,
         over_baseline: None,
     };
-    let mut rows = vec![row("zero router", &Hull::of(means.iter().copied()), whole[zero])];
+    let mut rows = vec![row("zero router", &Hull::of(means.iter().copied()), whole[zero][0])];
     let truth: Vec<Prediction> = all
         .iter()
         .map(|q| Prediction { quality: matrix.scores(*q).to_vec(), cost: matrix.costs(*q).to_vec() })
@@ -374,9 +406,10 @@ fn judge(matrix: &Matrix, plan: &Plan, done: &[Done]) -> Set {
     };
     rows.push(row("oracle", &perfect, perfect_figure));
     for (i, j) in judged.iter().enumerate() {
-        let mut row = row(&j.name, &j.outcomes.hull(&all), whole[i]);
-        row.over_zero = interval(i, zero);
-        row.over_baseline = (i != best_baseline).then(|| interval(i, best_baseline)).flatten();
+        let mut row = row(&j.name, &j.outcomes.hull(&all), whole[i][0]);
+        row.score_gains = (1..=BUDGETS.len()).map(|figure| interval(i, zero, figure)).collect();
+        row.over_zero = interval(i, zero, 0);
+        row.over_baseline = (i != best_baseline).then(|| interval(i, best_baseline, 0)).flatten();
         rows.push(row);
     }
     Set {
@@ -396,7 +429,7 @@ fn judge(matrix: &Matrix, plan: &Plan, done: &[Done]) -> Set {
 /// The folds of every seed put together, and the mean over the seeds.
 fn gather(matrix: &Matrix, plan: &Plan, done: &[Done], name: &str, strong: usize) -> Judged {
     let all: Vec<usize> = (0..matrix.len()).collect();
-    let mut gain = vec![0.0; matrix.len()];
+    let mut gains = Vec::new();
     let mut runs = Vec::new();
     for seed in 0..plan.seeds {
         let mut predictions: Vec<Prediction> = vec![Prediction { quality: Vec::new(), cost: Vec::new() }; matrix.len()];
@@ -407,14 +440,12 @@ fn gather(matrix: &Matrix, plan: &Plan, done: &[Done], name: &str, strong: usize
         }
         if matrix.models.len() == 2 {
             let weak = usize::from(strong == 0);
-            for (gain, p) in gain.iter_mut().zip(&predictions) {
-                *gain += (p.quality[strong] - p.quality[weak]) / plan.seeds as f64;
-            }
+            gains.push(predictions.iter().map(|p| p.quality[strong] - p.quality[weak]).collect());
         }
         runs.push(Outcomes::of(matrix, &all, &choices(&predictions)));
     }
     let outcomes = Outcomes::mean(&runs).unwrap_or_else(|| Outcomes::of(matrix, &all, &[]));
-    Judged { name: name.to_owned(), outcomes, gain }
+    Judged { name: name.to_owned(), outcomes, gains }
 }
 
 impl Report {
@@ -438,7 +469,8 @@ impl Report {
             let _ = writeln!(
                 out,
                 "### {}\n\n{} queries, {} models; best single {} ({:.4} at ${:.6} a query), oracle {:.4}. Intervals are of the \
-                 gain over the zero router, and over the best baseline ({}).\n",
+                 gain over the zero router, and over the best baseline ({}); a score with + or - has its interval above or below \
+                 the zero router's.\n",
                 set.name,
                 set.queries,
                 set.models,
@@ -456,7 +488,13 @@ impl Report {
                 let number = |x: Option<f64>| x.map_or_else(|| "–".to_owned(), |x| format!("{x:.4}"));
                 let range =
                     |r: Option<(f64, f64)>| r.map_or_else(|| "–".to_owned(), |(a, b)| format!("{a:+.4} … {b:+.4}"));
-                let scores: Vec<String> = row.scores.iter().map(|s| number(*s)).collect();
+                let mark = |gain: Option<&Option<(f64, f64)>>| match gain.copied().flatten() {
+                    Some((low, _)) if low > 0.0 => " +",
+                    Some((_, high)) if high < 0.0 => " -",
+                    _ => "",
+                };
+                let scores: Vec<String> =
+                    row.scores.iter().enumerate().map(|(i, s)| number(*s) + mark(row.score_gains.get(i))).collect();
                 let _ = writeln!(
                     out,
                     "| {} | {} | {} | {} | {} |",

@@ -1,8 +1,7 @@
 //! Floor 3: artifacts fitted to outcomes offline. Serving needs nothing of this: an artifact is read by
 //! [`policy::predict`](crate::policy::predict), and so it is judged here.
 //!
-//! Parameters are chosen on out-of-fold predictions within the queries that are fitted on, by the area under the curve of
-//! quality and cost (AIQ), since that is what a router is for. The same outcomes, embedder and seed give the same artifact
+//! Parameters are chosen on out-of-fold predictions within the queries that are fitted on. The same outcomes, embedder and seed give the same artifact
 //! on the same machine.
 
 mod algebra;

@@ -673,6 +673,10 @@ pub struct TestSpec {
     /// Seed of the draw. Default: 0.
     #[serde(default)]
     pub seed: u64,
+    /// Seeds, from `seed` on, over which `expect.shares` are counted. Default: 1000.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub seeds: Option<u32>,
     pub expect: ExpectSpec,
 }
 
@@ -716,6 +720,9 @@ pub struct ExpectSpec {
     /// Bounds on arms' probabilities.
     #[serde(default)]
     pub propensity: BTreeMap<String, BoundsSpec>,
+    /// Bounds on the shares of the seeds that took a plan.
+    #[serde(default)]
+    pub shares: BTreeMap<String, BoundsSpec>,
 }
 
 /// Bounds, both inclusive.

@@ -28,7 +28,8 @@ pub struct Case {
 pub fn run(policy: &Policy, state: &State, test: &TestSpec, context: Context) -> Result<Case, String> {
     let context = overlay(test, context)?;
     let decision = policy.decide(state, &context);
-    let failures = compare(test, &decision);
+    let mut failures = compare(test, &decision);
+    failures.extend(shares(policy, state, test, &context));
     Ok(Case { name: test.name.clone(), passed: failures.is_empty(), failures, decision })
 }
 
@@ -203,6 +204,26 @@ pub(super) fn unknown_overrides(
 fn whole_session() -> SessionView {
     let some = BTreeMap::from([(String::new(), 0.0)]);
     SessionView { shares: some.clone(), judged: some, spent_usd: 1.0, ..SessionView::default() }
+}
+
+/// Expected shares over many seeds that do not hold.
+fn shares(policy: &Policy, state: &State, test: &TestSpec, context: &Context) -> Vec<String> {
+    let seeds = u64::from(test.seeds.unwrap_or(1000));
+    let mut taken: BTreeMap<String, u64> = BTreeMap::new();
+    if !test.expect.shares.is_empty() {
+        for n in 0..seeds {
+            let context = Context { seed: test.seed.wrapping_add(n), ..context.clone() };
+            *taken.entry(policy.decide(state, &context).arm).or_default() += 1;
+        }
+    }
+    let mut failures = Vec::new();
+    for (plan, bounds) in &test.expect.shares {
+        let share = taken.get(plan).copied().unwrap_or(0) as f64 / seeds as f64;
+        if bounds.at_least.is_some_and(|least| share < least) || bounds.at_most.is_some_and(|most| share > most) {
+            failures.push(format!("`{plan}` was taken for a share of {share} of {seeds} seeds"));
+        }
+    }
+    failures
 }
 
 fn compare(test: &TestSpec, decision: &Decision) -> Vec<String> {

@@ -42,6 +42,9 @@ pub(super) struct FitArgs {
     /// Seed of the split and of the fit
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Judge the selector on this many further splits, too
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["test", "warm_start", "extend"])]
+    seeds: u64,
     /// The embedder; a policy that uses the artifact needs the same
     #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
     embedder: String,
@@ -131,6 +134,12 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
             figure.map(|f| fitted.card.metrics.insert(name.to_owned(), f));
         }
     }
+    let spread = args.selector.filter(|_| args.seeds > 0).map(|family| spread(family, args, matrix, &inputs[0]));
+    let spread = spread.transpose()?;
+    if let Some(spread) = &spread {
+        fitted.card.metrics.insert("aiq_gain_mean".to_owned(), spread.mean);
+        fitted.card.metrics.insert("aiq_gain_sd".to_owned(), spread.sd);
+    }
     let bytes = fitted.to_bytes()?;
     let hash = Artifact::from_bytes(&bytes)?.hash;
     std::fs::write(&args.out, &bytes).with_context(|| format!("cannot write {}", args.out.display()))?;
@@ -144,6 +153,9 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
     }
     if let Some(report) = &report {
         say!("{}\n", report.table().trim_end());
+    }
+    if let Some(Spread { splits, mean, sd }) = spread {
+        say!("over {splits} other splits: AIQ {mean:+.4} against the zero router, standard deviation {sd:.4}\n");
     }
     let file = args.out.display();
     match args.extend {
@@ -162,6 +174,31 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// AIQ less the zero router's, over several splits.
+struct Spread {
+    splits: usize,
+    mean: f64,
+    sd: f64,
+}
+
+fn spread(family: Family, args: &FitArgs, matrix: &Matrix, inputs: &fit::Inputs) -> anyhow::Result<Spread> {
+    let bar = bar("other splits", args.seeds as usize);
+    let mut gains = Vec::new();
+    for seed in (1..=args.seeds).map(|n| args.seed.wrapping_add(n)) {
+        let (train, test) = fit::split(matrix, args.hold_out, seed);
+        let fitted = fit::fit(family, matrix, inputs, &train, seed).map_err(anyhow::Error::msg)?;
+        let predictions = fit::report::predictions(&fitted.predictor()?, inputs, &test);
+        let report = Report::of(matrix, &test, &predictions);
+        gains.extend(report.aiq.zip(report.aiq_zero).map(|(aiq, zero)| aiq - zero));
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let n = gains.len().max(1) as f64;
+    let mean = gains.iter().sum::<f64>() / n;
+    let sd = (gains.iter().map(|g| (g - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0)).sqrt();
+    Ok(Spread { splits: gains.len(), mean, sd })
 }
 
 /// The price list given, else the one that comes with weir.

@@ -60,7 +60,8 @@ impl Compiler<'_> {
             || expect.model.is_some()
             || expect.rule.is_some()
             || expect.refused.is_some()
-            || !expect.propensity.is_empty();
+            || !expect.propensity.is_empty()
+            || !expect.shares.is_empty();
         if !says_something {
             self.wrong(at, Kind::Value, "this test expects nothing", Some("e.g. `expect: {plan: NAME}`".into()));
         }
@@ -80,6 +81,9 @@ impl Compiler<'_> {
         {
             let help = suggest("rules", rule, self.spec.rules.iter().map(|r| r.name.as_str()));
             self.wrong(&step(at, "rule"), Kind::UnknownName, format!("there is no rule `{rule}`"), help);
+        }
+        for plan in expect.shares.keys() {
+            let _ = self.target(&step(&step(at, "shares"), plan), plan);
         }
         for arm in expect.propensity.keys().filter(|a| !arms.contains(a)) {
             self.not_an_arm(&step(&step(at, "propensity"), arm), arm, arms);
