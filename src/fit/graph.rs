@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW, ops};
 
-use super::{FEATURES, Fitted, Inputs, Task};
+use super::{FEATURES, Fitted, Inputs, Task, scale::Scale};
 use crate::{
     policy::{Artifact, artifact, predict::kernel::expanded},
     replay::{matrix::Matrix, metrics::SplitMix},
@@ -73,12 +73,13 @@ fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     let order = SplitMix(task.seed ^ 0x0067_7261_7068).order(task.places.len());
     let (held_out, fitted_on) = order.split_at(task.places.len() / 5);
     let unit = task.matrix.means(task.places).iter().map(|p| p.cost).fold(f64::MIN_POSITIVE, f64::max);
+    let scale = Scale::of(task);
     let graph = |part: &[usize]| -> Result<Graph> {
         let places: Vec<usize> = part.iter().map(|i| task.places[*i]).collect();
-        Graph::of(task, &places, unit, &device)
+        Graph::of(task, &places, Some(&scale), unit, &device)
     };
     let (_, rounds, error) = trained(&graph(fitted_on)?, Some(&graph(held_out)?), ROUNDS, task.seed, &device)?;
-    let whole = Graph::of(task, task.places, unit, &device)?;
+    let whole = Graph::of(task, task.places, Some(&scale), unit, &device)?;
     let (weights, ..) = trained(&whole, None, rounds, task.seed, &device)?;
     fitted.card.parameters.insert("graph.rounds".into(), rounds as f64);
     fitted.card.metrics.insert("graph.cross_entropy".into(), f64::from(error));
@@ -87,7 +88,12 @@ fn run(task: &Task<'_>, fitted: &mut Fitted) -> Result<()> {
     let tensor = |t: &Tensor| -> Result<artifact::Tensor> {
         Ok(artifact::Tensor { shape: t.dims().to_vec(), data: t.flatten_all()?.to_vec1::<f32>()? })
     };
-    fitted.tensors.insert("graph.query".into(), tensor(&weights.query.t()?.contiguous()?)?);
+    let columns = weights.query.dim(0)?;
+    let query = weights.query.t()?.contiguous()?.flatten_all()?.to_vec1::<f32>()?;
+    let mut query: Vec<f64> = query.into_iter().map(f64::from).collect();
+    scale.fold(&mut query, HIDDEN);
+    let query = query.into_iter().map(|x| x as f32).collect();
+    fitted.tensors.insert("graph.query".into(), artifact::Tensor { shape: vec![HIDDEN, columns], data: query });
     fitted.tensors.insert("graph.models".into(), tensor(&nodes.narrow(1, 0, HIDDEN)?.contiguous()?)?);
     let bias = nodes.narrow(1, HIDDEN, 1)?.contiguous()?.reshape((models,))?;
     fitted.tensors.insert("graph.bias".into(), tensor(&bias)?);
@@ -133,7 +139,7 @@ fn grown(artifact: &Artifact, task: &Task<'_>, fresh: &[usize]) -> Result<Fitted
         model: Var::from_tensor(&read("graph.model")?)?,
     };
     let unit = artifact.card.parameters.get("graph.cost_unit").copied().unwrap_or(1.0);
-    let graph = Graph::of(task, task.places, unit, &device)?;
+    let graph = Graph::of(task, task.places, None, unit, &device)?;
     let nodes = weights.models(&graph, &Tensor::ones(graph.score.shape(), DType::F32, &device)?)?.to_vec2::<f32>()?;
     let mut out = Fitted { card: artifact.card.clone(), tensors: artifact.tensors.clone() };
     let mut costs = Fitted { card: artifact.card.clone(), tensors: BTreeMap::new() };
@@ -196,9 +202,14 @@ fn trained(
 }
 
 impl Graph {
-    fn of(task: &Task<'_>, places: &[usize], unit: f64, device: &Device) -> Result<Self> {
+    fn of(task: &Task<'_>, places: &[usize], scale: Option<&Scale>, unit: f64, device: &Device) -> Result<Self> {
         let (n, models) = (places.len(), task.matrix.models.len());
-        let rows: Vec<Vec<f64>> = places.iter().map(|q| expanded(&task.inputs.seen(*q), &[], 0, 0.0)).collect();
+        let row = |q: &usize| {
+            let mut row = expanded(&task.inputs.seen(*q), &[], 0, 0.0);
+            scale.into_iter().for_each(|scale| scale.apply(&mut row));
+            row
+        };
+        let rows: Vec<Vec<f64>> = places.iter().map(row).collect();
         let columns = rows.first().map_or(0, Vec::len);
         let flat = |values: Vec<f64>, columns: usize| -> Result<Tensor> {
             let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();

@@ -9,6 +9,7 @@ mod cluster;
 pub mod embed;
 mod graph;
 pub mod report;
+mod scale;
 mod tune;
 mod warm;
 
@@ -19,6 +20,7 @@ use std::collections::BTreeMap;
 
 use self::{
     algebra::Gram,
+    scale::Scale,
     tune::{Folds, Tuned},
 };
 use crate::{
@@ -181,20 +183,23 @@ fn one(family: Family, task: &Task<'_>, folds: &Folds, fitted: &mut Fitted) -> R
     let dimensions = task.inputs.embedder.dimensions as usize;
     let tensor = |shape: Vec<usize>, data: Vec<f64>| Tensor { shape, data: data.iter().map(|x| *x as f32).collect() };
     let singular = || "the queries' vectors cannot be solved for; are all of them the same?".to_owned();
+    let scale = Scale::of(task);
     match family {
         Family::Ridge => {
-            let rows = rows(task, &|seen| expanded(seen, &[], 0, 0.0));
+            let rows = rows(task, &scale, &|seen| expanded(seen, &[], 0, 0.0));
             let tuned = tune::linear(task, folds, &rows, &[3.0, 10.0, 30.0, 100.0])?;
-            let weights = Gram::of(&rows, task.matrix, task.places).solve(tuned.parameter).ok_or_else(singular)?;
+            let mut weights = Gram::of(&rows, task.matrix, task.places).solve(tuned.parameter).ok_or_else(singular)?;
+            scale.fold(&mut weights, models);
             fitted.card.parameters.insert("ridge.lambda".into(), tuned.parameter);
             let shape = vec![models, weights.len() / models];
             fitted.tensors.insert("ridge.w".into(), tensor(shape, weights));
             Ok(tuned)
         }
         Family::Logistic => {
-            let rows = rows(task, &|seen| expanded(seen, &[], 0, 0.0));
+            let rows = rows(task, &scale, &|seen| expanded(seen, &[], 0, 0.0));
             let lambda = 3.0;
-            let weights = algebra::logistic(&rows, task.matrix, task.places, lambda).ok_or_else(singular)?;
+            let mut weights = algebra::logistic(&rows, task.matrix, task.places, lambda).ok_or_else(singular)?;
+            scale.fold(&mut weights, models);
             fitted.card.parameters.insert("logistic.lambda".into(), lambda);
             let shape = vec![models, weights.len() / models];
             fitted.tensors.insert("logistic.w".into(), tensor(shape, weights));
@@ -203,9 +208,10 @@ fn one(family: Family, task: &Task<'_>, folds: &Folds, fitted: &mut Fitted) -> R
         Family::Kernel => {
             let (count, gamma) = (256.min(task.places.len() / 4).max(1), 10.0);
             let landmarks = cluster::centroids(task.inputs, task.places, count, task.seed);
-            let rows = rows(task, &|seen| expanded(seen, &landmarks, dimensions, gamma));
+            let rows = rows(task, &scale, &|seen| expanded(seen, &landmarks, dimensions, gamma));
             let tuned = tune::linear(task, folds, &rows, &[3.0, 10.0, 30.0, 100.0])?;
-            let weights = Gram::of(&rows, task.matrix, task.places).solve(tuned.parameter).ok_or_else(singular)?;
+            let mut weights = Gram::of(&rows, task.matrix, task.places).solve(tuned.parameter).ok_or_else(singular)?;
+            scale.fold(&mut weights, models);
             fitted.card.parameters.insert("kernel.lambda".into(), tuned.parameter);
             fitted.card.parameters.insert("kernel.gamma".into(), gamma);
             let shape = vec![models, weights.len() / models];
@@ -250,10 +256,11 @@ fn one(family: Family, task: &Task<'_>, folds: &Folds, fitted: &mut Fitted) -> R
 }
 
 /// The design: one row per query of the matrix that is fitted on, empty for the others.
-fn rows(task: &Task<'_>, expand: &dyn Fn(&Seen<'_>) -> Vec<f64>) -> Vec<Vec<f64>> {
+fn rows(task: &Task<'_>, scale: &Scale, expand: &dyn Fn(&Seen<'_>) -> Vec<f64>) -> Vec<Vec<f64>> {
     let mut rows = vec![Vec::new(); task.matrix.len()];
     for q in task.places {
         rows[*q] = expand(&task.inputs.seen(*q));
+        scale.apply(&mut rows[*q]);
     }
     rows
 }
@@ -271,10 +278,12 @@ fn costs(task: &Task<'_>, fitted: &mut Fitted) -> Result<(), String> {
         range.extend([mean as f32, least as f32, most as f32]);
     }
     fitted.tensors.insert("cost.range".into(), Tensor { shape: vec![models, 3], data: range });
-    let rows = rows(task, &|seen| expanded(seen, &[], 0, 0.0));
+    let scale = Scale::of(task);
+    let rows = rows(task, &scale, &|seen| expanded(seen, &[], 0, 0.0));
     let log = |q: usize, m: usize| task.matrix.costs(q)[m].max(1e-9).ln();
     let gram = Gram::with(&rows, models, task.places, &log);
-    if let Some(weights) = gram.solve(3.0) {
+    if let Some(mut weights) = gram.solve(3.0) {
+        scale.fold(&mut weights, models);
         let shape = vec![models, weights.len() / models];
         let data = weights.iter().map(|x| *x as f32).collect();
         fitted.tensors.insert("cost.w".into(), Tensor { shape, data });
