@@ -11,6 +11,7 @@ mod bad_input;
 mod bench;
 mod embedder;
 mod engine_model;
+mod fit;
 mod floors;
 mod http;
 mod learning;
