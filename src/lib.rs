@@ -5,7 +5,7 @@
 //! to the event log of [`audit`], from which [`learn`] folds policy state and [`replay`] walks the same road again.
 //!
 //! Floors: `domain` (0); `policy`, `cascade` (1, pure); `signals`, `backend`, `audit`, `engine`, `assets` and the small
-//! `clock` and `tls` (2); `learn`, `dispatch`, `gateway`, `replay`, `telemetry` (3); `http`, `cli`, `config`, `app`, `bench`
+//! `clock` and `tls` (2); `learn`, `dispatch`, `gateway`, `replay`, `fit`, `telemetry` (3); `http`, `cli`, `config`, `app`, `bench`
 //! (4). `tests/floors.rs` holds them.
 
 pub mod domain;

@@ -44,6 +44,19 @@ const RULES: &[(&str, &[&str])] = &[
     ("gateway", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("dispatch", &["axum", "crate::http", "crate::cli", "crate::app"]),
     ("learn.rs", &["axum", "crate::http", "crate::cli", "crate::app"]),
+    (
+        "fit",
+        &[
+            "axum",
+            "sqlx",
+            "crate::dispatch",
+            "crate::engine",
+            "crate::gateway",
+            "crate::http",
+            "crate::cli",
+            "crate::app",
+        ],
+    ),
     ("replay", &["axum", "crate::dispatch", "crate::engine", "crate::backend::remote", "crate::http"]),
 ];
 
