@@ -79,8 +79,7 @@ impl Knn {
         }
         let coarse = nearest_by_bits(&self.bits, &above(query, &self.mean), bytes);
         let q = quantised(query);
-        let row = |i: u32| &self.bytes[i as usize * self.dimensions..(i as usize + 1) * self.dimensions];
-        let mut near: Vec<(i32, u32)> = coarse.into_iter().map(|i| (dot_i8(row(i), &q), i)).collect();
+        let mut near = dots(&self.bytes, &q, &coarse);
         near.select_nth_unstable_by_key(exact, |(dot, i)| (std::cmp::Reverse(*dot), *i));
         near.truncate(exact);
         near.sort_unstable_by_key(|(_, i)| *i);
@@ -159,9 +158,27 @@ fn each_difference(rows: &[u64], query: &[u64]) -> Vec<u16> {
     rows.chunks_exact(query.len().max(1)).map(count).collect()
 }
 
-/// a · b.
-fn dot_i8(a: &[i8], b: &[i8]) -> i32 {
-    a.iter().zip(b).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum()
+/// The dot products of a query with the rows at these places.
+fn dots(rows: &[i8], query: &[i8], places: &[u32]) -> Vec<(i32, u32)> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        #[target_feature(enable = "avx2")]
+        fn wide(rows: &[i8], query: &[i8], places: &[u32]) -> Vec<(i32, u32)> {
+            each_dot(rows, query, places)
+        }
+        // SAFETY: the processor has the instructions.
+        return unsafe { wide(rows, query, places) };
+    }
+    each_dot(rows, query, places)
+}
+
+#[inline(always)]
+fn each_dot(rows: &[i8], query: &[i8], places: &[u32]) -> Vec<(i32, u32)> {
+    let dot = |i: &u32| {
+        let row = &rows[*i as usize * query.len()..(*i as usize + 1) * query.len()];
+        (row.iter().zip(query).map(|(x, y)| i32::from(*x) * i32::from(*y)).sum(), *i)
+    };
+    places.iter().map(dot).collect()
 }
 
 #[cfg(test)]
@@ -207,6 +224,8 @@ mod tests {
         assert_eq!(nearest_by_bits(&rows, &[0], 4), [1, 2, 3, 4]);
         assert_eq!(nearest_by_bits(&rows, &[0], 9).len(), 6);
         assert_eq!(differences(&rows, &[0]), each_difference(&rows, &[0]));
+        let bytes: Vec<i8> = (0..200).map(|i| (i * 37 % 255 - 127) as i8).collect();
+        assert_eq!(dots(&bytes, &bytes[3..53], &[0, 2, 3]), each_dot(&bytes, &bytes[3..53], &[0, 2, 3]));
         assert_eq!(above(&[0.5, -0.5, 0.2], &[0.1, 0.1, 0.2]), [0b001]);
     }
 
