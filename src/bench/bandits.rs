@@ -69,14 +69,14 @@ const RULES: [(&str, &str); 3] = [
     ("epsilon_greedy", "epsilon_greedy: {epsilon: 0.2, decay: 0.995"),
 ];
 
-const CONTEXT: &str = "features: [tokens, complexity, code_share, {embedding: {project: 24}}]\n  no_embedding: a0\n";
+const CONTEXT: &str = "  features: [tokens, complexity, code_share, {embedding: {project: 24}}]\n  no_embedding: a0\n";
 
 /// A policy over arms `a0`, `a1`, … with a selector and its features.
 fn compiled(arms: usize, selector: &str, features: &str, inputs: &Inputs) -> Result<Policy, String> {
     let names: Vec<String> = (0..arms).map(|i| format!("a{i}")).collect();
     let models: Vec<String> = names.iter().map(|n| format!("{n}: {{name: {n}}}")).collect();
     let yaml = format!(
-        "policy: stream\nmodels: {{{}}}\nselect:\n  arms: [{}]\n  {selector}}}\n  {features}  min_propensity: 0.005\n\
+        "policy: stream\nmodels: {{{}}}\nselect:\n  arms: [{}]\n  {selector}}}\n{features}  min_propensity: 0.005\n\
          reward: {{quality: {{weight: 1, from: feedback.score}}}}\n",
         models.join(", "),
         names.join(", ")
@@ -352,5 +352,44 @@ impl Report {
             let _ = writeln!(out);
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{domain::EmbedderIdentity, replay::matrix::Query};
+
+    #[test]
+    fn a_small_plan_runs_and_contexts_help() {
+        let n = 400;
+        let queries = (0..n)
+            .map(|i| Query { id: i.to_string(), task: (i % 2).to_string(), text: format!("question {i}") })
+            .collect();
+        // Each model answers one kind of question.
+        let scores = (0..n).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
+        let matrix = Matrix::of("made", vec!["a".into(), "b".into()], queries, scores, vec![0.001; 2 * n]);
+        let vector = |i: usize| -> Arc<[f32]> { if i % 2 == 0 { [1.0, 0.0].into() } else { [0.0, 1.0].into() } };
+        let embedder = EmbedderIdentity {
+            name: "test".into(),
+            weights: String::new(),
+            precision: "f32".into(),
+            pooling: "cls".into(),
+            window: "512".into(),
+            dimensions: 2,
+        };
+        let inputs = Inputs {
+            embedder,
+            embeddings: (0..n).map(vector).collect(),
+            features: vec![vec![0.0; 4]; n],
+            models: vec![vector(0), vector(1)],
+        };
+        let set = run(&matrix, &inputs, &Plan { orders: 2, cost_weight: 0.0 }, &|| {}).unwrap();
+        assert_eq!((set.rows.len(), set.added.len(), set.collapse.len()), (6, 3, 0));
+        for pair in set.rows.chunks(2) {
+            assert!(pair[1].regret_oracle.0 < pair[0].regret_oracle.0 / 2.0, "{pair:?}");
+        }
     }
 }
