@@ -14,8 +14,8 @@ use crate::policy::{
 };
 
 /// Candidates per wanted neighbour that are looked at exactly, and that are looked at as bytes.
-const EXACT: usize = 8;
-const BYTES: usize = 80;
+const EXACT: usize = 4;
+const BYTES: usize = 60;
 
 /// Fitted queries and their outcomes.
 #[derive(Debug)]
