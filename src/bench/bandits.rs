@@ -371,7 +371,8 @@ mod tests {
         // Each model answers one kind of question.
         let scores = (0..n).flat_map(|i| if i % 2 == 0 { [1.0, 0.0] } else { [0.0, 1.0] }).collect();
         let matrix = Matrix::of("made", vec!["a".into(), "b".into()], queries, scores, vec![0.001; 2 * n]);
-        let vector = |i: usize| -> Arc<[f32]> { if i % 2 == 0 { [1.0, 0.0].into() } else { [0.0, 1.0].into() } };
+        let vector =
+            |i: usize| -> Arc<[f32]> { if i.is_multiple_of(2) { [1.0, 0.0].into() } else { [0.0, 1.0].into() } };
         let embedder = EmbedderIdentity {
             name: "test".into(),
             weights: String::new(),

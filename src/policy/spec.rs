@@ -205,25 +205,26 @@ pub struct SelectSpec {
     /// The arm of the nearest example set.
     #[serde(default)]
     pub similarity: Option<SimilaritySpec>,
-    /// A linear map from the query to each model's quality, fitted by `weir policy fit`.
+    /// A linear map from the query to each model's quality, fitted by `weir policy fit`. The cheapest to fit and to serve;
+    /// never the best of the fitted ones on public outcomes (eval/policies.md).
     #[serde(default)]
     pub ridge: Option<FittedSpec>,
-    /// The same through the logistic function.
+    /// The same through the logistic function: as small, and nowhere far from the best.
     #[serde(default)]
     pub logistic: Option<FittedSpec>,
-    /// A linear map that also sees how close the query is to landmarks.
+    /// A linear map that also sees how close the query is to landmarks: the best where quality bends with the query.
     #[serde(default)]
     pub kernel: Option<FittedSpec>,
-    /// The outcomes of the nearest fitted queries.
+    /// The outcomes of the nearest fitted queries: the best where many queries are alike; carries its examples with it.
     #[serde(default)]
     pub knn: Option<FittedSpec>,
-    /// The outcomes of the nearest cluster of fitted queries.
+    /// The outcomes of the nearest clusters of fitted queries: the best where tasks are clusters, and poor within one task.
     #[serde(default)]
     pub clusters: Option<FittedSpec>,
-    /// A graph of queries and models with edge prediction.
+    /// A graph of queries and models with edge prediction. Takes in a model by a few observations; otherwise behind `ensemble`.
     #[serde(default)]
     pub graph: Option<FittedSpec>,
-    /// Several of these together.
+    /// Ridge, kernel and knn together: the one to begin with.
     #[serde(default)]
     pub ensemble: Option<FittedSpec>,
     /// A contextual bandit: disjoint LinUCB.

@@ -220,7 +220,7 @@ impl Compiler<'_> {
                 None => (arm, format!("/select/arms/{i}")),
             };
             let found = known.iter().position(|m| m == wanted);
-            if found.is_none() && !(optional && !given.contains_key(arm)) {
+            if found.is_none() && (!optional || given.contains_key(arm)) {
                 let help = suggest("models of the artifact", wanted, known.iter().map(String::as_str));
                 let message = format!("the artifact knows no model `{wanted}`");
                 let more = help.unwrap_or_default();
