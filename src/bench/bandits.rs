@@ -1,7 +1,7 @@
 //! `weir bench bandits`: the learning selectors online. Routing outcomes are a stream in seeded random orders; every
 //! request is decided by the real policy, rewarded at once, and folded, as the learner would.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{collections::BTreeMap, fmt::Write as _, sync::Arc};
 
 use serde::Serialize;
 
@@ -9,7 +9,7 @@ use super::report::Machine;
 use crate::{
     domain::{Capabilities, Context, Embedding, Fleet, ModelCard, ModelState, Price, Signals, StateUpdate},
     fit::Inputs,
-    policy::{self, Inputs as Compile, Policy},
+    policy::{self, Artifact, Inputs as Compile, Policy},
     replay::{matrix::Matrix, metrics::SplitMix},
 };
 
@@ -64,22 +64,33 @@ pub struct Report {
 }
 
 const RULES: [(&str, &str); 3] = [
-    ("linucb", "linucb: {alpha: 0.3"),
-    ("thompson", "thompson: {noise: 0.4"),
-    ("epsilon_greedy", "epsilon_greedy: {epsilon: 0.2, decay: 0.995"),
+    ("linucb", "linucb: {alpha: 0.3, min_pulls: 20"),
+    ("thompson", "thompson: {noise: 0.3, min_pulls: 20"),
+    ("epsilon_greedy", "epsilon_greedy: {epsilon: 0.2, decay: 0.998, min_pulls: 20"),
 ];
 
-const CONTEXT: &str = "  features: [tokens, complexity, code_share, {embedding: {project: 24}}]\n  no_embedding: a0\n";
+/// Requests that a warm start counts as: the default of policies.
+const PULLS: u32 = 50;
+
+const CONTEXT: &str = "  features: [tokens, complexity, code_share, {embedding: {project: 12}}]\n  no_embedding: a0\n";
 
 /// A policy over arms `a0`, `a1`, … with a selector and its features.
-fn compiled(arms: usize, selector: &str, features: &str, inputs: &Inputs) -> Result<Policy, String> {
+fn compiled(
+    arms: usize,
+    selector: &str,
+    features: &str,
+    inputs: &Inputs,
+    reward: &str,
+    warm: Option<Arc<Artifact>>,
+) -> Result<Policy, String> {
     let names: Vec<String> = (0..arms).map(|i| format!("a{i}")).collect();
     let models: Vec<String> = names.iter().map(|n| format!("{n}: {{name: {n}}}")).collect();
     let yaml = format!(
-        "policy: stream\nmodels: {{{}}}\nselect:\n  arms: [{}]\n  {selector}}}\n{features}  min_propensity: 0.005\n\
-         reward: {{quality: {{weight: 1, from: feedback.score}}}}\n",
+        "policy: stream\nmodels: {{{}}}\nselect:\n  arms: [{}]\n  {selector}}}\n{features}{}  min_propensity: 0.005\n\
+         reward: {{quality: {{weight: 1, from: feedback.score}}{reward}}}\n",
         models.join(", "),
-        names.join(", ")
+        names.join(", "),
+        warm.as_ref().map_or_else(String::new, |a| format!("  warm_start: {{artifact: x, hash: \"{}\"}}\n", a.hash))
     );
     let fleet = Fleet::new(names.iter().map(|name| ModelCard {
         name: name.clone(),
@@ -91,7 +102,8 @@ fn compiled(arms: usize, selector: &str, features: &str, inputs: &Inputs) -> Res
     }));
     let spec = policy::parse("stream.yaml", yaml.as_bytes()).map_err(|d| d.to_string())?;
     let mut given = Compile::unembedded(&fleet);
-    given.embedder = Some(std::sync::Arc::new(inputs.embedder.clone()));
+    given.embedder = Some(Arc::new(inputs.embedder.clone()));
+    given.artifacts = warm.into_iter().map(|a| ("x".to_owned(), Ok(a))).collect();
     policy::compile(&spec, &given).map_err(|d| d.to_string())
 }
 
@@ -114,7 +126,7 @@ struct Stream<'a> {
 
 impl Stream<'_> {
     fn pass(&self, policy: &Policy, order: &[usize], seed: u64) -> Result<Pass, String> {
-        let embedder = std::sync::Arc::new(self.inputs.embedder.clone());
+        let embedder = Arc::new(self.inputs.embedder.clone());
         let mut rng = SplitMix(seed);
         let mut state = policy.initial_state();
         let mut out = Pass { earned: Vec::with_capacity(order.len()), propensities: Vec::new() };
@@ -126,8 +138,8 @@ impl Stream<'_> {
                 signals: self.signals[*q].clone(),
                 fleet: (0..self.arms).map(|arm| (format!("a{arm}"), state_of(arm))).collect(),
                 embedding: Some(Embedding {
-                    vector: std::sync::Arc::clone(&self.inputs.embeddings[*q]),
-                    embedder: std::sync::Arc::clone(&embedder),
+                    vector: Arc::clone(&self.inputs.embeddings[*q]),
+                    embedder: Arc::clone(&embedder),
                 }),
                 ..Context::default()
             };
@@ -149,7 +161,8 @@ impl Stream<'_> {
 /// Where a policy does not compile or an update does not fold; neither can be.
 pub fn run(matrix: &Matrix, inputs: &Inputs, plan: &Plan, tick: &dyn Fn()) -> Result<Set, String> {
     let arms = matrix.models.len();
-    let all: Vec<usize> = (0..matrix.len()).collect();
+    // A tenth is what a warm start has seen; nobody is judged on it.
+    let (all, known) = crate::fit::split(matrix, 0.1, 0x7761_726d);
     let means = matrix.means(&all);
     let top = means.iter().fold((f64::MIN, 0.0), |best, p| if p.score > best.0 { (p.score, p.cost) } else { best }).1;
     let value = |q: usize, arm: usize| matrix.scores(q)[arm] - plan.cost_weight * matrix.costs(q)[arm] / top.max(1e-12);
@@ -164,11 +177,24 @@ pub fn run(matrix: &Matrix, inputs: &Inputs, plan: &Plan, tick: &dyn Fn()) -> Re
     let reward = |_: usize, q: usize, arm: usize| value(q, arm);
     let always = |_: usize, _: usize| true;
     let stream = Stream { inputs, signals: &signals, arms, reward: &reward, there: &always };
-    let orders: Vec<Vec<usize>> = (0..plan.orders).map(|seed| SplitMix(seed ^ 0x6f72_6465).order(all.len())).collect();
+    let shuffled = |seed| SplitMix(seed ^ 0x6f72_6465).order(all.len()).into_iter().map(|i| all[i]).collect();
+    let orders: Vec<Vec<usize>> = (0..plan.orders).map(shuffled).collect();
+    let paid = match plan.cost_weight > 0.0 {
+        true => format!(", cost_usd: {{weight: -{}, scale: {}}}", plan.cost_weight, top.max(1e-12)),
+        false => String::new(),
+    };
     let mut rows = Vec::new();
     for (name, rule) in RULES {
-        for (kind, features) in [("context-free", ""), ("contextual", CONTEXT)] {
-            let policy = compiled(arms, rule, features, inputs)?;
+        let cold = compiled(arms, rule, CONTEXT, inputs, &paid, None)?;
+        let mut named = matrix.clone();
+        named.models = (0..arms).map(|arm| format!("a{arm}")).collect();
+        let fitted = crate::fit::warm_start(&cold, &named, inputs, &known, PULLS)?.fitted;
+        let warm = Artifact::from_bytes(&fitted.to_bytes().map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        for (kind, policy) in [
+            ("context-free", compiled(arms, rule, "", inputs, &paid, None)?),
+            ("contextual", cold),
+            ("contextual, warm start", compiled(arms, rule, CONTEXT, inputs, &paid, Some(Arc::new(warm)))?),
+        ] {
             let mut earned = Vec::new();
             for (seed, order) in orders.iter().enumerate() {
                 earned.push(stream.pass(&policy, order, seed as u64)?.earned.iter().sum::<f64>());
@@ -203,7 +229,7 @@ fn added(
     let stream = Stream { there: &there, ..*stream };
     let mut out = Vec::new();
     for (name, rule) in RULES {
-        let policy = compiled(stream.arms, rule, "", stream.inputs)?;
+        let policy = compiled(stream.arms, rule, "", stream.inputs, "", None)?;
         let mut shares = Vec::new();
         for (seed, order) in orders.iter().enumerate() {
             let pass = stream.pass(&policy, order, seed as u64)?;
@@ -237,7 +263,7 @@ fn collapse(
     else {
         return Ok(Vec::new());
     };
-    let n = matrix.len();
+    let n = orders.first().map_or(0, Vec::len);
     let (falls, recovers) = (n / 2, n * 3 / 4);
     let reward = |at: usize, q: usize, arm: usize| match (arm, (falls..recovers).contains(&at)) {
         (0, false) => matrix.scores(q)[march],
@@ -248,9 +274,11 @@ fn collapse(
     let stream = Stream { inputs, signals, arms: 2, reward: &reward, there: &always };
     let mut out = Vec::new();
     for (name, rule) in RULES {
-        for forgetting in ["window: 120", "half_life: 60s", ""] {
+        // Within a window an arm that is left would soon count as new again.
+        let rule = rule.replace("min_pulls: 20", "min_pulls: 5");
+        for forgetting in ["window: 80", "half_life: 40s", ""] {
             let comma = if forgetting.is_empty() { "" } else { ", " };
-            let policy = compiled(2, &format!("{rule}{comma}{forgetting}"), "", inputs)?;
+            let policy = compiled(2, &format!("{rule}{comma}{forgetting}"), "", inputs, "", None)?;
             let (mut left, mut found) = (Vec::new(), Vec::new());
             for (seed, order) in orders.iter().enumerate() {
                 let pass = stream.pass(&policy, order, seed as u64)?;
@@ -357,8 +385,6 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::{domain::EmbedderIdentity, replay::matrix::Query};
 
@@ -388,9 +414,10 @@ mod tests {
             models: vec![vector(0), vector(1)],
         };
         let set = run(&matrix, &inputs, &Plan { orders: 2, cost_weight: 0.0 }, &|| {}).unwrap();
-        assert_eq!((set.rows.len(), set.added.len(), set.collapse.len()), (6, 3, 0));
-        for pair in set.rows.chunks(2) {
-            assert!(pair[1].regret_oracle.0 < pair[0].regret_oracle.0 / 2.0, "{pair:?}");
+        assert_eq!((set.rows.len(), set.added.len(), set.collapse.len()), (9, 3, 0));
+        for rows in set.rows.chunks(3) {
+            assert!(rows[1].regret_oracle.0 < rows[0].regret_oracle.0 / 2.0, "{rows:?}");
+            assert!(rows[2].regret_oracle.0 < rows[1].regret_oracle.0, "{rows:?}");
         }
     }
 }
