@@ -79,7 +79,6 @@ pub(super) async fn caught_up(feeder: &Feeder, log: &EventLog) -> Result<(), Sta
     feeder.flush(log.last_seq(), CATCH_UP_PATIENCE).await.map_err(|e| StartError::Other(e.to_string()))
 }
 
-/// Every policy version in use is in the record before the first decision under it.
 /// Puts the artifacts of a policy into the store, by their hash, so that its decisions can be derived again wherever the
 /// record goes.
 async fn keep_artifacts(
@@ -100,6 +99,7 @@ async fn keep_artifacts(
     Ok(())
 }
 
+/// Every policy version in use is in the record before the first decision under it.
 pub(super) async fn record_start(
     log: &EventLog,
     store: &dyn AuditStore,

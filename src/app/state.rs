@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use super::{
     StartError,
-    record::{caught_up, open_record, open_store, store_error, store_target, usable},
+    record::{caught_up, open_record, open_store, store_target, usable},
 };
 use crate::{
     audit::{AuditStore, DecisionFilter, EventLog, Feeder, FeederOptions, LogOptions},
@@ -113,6 +113,5 @@ pub async fn set_state(
     log.append(vec![Event::new(now, None, EventBody::StateUpdate(update)), Event::new(now, None, note)]).await?;
     caught_up(&feeder, &log).await?;
     store.close().await;
-    let _ = store_error;
     Ok((policy.hash(), state.seq))
 }
