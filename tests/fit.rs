@@ -119,7 +119,7 @@ fn a_bandit_is_warmed_up_by_outcomes() {
     let at = |name: &str| dir.path().join(name);
     outcomes(&at("outcomes.parquet"), &["weak", "strong"], 0, 120);
     let cold = "policy: p\nmodels: {weak: {name: weak}, strong: {name: strong}}\nselect:\n  arms: [weak, strong]\n  linucb: \
-                {alpha: 0.05}\n  features: [tokens, complexity]\nreward:\n  quality: {weight: 1, from: feedback.score}\n  \
+                {alpha: 0.05, feature_ridge: 1}\n  features: [tokens, complexity]\nreward:\n  quality: {weight: 1, from: feedback.score}\n  \
                 cost_usd: {weight: -0.2, scale: 0.01}\n";
     let file = at("p.yaml");
     std::fs::write(&file, cold).unwrap();

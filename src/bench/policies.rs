@@ -235,7 +235,7 @@ fn ridge(
             }
         }
     }
-    let Some(factor) = linalg::cholesky(&a, columns, 1.0) else { return vec![means; places.len()] };
+    let Some(factor) = linalg::cholesky(&a, columns, |_| 1.0) else { return vec![means; places.len()] };
     let weights: Vec<Vec<f64>> = b.iter().map(|b| linalg::solve(&factor, b)).collect();
     let predict = |q: &usize| {
         let x = row(*q);

@@ -57,7 +57,7 @@ impl Gram {
     /// column, so that it is hardly regularised. `None` where the matrix has no factor.
     pub fn solve(&self, lambda: f64) -> Option<Vec<f64>> {
         let d = self.columns;
-        let factor = linalg::cholesky(&self.a, d, lambda)?;
+        let factor = linalg::cholesky(&self.a, d, |_| lambda)?;
         let constant: Vec<f64> = (0..d).map(|i| self.a[i * (i + 1) / 2]).collect();
         let mut out = Vec::with_capacity(self.models * d);
         for m in 0..self.models {
@@ -80,7 +80,7 @@ pub(super) fn logistic(rows: &[Vec<f64>], matrix: &Matrix, places: &[usize], lam
     let models = matrix.models.len();
     let mut a = vec![0.0; linalg::packed_len(columns)];
     places.iter().for_each(|q| linalg::rank_one(&mut a, &rows[*q], 0.25));
-    let factor = linalg::cholesky(&a, columns, lambda)?;
+    let factor = linalg::cholesky(&a, columns, |_| lambda)?;
     let mut weights = vec![0.0; models * columns];
     for _ in 0..STEPS {
         let mut gradient: Vec<f64> = weights.iter().map(|w| -lambda * w).collect();

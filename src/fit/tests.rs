@@ -113,7 +113,7 @@ fn a_model_enters_a_graph_by_a_few_observations() {
 }
 
 const BANDIT: &str = "policy: p\nmodels: {weak: {name: weak}, strong: {name: strong}, fresh: {name: fresh}}\nselect:\n  arms: \
-                      [weak, strong, fresh]\n  linucb: {alpha: 0.1}\n  features: [complexity, {embedding: {project: \
+                      [weak, strong, fresh]\n  linucb: {feature_ridge: 1, alpha: 0.1}\n  features: [complexity, {embedding: {project: \
                       24}}]\n  no_embedding: strong\n  min_propensity: 0.02\nreward: {quality: {weight: 1, from: \
                       feedback.score}, cost_usd: {weight: -0.2, scale: 0.01}}\n";
 

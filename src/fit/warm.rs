@@ -35,8 +35,7 @@ impl Warm {
 }
 
 /// Fits the means of x xᵀ and of r x over the queries at `places`: x as the policy's features are, r as its reward is with
-/// the score as the feedback that it waits for. Predictions are
-/// those of the policy itself after `pulls` requests per arm.
+/// the score as the feedback that it waits for. Predictions are those of the policy itself after `pulls` requests per arm.
 ///
 /// # Errors
 /// When the policy does not learn, or its reward needs what outcomes do not have.
@@ -70,7 +69,8 @@ pub fn warm_start(
     }
     let pulls = f64::from(pulls);
     let scaled: Vec<f64> = a.iter().map(|x| x * pulls).collect();
-    let factor = linalg::cholesky(&scaled, d, 1.0).ok_or("the queries' features cannot be solved for")?;
+    let factor = linalg::cholesky(&scaled, d, |i| policy.ridge(i).unwrap_or(1.0))
+        .ok_or("the queries' features cannot be solved for")?;
     let theta: Vec<Vec<f64>> = b
         .chunks_exact(d.max(1))
         .map(|b| linalg::solve(&factor, &b.iter().map(|x| x * pulls).collect::<Vec<f64>>()))

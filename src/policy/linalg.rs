@@ -68,8 +68,8 @@ pub(crate) fn rank_one(a: &mut [f64], x: &[f64], w: f64) {
     }
 }
 
-/// The lower Cholesky factor L of A + ridge·I, packed; `None` when that is not positive definite.
-pub(crate) fn cholesky(a: &[f64], n: usize, ridge: f64) -> Option<Vec<f64>> {
+/// The lower Cholesky factor L of A + diag(ridge(0), ridge(1), …), packed; `None` when that is not positive definite.
+pub(crate) fn cholesky(a: &[f64], n: usize, ridge: impl Fn(usize) -> f64) -> Option<Vec<f64>> {
     let mut l = vec![0.0; packed_len(n)];
     for i in 0..n {
         let ri = i * (i + 1) / 2;
@@ -77,7 +77,7 @@ pub(crate) fn cholesky(a: &[f64], n: usize, ridge: f64) -> Option<Vec<f64>> {
             let rj = j * (j + 1) / 2;
             let s = a[ri + j] - dot(&l[ri..ri + j], &l[rj..rj + j]);
             if i == j {
-                let pivot = s + ridge;
+                let pivot = s + ridge(i);
                 if !(pivot.is_finite() && pivot > 0.0) {
                     return None;
                 }
@@ -144,7 +144,7 @@ mod tests {
                 rank_one(&mut a, &sample(n, k as u64), 1.0);
             }
             let b = sample(n, 999);
-            let l = cholesky(&a, n, 0.5).unwrap();
+            let l = cholesky(&a, n, |_| 0.5).unwrap();
             let x = solve(&l, &b);
             for (i, b) in b.iter().enumerate() {
                 let row: Vec<f64> = (0..n)
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn a_matrix_that_is_not_positive_definite_has_no_factor() {
-        assert!(cholesky(&[-1.0], 1, 0.5).is_none());
-        assert!(cholesky(&[f64::NAN], 1, 0.5).is_none());
+        assert!(cholesky(&[-1.0], 1, |_| 0.5).is_none());
+        assert!(cholesky(&[f64::NAN], 1, |_| 0.5).is_none());
     }
 }

@@ -290,7 +290,7 @@ impl Policy {
     pub fn initial_state(&self) -> State {
         match self.learner() {
             Some(linear) => State::initial(self.hash, linear),
-            None => State::empty(self.hash, 0, 1.0),
+            None => State::empty(self.hash, 0, state::Ridge { constant: 1.0, features: 1.0 }),
         }
     }
 
@@ -298,6 +298,11 @@ impl Policy {
     /// learn.
     pub fn feature_vector(&self, context: &Context) -> Option<Vec<f64>> {
         Some(self.learner()?.features.vector(context))
+    }
+
+    /// Regularisation of a learning selector's feature `i`; 0 is the constant. `None` for a policy that does not learn.
+    pub fn ridge(&self, i: usize) -> Option<f64> {
+        Some(self.learner()?.ridge.of(i))
     }
 
     /// Names of a learning selector's features with their parameters.

@@ -410,10 +410,15 @@ pub struct LinUcbSpec {
     #[serde(default)]
     #[schemars(range(min = 0.0))]
     pub alpha: Option<f64>,
-    /// Regularisation. Default: 1.
+    /// Regularisation of the constant. Default: 1.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ridge: Option<f64>,
+    /// Regularisation of every other feature: the greater, the longer an arm behaves as if there were no context. Default:
+    /// 25 times `ridge`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub feature_ridge: Option<f64>,
     /// After this time an observation counts half, e.g. `7d`. Default: never.
     #[serde(default)]
     pub half_life: Option<String>,
@@ -437,10 +442,15 @@ pub struct ThompsonSpec {
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub noise: Option<f64>,
-    /// Regularisation. Default: 1.
+    /// Regularisation of the constant. Default: 1.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ridge: Option<f64>,
+    /// Regularisation of every other feature: the greater, the longer an arm behaves as if there were no context. Default:
+    /// 25 times `ridge`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub feature_ridge: Option<f64>,
     /// After this time an observation counts half, e.g. `7d`. Default: never.
     #[serde(default)]
     pub half_life: Option<String>,
@@ -472,10 +482,15 @@ pub struct EpsilonGreedySpec {
     #[serde(default)]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub least: Option<f64>,
-    /// Regularisation. Default: 1.
+    /// Regularisation of the constant. Default: 1.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub ridge: Option<f64>,
+    /// Regularisation of every other feature: the greater, the longer an arm behaves as if there were no context. Default:
+    /// 25 times `ridge`.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub feature_ridge: Option<f64>,
     /// After this time an observation counts half, e.g. `7d`. Default: never.
     #[serde(default)]
     pub half_life: Option<String>,

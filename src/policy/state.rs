@@ -27,7 +27,7 @@ pub struct State {
     pub policy_hash: Hash,
     /// Length of feature vectors; 0 for a policy that does not learn.
     pub(super) dimensions: usize,
-    pub(super) ridge: f64,
+    pub(super) ridge: Ridge,
     /// The newest decision among the folded updates: forgetting counts up to here.
     pub(super) clock: Micros,
     /// Pacing's price, in reward per target cost.
@@ -64,12 +64,50 @@ struct Remembered {
     decided: Micros,
 }
 
+/// Regularisation of an arm's regression: λ of the constant, and of every other feature.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "StoredRidge")]
+pub(super) struct Ridge {
+    pub constant: f64,
+    pub features: f64,
+}
+
+/// States of earlier versions have one number for both.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum StoredRidge {
+    One(f64),
+    Two { constant: f64, features: f64 },
+}
+
+impl From<StoredRidge> for Ridge {
+    fn from(stored: StoredRidge) -> Self {
+        match stored {
+            StoredRidge::One(both) => Ridge { constant: both, features: both },
+            StoredRidge::Two { constant, features } => Ridge { constant, features },
+        }
+    }
+}
+
+impl Ridge {
+    /// λ of feature `i`.
+    pub fn of(&self, i: usize) -> f64 {
+        if i == 0 { self.constant } else { self.features }
+    }
+
+    /// sqrt(xᵀ Λ⁻¹ x): how little is known at x of an arm that was never pulled.
+    pub fn width(&self, x: &[f64]) -> f64 {
+        let (constant, rest) = x.split_at(x.len().min(1));
+        (linalg::dot(constant, constant) / self.constant + linalg::dot(rest, rest) / self.features).sqrt()
+    }
+}
+
 /// Derived from `a`, `b` and the ridge alone.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Fit {
-    /// Lower Cholesky factor of A + ridge I, packed.
+    /// Lower Cholesky factor of A + Λ, packed; Λ is the ridge, a diagonal.
     pub l: Vec<f64>,
-    /// (A + ridge I)⁻¹ b.
+    /// (A + Λ)⁻¹ b.
     pub theta: Vec<f64>,
 }
 
@@ -79,7 +117,7 @@ struct Stored {
     seq: u64,
     policy_hash: Hash,
     dimensions: usize,
-    ridge: f64,
+    ridge: Ridge,
     clock: Micros,
     #[serde(default, skip_serializing_if = "is_zero")]
     price: f64,
@@ -187,12 +225,12 @@ impl Learnt {
         if self.weight > 0.0 { self.cost / self.weight } else { 0.0 }
     }
 
-    fn refit(&mut self, dimensions: usize, ridge: f64) {
+    fn refit(&mut self, dimensions: usize, ridge: Ridge) {
         self.fit = None;
         if self.pulls == 0 || self.a.len() != linalg::packed_len(dimensions) || self.b.len() != dimensions {
             return;
         }
-        self.fit = linalg::cholesky(&self.a, dimensions, ridge).map(|l| {
+        self.fit = linalg::cholesky(&self.a, dimensions, |i| ridge.of(i)).map(|l| {
             let theta = linalg::solve(&l, &self.b);
             Fit { l, theta }
         });
@@ -259,7 +297,7 @@ impl FoldError {
 }
 
 impl State {
-    pub(super) fn empty(policy_hash: Hash, dimensions: usize, ridge: f64) -> Self {
+    pub(super) fn empty(policy_hash: Hash, dimensions: usize, ridge: Ridge) -> Self {
         State {
             seq: 0,
             policy_hash,

@@ -1,5 +1,5 @@
 //! `linucb`: disjoint LinUCB (Li, Chu, Langford, Schapire, "A contextual-bandit approach to personalized news article
-//! recommendation", WWW 2010). The score is the upper bound θ·x + α sqrt(xᵀ (A + λI)⁻¹ x); the tried arm with the
+//! recommendation", WWW 2010). The score is the upper bound θ·x + α sqrt(xᵀ (A + Λ)⁻¹ x); the tried arm with the
 //! greatest bound has all the mass.
 
 use super::{Belief, greedy};
@@ -14,11 +14,6 @@ pub(in crate::policy) struct LinUcb {
 impl LinUcb {
     pub fn score(&self, belief: &Belief) -> f64 {
         belief.mean + self.alpha * belief.width
-    }
-
-    /// The bound of an arm that was never pulled, where the reward is expected to be 0: α|x|/sqrt(λ).
-    pub fn cold(&self, norm: f64, ridge: f64) -> f64 {
-        self.alpha * norm / ridge.sqrt()
     }
 
     pub fn shares(&self, beliefs: &[Belief]) -> Vec<f64> {

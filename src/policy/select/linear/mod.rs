@@ -1,7 +1,13 @@
 //! Selectors that learn online: per arm a ridge regression of the reward on the request's features (the state), and a
 //! rule that turns what is known of the arms into probabilities: [`linucb`], [`thompson`], [`epsilon_greedy`].
 //!
-//! **The trap of untried arms.** A cold arm's LinUCB bound is α|x|/sqrt(λ). Where that lies below what a tried arm
+//! **Contexts as evidence allows.** The constant has its own, weaker ridge: with one λ for all, a handful of pulls fits a
+//! dozen coefficients to noise, and the arm pays for it in regret for thousands of requests. With a stronger λ on all
+//! other features an arm begins as one without context, and its coefficients grow as there is evidence for them (partial
+//! pooling; Gelman, Hill, "Data analysis using regression and multilevel/hierarchical models", 2006, section 12). Measured
+//! in eval/bandits.md.
+//!
+//! **The trap of untried arms.** A cold arm's LinUCB bound is α sqrt(xᵀ Λ⁻¹ x). Where that lies below what a tried arm
 //! already earns, the cold arm is *never* taken, and an arm added online stays unknown for good. So pulls are forced, as a
 //! step from probabilities to probabilities: of K arms that can serve, each with fewer than `min_pulls` rewarded pulls
 //! gets 1/K, its fair share; the rest is divided among the tried ones by the rule.
@@ -24,7 +30,13 @@ use self::{epsilon_greedy::EpsilonGreedy, linucb::LinUcb, thompson::Thompson};
 use super::{Situation, Weighed};
 use crate::{
     domain::Micros,
-    policy::{Artifact, artifact::ArtifactError, features::Features, linalg, state::Learnt},
+    policy::{
+        Artifact,
+        artifact::ArtifactError,
+        features::Features,
+        linalg,
+        state::{Learnt, Ridge},
+    },
 };
 
 /// From beliefs to probabilities.
@@ -80,7 +92,7 @@ impl Prior {
 #[derive(Debug)]
 pub(in crate::policy) struct Linear {
     pub rule: Rule,
-    pub ridge: f64,
+    pub ridge: Ridge,
     pub half_life: Option<Micros>,
     /// Only this many of the newest updates count.
     pub window: Option<usize>,
@@ -96,7 +108,7 @@ pub(in crate::policy) struct Linear {
 pub(in crate::policy) struct Belief {
     /// Expected reward θ·x.
     pub mean: f64,
-    /// sqrt(xᵀ (A + λI)⁻¹ x).
+    /// sqrt(xᵀ (A + Λ)⁻¹ x).
     pub width: f64,
     /// What pacing takes off the score.
     pub price: f64,
@@ -106,7 +118,7 @@ impl Linear {
     /// A mixture: fair shares for cold arms, the rest by the rule among the tried ones.
     pub fn weigh(&self, s: &Situation<'_>) -> Weighed {
         let x = self.features.vector(s.context);
-        let norm = linalg::dot(&x, &x).sqrt();
+        let unknown = Belief { mean: 0.0, width: self.ridge.width(&x), price: 0.0 };
         let mut z = vec![0.0; x.len()];
         let known = s.state.dimensions == x.len();
         let mut scores = Vec::with_capacity(s.arms.len());
@@ -123,10 +135,7 @@ impl Linear {
                     price: self.price(s.state.price, arm),
                 }
             });
-            scores.push(Some(match &belief {
-                Some(belief) => self.score(belief),
-                None => self.cold(norm),
-            }));
+            scores.push(Some(self.score(belief.as_ref().unwrap_or(&unknown))));
             if !s.alive[i] {
                 continue;
             }
@@ -139,7 +148,7 @@ impl Linear {
                 // With `min_pulls: 0` an arm is left to its bound from the start.
                 None if self.min_pulls == 0 => {
                     tried.push(i);
-                    beliefs.push(Belief { mean: 0.0, width: norm / self.ridge.sqrt(), price: 0.0 });
+                    beliefs.push(unknown);
                 }
                 _ => {
                     cold += 1;
@@ -163,13 +172,6 @@ impl Linear {
             Rule::Thompson(_) | Rule::EpsilonGreedy(_) => belief.mean,
         };
         score - belief.price
-    }
-
-    fn cold(&self, norm: f64) -> f64 {
-        match &self.rule {
-            Rule::LinUcb(rule) => rule.cold(norm, self.ridge),
-            Rule::Thompson(_) | Rule::EpsilonGreedy(_) => 0.0,
-        }
     }
 
     fn shares(&self, beliefs: &[Belief], updates: u64) -> Vec<f64> {
