@@ -8,7 +8,8 @@
 //! - [`gateway`]: the runs; [`report`]: medians, table, JSON.
 //!
 //! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes,
-//! `weir bench bandits` ([`bandits`]) the learning ones, and `weir bench decide` ([`decide`]) says what a decision costs.
+//! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs, and
+//! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth.
 
 pub mod bandits;
 pub mod bare_proxy;
@@ -16,6 +17,7 @@ pub mod decide;
 pub mod gateway;
 pub mod load;
 pub mod mock_upstream;
+pub mod ope;
 pub mod policies;
 pub mod process;
 pub mod report;

@@ -11,7 +11,7 @@ use crate::{
         BenchError, bandits, bare_proxy, decide,
         gateway::Plan,
         load::Mode,
-        mock_upstream, policies,
+        mock_upstream, ope, policies,
         report::Report,
         subject::{self, Subject},
     },
@@ -33,6 +33,8 @@ enum What {
     Policies(PoliciesArgs),
     /// Learning selectors online, on routing outcomes as a stream
     Bandits(BanditsArgs),
+    /// Off-policy estimates against the truth, on routing outcomes
+    Ope(OpeArgs),
     /// What one decision costs, selector by selector
     Decide(DecideArgs),
     /// A server of fixed answers
@@ -94,6 +96,33 @@ struct GatewayArgs {
     mode: Option<ModeArg>,
     #[command(flatten)]
     data_dir: DataDir,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  weir bench ope --data outcomes/ --out eval/runs/today")]
+struct OpeArgs {
+    /// A Parquet file of outcomes, or a directory of such files
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Directory for the raw results and the tables
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Logs that are drawn, per data set and way of logging
+    #[arg(long, value_name = "N", default_value_t = 2000)]
+    repetitions: usize,
+    /// Decisions per log
+    #[arg(long, value_name = "N", default_value_t = 2500)]
+    decisions: usize,
+    /// Bootstrap resamples per estimate
+    #[arg(long, value_name = "N", default_value_t = 400)]
+    resamples: usize,
+    /// Prices of models whose outcomes have no cost
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    /// Print one JSON document instead of the tables
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -198,6 +227,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Gateway(args) => return gateway(args),
         What::Policies(args) => return judge_policies(&args),
         What::Bandits(args) => return play_bandits(&args),
+        What::Ope(args) => return estimate_often(&args),
         What::Decide(args) => return decide_often(&args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
@@ -283,6 +313,21 @@ fn play_bandits(args: &BanditsArgs) -> anyhow::Result<ExitCode> {
     }
     let report = bandits::Report::of(rows, plan);
     publish(&report, &report.markdown(), "bandits", args.out.as_deref(), args.json)
+}
+
+fn estimate_often(args: &OpeArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.repetitions >= 1 && args.decisions >= 2, "at least 1 repetition of 2 decisions");
+    let prices = super::policy::fit::prices(args.prices.as_deref())?;
+    let plan = ope::Plan { repetitions: args.repetitions, decisions: args.decisions, resamples: args.resamples };
+    let mut rows = Vec::new();
+    for matrix in Matrix::read_all(&args.data, Some(&prices))? {
+        anyhow::ensure!(matrix.models.len() > 1, "{}: one model only, there is nothing to choose", matrix.name);
+        let bar = super::policy::fit::bar(&format!("logging {}", matrix.name), args.repetitions * 4);
+        rows.extend(ope::run(&matrix, &plan, &|| bar.inc(1)));
+        bar.finish_and_clear();
+    }
+    let report = ope::Report::of(rows, plan);
+    publish(&report, &report.markdown(), "ope", args.out.as_deref(), args.json)
 }
 
 fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {

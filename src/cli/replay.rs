@@ -1,4 +1,6 @@
-//! `weir replay`: what policies would have chosen for recorded requests.
+//! `weir replay`: what policies would have chosen for recorded requests, and what that would have been worth.
+
+mod estimate;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -10,14 +12,26 @@ use crate::{
     replay::{self, ReplayReport},
 };
 
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Estimate another policy's value from a file of logged decisions
+    Estimate(estimate::EstimateArgs),
+}
+
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   weir replay --data ~/.local/share/weir                            the policies of the record against themselves
-  weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen")]
+  weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen"
+)]
 pub struct ReplayArgs {
+    #[command(subcommand)]
+    verb: Option<Verb>,
     /// A data directory of `weir serve`
-    #[arg(long, value_name = "DIR")]
-    data: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    data: Option<PathBuf>,
     /// The record in this PostgreSQL, instead of the directory's embedded store
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
     database_url: Option<String>,
@@ -51,10 +65,14 @@ pub(crate) async fn newest(store: &dyn AuditStore, last: usize) -> anyhow::Resul
 }
 
 pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    if let Some(Verb::Estimate(args)) = &args.verb {
+        return estimate::run(args);
+    }
+    let data = args.data.context("--data is required")?;
     super::runtime()?.block_on(async {
-        let store = app::open_record(&args.data, args.database_url.as_deref()).await?;
+        let store = app::open_record(&data, args.database_url.as_deref()).await?;
         let views = newest(store.as_ref(), args.last).await?;
-        anyhow::ensure!(!views.is_empty(), "there are no decisions in {}", args.data.display());
+        anyhow::ensure!(!views.is_empty(), "there are no decisions in {}", data.display());
         let mut policies = Vec::new();
         if args.policy.is_empty() {
             let mut seen = std::collections::BTreeSet::new();
@@ -67,7 +85,7 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
         }
         for path in &args.policy {
             policies.push(
-                app::policy_for_replay(path, &args.data, store.as_ref(), &views)
+                app::policy_for_replay(path, &data, store.as_ref(), &views)
                     .await
                     .with_context(|| path.display().to_string())?,
             );
@@ -94,6 +112,13 @@ fn print(report: &ReplayReport) {
         }
         if let Some(mean) = policy.mean_reward {
             println!("  reward      {mean:.4} over {} decisions with known reward", policy.rewarded);
+        }
+        println!("  by rule     {} of the log", policy.by_rule);
+        if let Some(e) = &policy.estimates {
+            println!("\nReward per decision, estimated, with 95 % intervals:\n{}", estimate::table(e, true));
+        }
+        if let Some(why) = &policy.no_estimate {
+            println!("  no estimate {why}");
         }
         for (reason, count) in &policy.skipped {
             println!("  left out    {count}: {reason}");

@@ -180,7 +180,7 @@ pub fn diff(
 }
 
 /// Probability of each arm, by name.
-fn chances(decision: &Decision) -> BTreeMap<String, f64> {
+pub(super) fn chances(decision: &Decision) -> BTreeMap<String, f64> {
     if decision.plan.is_none() {
         return BTreeMap::from([("(refused)".to_owned(), 1.0)]);
     }

@@ -1,24 +1,34 @@
 //! What other policies would have chosen for the recorded requests.
 //!
 //! A learning policy learns as it goes by the replay method (Li et al., arXiv 1003.5956): where it chooses the arm that
-//! was really taken, and that decision's reward is known, it is told so; elsewhere it learns nothing. Rewards are
+//! was really taken, and that decision's reward is known, it is told so; elsewhere it learns nothing. What the policy would
+//! have earned is estimated from all rewarded decisions, by the exact probabilities that were logged and those that the
+//! policy gives ([`super::estimate`]); a decision at time t is weighed by the policy as it was at t. Rewards are
 //! recomputed from their parts under the policy's own weights. The policy that made the log is derived from its own
 //! recorded states instead, so that it must agree with itself in every decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::{
     ReplayError,
+    diff::chances,
+    direct::{Direct, PARTS},
+    estimate::{Asked, Estimates, Row, estimate},
     reproduce::{context_of, reproduce},
 };
 use crate::{
     audit::{AuditStore, DecisionView},
     domain::{Context, DecidedBy, StateUpdate},
     learn::observed,
-    policy::Policy,
+    policy::{Policy, query_feature},
 };
+
+/// Share of the policy's probability that may lie on arms that the log could not have taken, for an estimate to be given.
+const UNSUPPORTED: f64 = 0.01;
+/// What the reward model sees, behind a constant 1: signals that every logged context has.
+const FEATURES: [&str; 4] = ["tokens", "query_tokens", "complexity", "code_share"];
 
 /// One policy's way over the log.
 #[derive(Clone, Debug, Serialize)]
@@ -39,6 +49,15 @@ pub struct ReplayedPolicy {
     /// estimate of the policy's value needs a log with uniform propensities (Li et al., theorem 1).
     pub rewarded: usize,
     pub mean_reward: Option<f64>,
+    /// What it would have earned per decision; absent where `no_estimate` says why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimates: Option<Estimates>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_estimate: Option<String>,
+    /// Decisions of the log that a rule made, for certain.
+    pub by_rule: usize,
+    /// Mean probability that the policy gives to arms that the log could not have taken.
+    pub unsupported: f64,
     /// Per decision: id, logged arm, chosen arm, propensity of the chosen arm.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
@@ -94,6 +113,10 @@ fn empty(policy: &Policy) -> ReplayedPolicy {
         arms: BTreeMap::new(),
         rewarded: 0,
         mean_reward: None,
+        estimates: None,
+        no_estimate: None,
+        by_rule: 0,
+        unsupported: 0.0,
         choices: Vec::new(),
     }
 }
@@ -112,16 +135,108 @@ async fn replay_own(
     out.decisions = derived.asked - derived.impossible.len();
     out.agreed = derived.same;
     let mut sum = 0.0;
+    let mut rows = Vec::new();
     for view in views {
         let decision = &view.decision.decision;
         *out.arms.entry(decision.arm.clone()).or_default() += 1;
+        out.by_rule += usize::from(decision.decided_by == DecidedBy::Rule);
+        if asked_for(view) {
+            rows.push(Logged::of(policy, view, 1.0, BTreeMap::from([(decision.arm.clone(), 1.0)])));
+        }
         if let Some(reward) = observed(view).and_then(|o| policy.reward(&o)) {
             out.rewarded += 1;
             sum += reward;
         }
     }
     out.mean_reward = (out.rewarded > 0).then(|| sum / out.rewarded as f64);
+    out.judge(&rows);
     Ok(out)
+}
+
+/// Whether a policy chose, and the request was served by what it chose.
+fn asked_for(view: &DecisionView) -> bool {
+    !matches!(view.decision.decision.decided_by, DecidedBy::Pinned | DecidedBy::Shadow) && !view.decision.dry
+}
+
+/// A logged decision, weighed.
+struct Logged {
+    session: u64,
+    arm: String,
+    weight: f64,
+    /// Under the replayed policy's weights.
+    reward: Option<f64>,
+    /// What the reward model sees.
+    features: Vec<f64>,
+    /// The replayed policy's probabilities.
+    target: BTreeMap<String, f64>,
+}
+
+impl Logged {
+    fn of(policy: &Policy, view: &DecisionView, weight: f64, target: BTreeMap<String, f64>) -> Self {
+        let own = if view.decision.session.is_empty() { view.id.to_string() } else { view.decision.session.clone() };
+        let hash = blake3::hash(own.as_bytes());
+        let signals = view.context.as_ref().map(|c| &c.signals);
+        let named = FEATURES.iter().map(|name| signals.and_then(|s| query_feature(name, s)).unwrap_or(0.0));
+        Self {
+            session: hash.as_bytes().first_chunk().map_or(0, |b: &[u8; 8]| u64::from_le_bytes(*b)),
+            arm: view.decision.decision.arm.clone(),
+            weight,
+            reward: observed(view).and_then(|o| policy.reward(&o)),
+            features: std::iter::once(1.0).chain(named).collect(),
+            target,
+        }
+    }
+
+    fn part(&self) -> usize {
+        (self.session % PARTS as u64) as usize
+    }
+}
+
+impl ReplayedPolicy {
+    /// Estimates from the log's rows, or says why there are none.
+    fn judge(&mut self, log: &[Logged]) {
+        if self.unsupported > UNSUPPORTED {
+            self.no_estimate = Some(format!(
+                "{:.1} % of what it would do the log could never have done, so nothing is known of it: let the policy that \
+                 serves explore (`min_propensity: 0.02`), without rules that decide for these requests",
+                100.0 * self.unsupported
+            ));
+            return;
+        }
+        let names: BTreeSet<&String> = log.iter().flat_map(|l| l.target.keys().chain([&l.arm])).collect();
+        let places: BTreeMap<&String, usize> = names.into_iter().zip(0..).collect();
+        let place = |arm: &String| places.get(arm).copied().unwrap_or(0);
+        let (mut taken, mut seen) = (vec![0.0; places.len()], vec![0.0; places.len()]);
+        let mut direct = Direct::new(1 + FEATURES.len(), places.len());
+        for l in log {
+            taken[place(&l.arm)] += 1.0;
+            if let Some(reward) = l.reward {
+                seen[place(&l.arm)] += 1.0;
+                direct.take(l.part(), place(&l.arm), &l.features, reward);
+            }
+        }
+        let fitted = direct.fit();
+        let rows: Vec<Row> = log
+            .iter()
+            .map(|l| {
+                let model = |arm: usize| fitted.predict(l.part(), arm, &l.features);
+                let at = place(&l.arm);
+                Row {
+                    session: l.session,
+                    weight: l.weight,
+                    reward: l.reward,
+                    observed: if seen[at] > 0.0 { seen[at] / taken[at] } else { 1.0 },
+                    model_taken: model(at),
+                    model_target: l.target.iter().map(|(arm, p)| p * model(place(arm))).sum(),
+                }
+            })
+            .collect();
+        let asked = Asked { rewards: (f64::MIN, f64::MAX), ..Asked::default() };
+        match estimate(&rows, asked) {
+            Ok(estimates) => self.estimates = Some(estimates),
+            Err(why) => self.no_estimate = Some(why.to_string()),
+        }
+    }
 }
 
 /// The recorded context of a decision as another policy sees it, with cosines to its own examples.
@@ -141,10 +256,15 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
     let mut out = empty(policy);
     let mut state = policy.initial_state();
     let mut sum = 0.0;
+    let mut rows = Vec::new();
     for view in views {
         let logged = &view.decision.decision;
-        if logged.decided_by == DecidedBy::Pinned {
-            *out.skipped.entry("pinned by the client".to_owned()).or_default() += 1;
+        if !asked_for(view) {
+            let reason = match logged.decided_by {
+                DecidedBy::Pinned => "pinned by the client",
+                _ => "decided beside another, or only asked about",
+            };
+            *out.skipped.entry(reason.to_owned()).or_default() += 1;
             continue;
         }
         let context = match seen_by(policy, view) {
@@ -163,6 +283,17 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
             chosen: decision.arm.clone(),
             propensity: decision.propensity,
         });
+        let target = chances(&decision);
+        let could = chances(logged);
+        let there: f64 = target.iter().filter(|(arm, _)| could.contains_key(*arm)).map(|(_, p)| p).sum();
+        if logged.decided_by == DecidedBy::Rule {
+            out.by_rule += 1;
+        }
+        out.unsupported += (1.0 - there).max(0.0);
+        if logged.propensity > 0.0 {
+            let weight = target.get(&logged.arm).copied().unwrap_or(0.0) / logged.propensity;
+            rows.push(Logged::of(policy, view, weight, target));
+        }
         if decision.arm != logged.arm {
             continue;
         }
@@ -182,5 +313,7 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
         }
     }
     out.mean_reward = (out.rewarded > 0).then(|| sum / out.rewarded as f64);
+    out.unsupported /= out.decisions.max(1) as f64;
+    out.judge(&rows);
     out
 }

@@ -5,6 +5,8 @@
 //! calls a model.
 
 pub mod diff;
+pub mod direct;
+pub mod estimate;
 mod log;
 pub mod matrix;
 pub mod metrics;
