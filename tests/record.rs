@@ -255,4 +255,34 @@ async fn a_thousand_learning_decisions_derive_again() {
         .unwrap();
     let replayed = json_of(&["replay", "--data", data, "--json", "--policy", other.to_str().unwrap()]);
     assert_eq!(replayed["policies"][0]["arms"], json!({"cheap": 1000}), "{replayed}");
+    assert!(replayed["policies"][0]["no_estimate"].as_str().unwrap().contains("reward:"), "{replayed}");
+
+    // What always taking one arm would have earned, from a log that mostly took the other: only `dear` was ever liked.
+    let always = |arm: &str, text: &str| {
+        let file = dir.path().join(format!("{arm}.yaml"));
+        std::fs::write(&file, text.replace("ARM", arm)).unwrap();
+        json_of(&["replay", "--data", data, "--json", "--policy", file.to_str().unwrap()])["policies"][0].clone()
+    };
+    let one = "policy: one\nmodels: {ARM: {name: ARM}}\nselect: {arms: [ARM], static: ARM}\n\
+               reward: {quality: {weight: 1, from: feedback.score}}\n";
+    for (arm, truth) in [("cheap", 0.0), ("dear", 1.0)] {
+        let replayed = always(arm, one);
+        let estimates = &replayed["estimates"];
+        assert_eq!(estimates["rows"], json!(1000), "{replayed}");
+        assert_eq!(estimates["rewarded"], json!(334), "{replayed}");
+        assert!((estimates["snips"]["value"].as_f64().unwrap() - truth).abs() < 1e-9, "{replayed}");
+        let interval = |name: &str| {
+            let of = &estimates[name]["interval"];
+            (of[0].as_f64().unwrap(), of[1].as_f64().unwrap())
+        };
+        for name in ["ips", "dr"] {
+            let (low, high) = interval(name);
+            assert!(low - 0.05 <= truth && truth <= high + 0.05, "{name}: {replayed}");
+        }
+    }
+    // An arm that the log never had.
+    let unknown = always("stranger", &one.replace("{name: ARM}", "{name: cheap}"));
+    assert!(unknown["no_estimate"].as_str().unwrap().starts_with("100.0 % of what it would do"), "{unknown}");
+    let (code, out, _) = weir::run(&["replay", "--data", data, "--policy", other.to_str().unwrap()]);
+    assert!(code == 0 && out.contains("no estimate"), "{out}");
 }

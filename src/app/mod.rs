@@ -29,7 +29,7 @@ use crate::{
 pub use models::offline_embedder;
 use models::{backends, embedder, list_upstream_models};
 use policies::compile;
-pub use policies::{check, compile_with, policy_for_replay, read_artifacts};
+pub use policies::{check, compile_plain, compile_with, policy_for_replay, read_artifacts};
 pub use record::open_record;
 use record::{caught_up, log_options, open_store, record_start, store_error, store_target, usable};
 

@@ -105,6 +105,15 @@ pub(super) fn artifact_path(policy: &str, artifact: &str) -> PathBuf {
     Path::new(policy).parent().unwrap_or(Path::new("")).join(artifact)
 }
 
+/// Compiles without an embedder: what a policy is before anything is embedded.
+///
+/// # Errors
+/// When the policy does not compile.
+pub fn compile_plain(spec: &policy::Spec, fleet: &Fleet) -> Result<Policy, StartError> {
+    let inputs = Inputs::unembedded(fleet).with(read_artifacts(spec));
+    policy::compile(spec, &inputs).map_err(|d| StartError::Policy(d.to_string()))
+}
+
 /// Compiles for somebody who has an embedder at hand: `weir policy test` and `explain`.
 ///
 /// # Errors

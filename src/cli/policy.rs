@@ -230,7 +230,7 @@ fn load_to_decide(
 
 /// The fleet that a file without a configuration implies: each of its `models` is an entry of the name it asks for, or,
 /// asked for by tag, an entry of the alias's own name with that tag; they can do everything and cost nothing.
-fn implied_fleet(spec: &Spec) -> Fleet {
+pub(super) fn implied_fleet(spec: &Spec) -> Fleet {
     let mut cards: BTreeMap<&str, ModelCard> = BTreeMap::new();
     for (alias, model) in &spec.models {
         let name = model.name.as_deref().unwrap_or(alias);

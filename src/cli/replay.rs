@@ -2,14 +2,23 @@
 
 mod estimate;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 
+use super::DataDir;
 use crate::{
     app,
     audit::{AuditStore, DecisionFilter, DecisionView},
-    replay::{self, ReplayReport},
+    domain::{Capabilities, Context, Embedding, Energy, Fleet, ModelCard, Price, Signals},
+    fit::embed,
+    policy::{self, Policy},
+    replay::{self, ReplayReport, matrix::Matrix, outcomes::replay_outcomes},
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -24,12 +33,13 @@ enum Verb {
     subcommand_negates_reqs = true,
     after_help = "Examples:
   weir replay --data ~/.local/share/weir                            the policies of the record against themselves
-  weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen"
+  weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen
+  weir replay --data outcomes.parquet --policy policies/*.yaml      what they earn where all answers are known"
 )]
 pub struct ReplayArgs {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// A data directory of `weir serve`
+    /// A data directory of `weir serve`, or a Parquet file of outcomes (query_id, query, model, score, cost_usd)
     #[arg(long, value_name = "DIR", required = true)]
     data: Option<PathBuf>,
     /// The record in this PostgreSQL, instead of the directory's embedded store
@@ -38,6 +48,17 @@ pub struct ReplayArgs {
     /// Policy files; the policies that made the record otherwise
     #[arg(long, value_name = "FILE", num_args = 1..)]
     policy: Vec<PathBuf>,
+    /// Shuffled orders over outcomes, for policies that learn
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    seeds: u64,
+    /// The embedder, for outcomes and policies that look at embeddings
+    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
+    embedder: String,
+    /// Prices of models whose outcomes have no cost
+    #[arg(long, value_name = "FILE")]
+    prices: Option<PathBuf>,
+    #[command(flatten)]
+    data_dir: DataDir,
     /// At most this many of the newest decisions
     #[arg(long, default_value_t = 100_000)]
     last: usize,
@@ -68,7 +89,10 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     if let Some(Verb::Estimate(args)) = &args.verb {
         return estimate::run(args);
     }
-    let data = args.data.context("--data is required")?;
+    let data = args.data.clone().context("--data is required")?;
+    if data.is_file() {
+        return over_outcomes(&data, &args);
+    }
     super::runtime()?.block_on(async {
         let store = app::open_record(&data, args.database_url.as_deref()).await?;
         let views = newest(store.as_ref(), args.last).await?;
@@ -99,6 +123,91 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
         let broken = report.policies.iter().any(|p| p.made_the_log && p.agreed != p.decisions);
         Ok(ExitCode::from(u8::from(broken)))
     })
+}
+
+/// Policies on a matrix of outcomes.
+fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(!args.policy.is_empty(), "{}: outcomes were made by no policy; give --policy FILE", data.display());
+    let prices = super::policy::fit::prices(args.prices.as_deref())?;
+    let matrix = Matrix::read(data, Some(&prices))?;
+    let signals: Vec<Signals> = matrix.queries.iter().map(|q| embed::measured(&q.text)).collect();
+    // What a model asks per token is taken from what its answers cost.
+    let every: Vec<usize> = (0..matrix.len()).collect();
+    let tokens = signals.iter().map(|s| f64::from(s.tokens)).sum::<f64>().max(1.0) / matrix.len().max(1) as f64;
+    let cards = matrix.models.iter().zip(matrix.means(&every)).map(|(name, mean)| ModelCard {
+        name: name.clone(),
+        tags: Vec::new(),
+        context: 0,
+        price: Price { input: mean.cost / tokens * 1e6, ..Price::default() },
+        energy: Some(Energy::default()),
+        capabilities: Capabilities::default(),
+    });
+    let cards: Vec<ModelCard> = cards.collect();
+    let mut specs = Vec::new();
+    let mut names = BTreeSet::new();
+    for path in &args.policy {
+        let yaml = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let spec = policy::parse(&path.display().to_string(), &yaml)?;
+        anyhow::ensure!(
+            names.insert(spec.policy.clone()),
+            "{}: a second policy with the name {}: give each its own",
+            path.display(),
+            spec.policy
+        );
+        specs.push(spec);
+    }
+    let data_dir = args.data_dir.path();
+    let (policies, inputs) = super::runtime()?.block_on(async {
+        let mut plain = Vec::new();
+        for spec in &specs {
+            let known = super::policy::implied_fleet(spec);
+            let others = known.0.values().filter(|c| !matrix.models.contains(&c.name)).cloned();
+            let tagged = cards.iter().cloned().map(|card| {
+                let tags = known.get(&card.name).map(|k| k.tags.clone()).unwrap_or_default();
+                ModelCard { tags, ..card }
+            });
+            plain.push(Fleet::new(tagged.chain(others)));
+        }
+        let mut inputs = None;
+        let mut policies = Vec::new();
+        for (spec, fleet) in specs.iter().zip(&plain) {
+            let made = app::compile_plain(spec, fleet)?;
+            if !made.needs_embedding() {
+                policies.push(made);
+                continue;
+            }
+            let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+            if inputs.is_none() {
+                let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
+                let bar = super::policy::fit::bar("embedding queries", matrix.len());
+                inputs = Some(embed::inputs(&matrix, embedder.as_ref(), &mut cache, || bar.inc(1)).await?);
+                bar.finish_and_clear();
+            }
+            policies.push(app::compile_with(spec, fleet, &embedder).await?);
+        }
+        anyhow::Ok((policies, inputs))
+    })?;
+    let embedder = inputs.as_ref().map(|i| Arc::new(i.embedder.clone()));
+    let context = |policy: &Policy, q: usize| {
+        let mut context = Context { signals: signals[q].clone(), ..Context::default() };
+        if let (true, Some(inputs), Some(embedder)) = (policy.needs_embedding(), &inputs, &embedder) {
+            let vector = &inputs.embeddings[q];
+            context.signals.similarity = policy.similarities(vector);
+            context.signals.embedded = true;
+            context.embedding = Some(Embedding { vector: Arc::clone(vector), embedder: Arc::clone(embedder) });
+        }
+        context
+    };
+    let steps = policies.iter().map(|p| if p.learns() { args.seeds.max(1) as usize } else { 1 }).sum();
+    let bar = super::policy::fit::bar("replaying", steps);
+    let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let report = report.map_err(|e| anyhow::anyhow!("{}: {e}", data.display()))?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", report.table()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(report: &ReplayReport) {

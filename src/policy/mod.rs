@@ -260,6 +260,18 @@ impl Policy {
         self.arms.iter().map(String::as_str).collect()
     }
 
+    /// Every model that a plan of this policy can call, by name.
+    pub fn models(&self) -> std::collections::BTreeSet<&str> {
+        self.targets.iter().flat_map(|t| &t.models).filter_map(|m| Some(self.cards.get(*m)?.name.as_str())).collect()
+    }
+
+    /// The model that an arm calls if nothing eliminates it.
+    pub fn first_model(&self, arm: &str) -> Option<&str> {
+        let at = self.arms.iter().position(|name| name == arm)?;
+        let model = self.targets.get(*self.arm_targets.get(at)?)?.models.first()?;
+        Some(&self.cards.get(*model)?.name)
+    }
+
     /// Names of the example sets.
     pub fn example_sets(&self) -> &[String] {
         &self.example_sets

@@ -127,7 +127,7 @@ pub struct Estimates {
 pub enum EstimateError {
     #[error("row {row}: {what}")]
     Row { row: u64, what: String },
-    #[error("no row has a reward: give feedback, or a reward that needs none")]
+    #[error("no row has a reward: give feedback, or say a `reward:` whose parts were logged")]
     NoReward,
     #[error(
         "the target policy would have taken none of the rewarded arms: set `min_propensity` in the policy that serves, and \

@@ -10,6 +10,7 @@ pub mod estimate;
 mod log;
 pub mod matrix;
 pub mod metrics;
+pub mod outcomes;
 mod reproduce;
 pub mod router;
 
