@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::support::{test_home, weir};
 
 /// Outcomes of models on questions of two kinds: `weak` knows capitals only, `strong` everything, at ten times the price.
-fn outcomes(path: &Path, models: &[&str], from: usize, to: usize) {
+pub(crate) fn outcomes(path: &Path, models: &[&str], from: usize, to: usize) {
     let (mut ids, mut tasks, mut queries, mut names) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut scores, mut costs) = (Vec::new(), Vec::new());
     for n in from..to {
@@ -58,7 +58,7 @@ fn policy(args: &[&str]) -> (i32, String, String) {
     weir::run(&[&["policy"], args, &["--data-dir", home.to_str().unwrap()]].concat())
 }
 
-fn document(out: (i32, String, String)) -> Value {
+pub(crate) fn document(out: (i32, String, String)) -> Value {
     assert_eq!(out.0, 0, "{}{}", out.1, out.2);
     serde_json::from_str(&out.1).unwrap_or_else(|e| panic!("{e}: {}", out.1))
 }

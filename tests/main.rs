@@ -19,5 +19,6 @@ mod policy;
 mod real_model;
 mod record;
 mod reload;
+mod replay;
 mod setups;
 mod support;

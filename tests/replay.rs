@@ -1,0 +1,96 @@
+//! `weir replay` over outcomes: figures that can be had on paper.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::{
+    fit::{document, outcomes},
+    support::weir,
+};
+
+fn close(got: &Value, want: f64) {
+    assert!((got.as_f64().unwrap() - want).abs() < 1e-9, "{got} is not {want}");
+}
+
+fn write(dir: &Path, name: &str, rest: &str) -> String {
+    let file = dir.join(format!("{name}.yaml"));
+    let models = "models: {weak: {name: weak}, strong: {name: strong}}";
+    std::fs::write(&file, format!("policy: {name}\n{models}\n{rest}")).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn policies_earn_over_outcomes_what_they_earn_on_paper() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("made.parquet");
+    outcomes(&data, &["weak", "strong"], 0, 400);
+    let even = write(dir.path(), "even", "select: {arms: [weak, strong], weighted: {weak: 1, strong: 1}}\n");
+    let rule = write(
+        dir.path(),
+        "rule",
+        "rules:\n  - {name: long, when: signals.tokens > 12, use: strong}\nselect: {arms: [weak, strong], static: weak}\n",
+    );
+    let bandit = write(
+        dir.path(),
+        "bandit",
+        "select: {arms: [weak, strong], linucb: {alpha: 0.1, feature_ridge: 1}, features: [tokens, complexity]}\nreward: {quality: \
+         {weight: 1, from: feedback.score}, cost_usd: {weight: -0.2, scale: 0.01}}\n",
+    );
+    let replay = |more: &[&str]| {
+        let data = data.to_str().unwrap();
+        weir::run(&[&["replay", "--data", data, "--seeds", "4", "--policy", &even, &rule, &bandit], more].concat())
+    };
+    let report = document(replay(&["--json"]));
+    let [even, rule, bandit] = &report["policies"].as_array().unwrap()[..] else { panic!("{report}") };
+    // A half of everything: on the line between the two models, wherever that is cut.
+    close(&even["mean_score"], 0.75);
+    close(&even["mean_cost_usd"], 0.0055);
+    close(&even["pgr"], 0.5);
+    close(&even["zero_router"], 0.75);
+    close(&even["gain"], -0.25);
+    close(&even["tasks"]["sums"], 0.5);
+    close(&even["tasks"]["capitals"], 1.0);
+    close(&even["shares"]["weak"], 0.5);
+    close(&even["shares"]["strong"], 0.5);
+    let (low, high) = (even["interval"][0].as_f64().unwrap(), even["interval"][1].as_f64().unwrap());
+    assert!(low < -0.25 && -0.25 < high && high < 0.0, "{even}");
+    // What is long is a sum.
+    close(&rule["mean_score"], 1.0);
+    close(&rule["mean_cost_usd"], 0.0055);
+    close(&rule["pgr"], 1.0);
+    // It finds out.
+    assert!(bandit["mean_score"].as_f64() > Some(0.9) && bandit["gain"].as_f64() < Some(0.0), "{bandit}");
+    assert!(bandit["deviation"].as_f64() > Some(0.0), "{bandit}");
+    let baselines = report["baselines"].as_array().unwrap();
+    let of = |name: &str| baselines.iter().find(|l| l["name"].as_str().unwrap().starts_with(name)).unwrap();
+    close(&of("random")["pgr"], 0.5);
+    close(&of("random")["zero_router"], 0.75);
+    close(&of("always weak")["zero_router"], 0.5);
+    close(&of("oracle")["mean_cost_usd"], 0.0055);
+    close(&of("best model per task")["mean_score"], 1.0);
+    // The same bytes again, and a table that says the same.
+    assert_eq!(document(replay(&["--json"])), report);
+    let (_, table, _) = replay(&[]);
+    assert!(table.contains("400 queries, 2 models of made") && table.contains("0.7500"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_replayed_over_outcomes_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("made.parquet");
+    outcomes(&data, &["weak", "counter"], 0, 20);
+    let data = data.to_str().unwrap();
+    let one = write(dir.path(), "one", "select: {arms: [weak, strong], static: weak}\n");
+    let says = |args: &[&str], what: &str| {
+        let (code, out, err) = weir::run(&[&["replay", "--data"], args].concat());
+        assert!(code != 0 && out.is_empty() && err.contains(what), "{out}{err}");
+    };
+    says(&[data], "give --policy");
+    says(&[data, "--policy", &one], "the policy one can reach the model strong, of which made has no outcomes");
+    says(&[data, "--policy", &one, &one], "a second policy with the name one");
+    let broken = dir.path().join("broken.parquet");
+    let bytes = std::fs::read(data).unwrap();
+    std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
+    says(&[broken.to_str().unwrap(), "--policy", &one], "is no Parquet file");
+}
