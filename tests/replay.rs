@@ -73,6 +73,25 @@ fn policies_earn_over_outcomes_what_they_earn_on_paper() {
     assert_eq!(document(replay(&["--json"])), report);
     let (_, table, _) = replay(&[]);
     assert!(table.contains("400 queries, 2 models of made") && table.contains("0.7500"), "{table}");
+
+    // A later report in which `even` has become worse.
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("before.json"), report.to_string()).unwrap();
+    let mut later = report.clone();
+    later["policies"][0]["mean_score"] = serde_json::json!(0.7);
+    std::fs::write(at("after.json"), later.to_string()).unwrap();
+    let diff =
+        |condition: &str| weir::run(&["replay", "diff", &at("before.json"), &at("after.json"), "--fail-if", condition]);
+    let (code, said, _) = diff("score < baseline - 0.01");
+    assert!(code == 1 && said.contains("fails       score < baseline - 0.01") && said.contains("-0.050000"), "{said}");
+    assert_eq!(said.matches("fails").count(), 1, "{said}");
+    assert_eq!(diff("score < baseline - 0.1").0, 0);
+    let (code, said, err) = diff("scroe < baseline");
+    assert!(code == 1 && said.is_empty() && err.contains("names `scroe`"), "{err}");
+    later["policies"].as_array_mut().unwrap().remove(0);
+    std::fs::write(at("after.json"), later.to_string()).unwrap();
+    let (code, said, _) = diff("false");
+    assert!(code == 1 && said.contains("even\n  fails       it is not in the second report"), "{said}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! `weir replay`: what policies would have chosen for recorded requests, and what that would have been worth.
 
+mod diff;
 mod estimate;
 
 use std::{
@@ -25,6 +26,8 @@ use crate::{
 enum Verb {
     /// Estimate another policy's value from a file of logged decisions
     Estimate(estimate::EstimateArgs),
+    /// Compare two reports, and fail where one is worse than may be
+    Diff(diff::DiffArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -86,8 +89,10 @@ pub(crate) async fn newest(store: &dyn AuditStore, last: usize) -> anyhow::Resul
 }
 
 pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
-    if let Some(Verb::Estimate(args)) = &args.verb {
-        return estimate::run(args);
+    match &args.verb {
+        Some(Verb::Estimate(args)) => return estimate::run(args),
+        Some(Verb::Diff(args)) => return diff::run(args),
+        None => {}
     }
     let data = args.data.clone().context("--data is required")?;
     if data.is_file() {

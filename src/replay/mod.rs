@@ -7,6 +7,7 @@
 pub mod diff;
 pub mod direct;
 pub mod estimate;
+pub mod gate;
 mod log;
 pub mod matrix;
 pub mod metrics;

@@ -128,7 +128,7 @@ pub fn replay_outcomes(
             interval,
             // A single model's own cost is a sum in another order.
             zero_router: zero.score_at(point.cost * (1.0 + 1e-9)),
-            pgr: (strong > weak).then(|| (1e12 * (point.score - weak) / (strong - weak)).round() / 1e12 + 0.0),
+            pgr: (strong > weak).then(|| (1e9 * (point.score - weak) / (strong - weak)).round() / 1e9 + 0.0),
             shares: matrix.models.iter().cloned().zip(walk.shares.iter().copied()).filter(|(_, s)| *s > 0.0).collect(),
             refused: walk.refused / n.max(1) as f64,
             deviation: None,
