@@ -285,4 +285,10 @@ async fn a_thousand_learning_decisions_derive_again() {
     assert!(unknown["no_estimate"].as_str().unwrap().starts_with("100.0 % of what it would do"), "{unknown}");
     let (code, out, _) = weir::run(&["replay", "--data", data, "--policy", other.to_str().unwrap()]);
     assert!(code == 0 && out.contains("no estimate"), "{out}");
+    let made_by = json_of(&["replay", "--data", data, "--json", "--made-by", "learning", "--last", "10"]);
+    assert_eq!(made_by["decisions"], json!(10), "{made_by}");
+    for filter in [["--tenant", "nobody"], ["--until", "2020-01-01T00:00:00Z"], ["--made-by", "another"]] {
+        let (code, out, err) = weir::run(&[&["replay", "--data", data], &filter[..]].concat());
+        assert!(code == 1 && out.is_empty() && err.contains("no such decisions"), "{filter:?} {out}{err}");
+    }
 }

@@ -168,7 +168,7 @@ struct ExportArgs {
     parquet: Option<PathBuf>,
 }
 
-fn instant(text: &str) -> Result<Micros, String> {
+pub(super) fn instant(text: &str) -> Result<Micros, String> {
     match text.parse::<jiff::Timestamp>() {
         Ok(time) => Ok(time.as_microsecond()),
         Err(error) => Err(format!("{error}; write it as 2026-11-23T09:00:00Z")),
@@ -324,7 +324,7 @@ async fn derive_again(args: ReproduceArgs) -> anyhow::Result<ExitCode> {
     let store = args.source.open().await?;
     let views = match &args.id {
         Some(id) => vec![find(&*store, &args.source, id).await?],
-        None => super::replay::newest(&*store, args.last).await?,
+        None => super::replay::newest(&*store, args.last, &DecisionFilter::default()).await?,
     };
     args.source.mention_not_ingested(&*store).await?;
     let report = replay::reproduce(&*store, views).await?;

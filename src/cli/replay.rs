@@ -12,11 +12,11 @@ use std::{
 
 use anyhow::Context as _;
 
-use super::DataDir;
+use super::{DataDir, audit::instant};
 use crate::{
     app,
     audit::{AuditStore, DecisionFilter, DecisionView},
-    domain::{Capabilities, Context, Embedding, Energy, Fleet, ModelCard, Price, Signals},
+    domain::{Capabilities, Context, Embedding, Energy, Fleet, Micros, ModelCard, Price, Signals},
     fit::embed,
     policy::{self, Policy},
     replay::{self, ReplayReport, matrix::Matrix, outcomes::replay_outcomes},
@@ -65,18 +65,33 @@ pub struct ReplayArgs {
     /// At most this many of the newest decisions
     #[arg(long, default_value_t = 100_000)]
     last: usize,
+    /// Decisions of the record at or after this time (2026-11-23T09:00:00Z)
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    since: Option<Micros>,
+    /// Decisions before this time
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    until: Option<Micros>,
+    /// Decisions of the policy with this name
+    #[arg(long, value_name = "NAME")]
+    made_by: Option<String>,
+    /// Decisions of this tenant
+    #[arg(long)]
+    tenant: Option<String>,
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
 }
 
-/// The newest `last` decisions, oldest first, with all that belongs to them.
-pub(crate) async fn newest(store: &dyn AuditStore, last: usize) -> anyhow::Result<Vec<DecisionView>> {
+/// The newest `last` decisions that `wanted` lets through, oldest first, with all that belongs to them.
+pub(crate) async fn newest(
+    store: &dyn AuditStore,
+    last: usize,
+    wanted: &DecisionFilter,
+) -> anyhow::Result<Vec<DecisionView>> {
     let mut views = Vec::new();
     let mut before = None;
     while views.len() < last {
-        let filter =
-            DecisionFilter { limit: u32::try_from(last - views.len()).ok(), before, ..DecisionFilter::default() };
+        let filter = DecisionFilter { limit: u32::try_from(last - views.len()).ok(), before, ..wanted.clone() };
         let page = store.decisions(&filter).await?;
         let Some(oldest) = page.last() else { break };
         before = Some(oldest.id);
@@ -100,8 +115,17 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     super::runtime()?.block_on(async {
         let store = app::open_record(&data, args.database_url.as_deref()).await?;
-        let views = newest(store.as_ref(), args.last).await?;
-        anyhow::ensure!(!views.is_empty(), "there are no decisions in {}", data.display());
+        let wanted = DecisionFilter {
+            since: args.since,
+            until: args.until,
+            policy: args.made_by.clone(),
+            tenant: args.tenant.clone(),
+            ..DecisionFilter::default()
+        };
+        let views = newest(store.as_ref(), args.last, &wanted).await?;
+        let filtered = wanted != DecisionFilter::default();
+        let such = if filtered { "such decisions" } else { "decisions" };
+        anyhow::ensure!(!views.is_empty(), "there are no {such} in {}", data.display());
         let mut policies = Vec::new();
         if args.policy.is_empty() {
             let mut seen = std::collections::BTreeSet::new();

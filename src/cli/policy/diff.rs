@@ -9,6 +9,7 @@ use serde_json::json;
 use super::say;
 use crate::{
     app,
+    audit::DecisionFilter,
     cli::{DataDir, replay::newest},
     learn,
     policy::{Policy, State},
@@ -40,7 +41,7 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     let (report, notes) = crate::cli::runtime()?.block_on(async {
         let dir = args.data_dir.path();
         let store = app::open_record(&dir, args.database_url.as_deref()).await?;
-        let views = newest(store.as_ref(), args.last).await?;
+        let views = newest(store.as_ref(), args.last, &DecisionFilter::default()).await?;
         anyhow::ensure!(!views.is_empty(), "there are no decisions in {}", dir.display());
         let mut policies: Vec<Policy> = Vec::new();
         for path in [&args.old, &args.new] {
