@@ -29,7 +29,7 @@ enum Verb {
     Check(check::CheckArgs),
     /// Write, check, explain and test policies.
     Policy(policy::PolicyArgs),
-    /// Replay recorded decisions under a policy.
+    /// What policies would have done and earned, on recorded decisions or measured outcomes.
     Replay(replay::ReplayArgs),
     /// Read and verify the record.
     Audit(audit::AuditArgs),

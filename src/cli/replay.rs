@@ -43,7 +43,7 @@ pub struct ReplayArgs {
     #[command(subcommand)]
     verb: Option<Verb>,
     /// A data directory of `weir serve`, or a Parquet file of outcomes (query_id, query, model, score, cost_usd)
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "PATH", required = true)]
     data: Option<PathBuf>,
     /// The record in this PostgreSQL, instead of the directory's embedded store
     #[arg(long, value_name = "URL", env = "DATABASE_URL", hide_env_values = true)]
