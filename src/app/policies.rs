@@ -79,8 +79,7 @@ pub async fn policy_for_replay(
         store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
             StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
         })?;
-    let inputs = Inputs::unembedded(&version.fleet).with(read_artifacts(&spec));
-    let plain = policy::compile(&spec, &inputs).map_err(|d| StartError::Policy(d.to_string()))?;
+    let plain = compile_plain(&spec, &version.fleet)?;
     let embedder = if plain.needs_embedding() {
         let assets = Assets::new(data_dir, assets::Options::from_env());
         let name = version.embedder.as_ref().map_or("bge-small-en", |e| e.name.as_str()).to_owned();

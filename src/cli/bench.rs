@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 
-use super::DataDir;
+use super::{DataDir, policy::fit::InputArgs};
 use crate::{
     app,
     bench::{
@@ -141,11 +141,8 @@ struct BanditsArgs {
     /// What the best single model's mean cost is worth in score
     #[arg(long, value_name = "W", default_value_t = 0.0)]
     cost_weight: f64,
-    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
-    embedder: String,
-    /// Prices of models whose outcomes have no cost
-    #[arg(long, value_name = "FILE")]
-    prices: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: InputArgs,
     /// Print one JSON document instead of the tables
     #[arg(long)]
     json: bool,
@@ -204,11 +201,8 @@ struct PoliciesArgs {
     /// What to fit [default: all]
     #[arg(long, value_enum, value_name = "NAME,…", value_delimiter = ',')]
     selectors: Vec<Family>,
-    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
-    embedder: String,
-    /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
-    #[arg(long, value_name = "FILE")]
-    prices: Option<PathBuf>,
+    #[command(flatten)]
+    inputs: InputArgs,
     /// Print one JSON document instead of the tables
     #[arg(long)]
     json: bool,
@@ -257,18 +251,13 @@ async fn stopped() -> std::io::Result<()> {
 }
 
 /// The outcomes of a file or a directory with their embedded queries; a file with a pair of models by task.
-fn outcomes(
-    data: &std::path::Path,
-    prices: Option<&std::path::Path>,
-    embedder: &str,
-    data_dir: &DataDir,
-) -> anyhow::Result<Vec<(Matrix, Inputs)>> {
-    let prices = super::policy::fit::prices(prices)?;
+fn outcomes(data: &std::path::Path, with: &InputArgs) -> anyhow::Result<Vec<(Matrix, Inputs)>> {
+    let prices = super::policy::fit::prices(with.prices.as_deref())?;
     let matrices = Matrix::read_all(data, Some(&prices))?;
-    let data_dir = data_dir.path();
+    let data_dir = with.data_dir.path();
     let mut sets = Vec::new();
     super::runtime()?.block_on(async {
-        let embedder = app::offline_embedder(&data_dir, embedder).await?;
+        let embedder = app::offline_embedder(&data_dir, &with.embedder).await?;
         let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
         for matrix in &matrices {
             let bar = super::policy::fit::bar(&format!("embedding {}", matrix.name), matrix.len());
@@ -303,7 +292,7 @@ fn publish(
 
 fn play_bandits(args: &BanditsArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.orders >= 1, "at least 1 order");
-    let sets = outcomes(&args.data, args.prices.as_deref(), &args.embedder, &args.data_dir)?;
+    let sets = outcomes(&args.data, &args.inputs)?;
     let plan = bandits::Plan { orders: args.orders, cost_weight: args.cost_weight };
     let mut rows = Vec::new();
     for (matrix, inputs) in &sets {
@@ -346,7 +335,7 @@ fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {
 
 fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.folds >= 2 && args.seeds >= 1, "at least 2 folds and 1 seed");
-    let sets = outcomes(&args.data, args.prices.as_deref(), &args.embedder, &args.data_dir)?;
+    let sets = outcomes(&args.data, &args.inputs)?;
     let families = if args.selectors.is_empty() { Family::ALL.to_vec() } else { args.selectors.clone() };
     let plan = policies::Plan { folds: args.folds, seeds: args.seeds, resamples: args.resamples, families };
     let mut rows = Vec::new();
@@ -356,7 +345,7 @@ fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
         bar.finish_and_clear();
         rows.push(set);
     }
-    let report = policies::Report::of(rows, plan, args.embedder.clone());
+    let report = policies::Report::of(rows, plan, args.inputs.embedder.clone());
     publish(&report, &report.markdown(), "policies", args.out.as_deref(), args.json)
 }
 

@@ -7,17 +7,16 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     process::ExitCode,
-    sync::Arc,
 };
 
 use anyhow::Context as _;
 
-use super::{DataDir, audit::instant};
+use super::{audit::instant, policy::fit::InputArgs};
 use crate::{
     app,
     audit::{AuditStore, DecisionFilter, DecisionView},
-    domain::{Capabilities, Context, Embedding, Energy, Fleet, Micros, ModelCard, Price, Signals},
-    fit::embed,
+    domain::{Capabilities, Energy, Fleet, Micros, ModelCard, Price, Signals},
+    fit::{self, embed},
     policy::{self, Policy},
     replay::{self, ReplayReport, matrix::Matrix, outcomes::replay_outcomes},
 };
@@ -54,14 +53,8 @@ pub struct ReplayArgs {
     /// Shuffled orders over outcomes, for policies that learn
     #[arg(long, value_name = "N", default_value_t = 20)]
     seeds: u64,
-    /// The embedder, for outcomes and policies that look at embeddings
-    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
-    embedder: String,
-    /// Prices of models whose outcomes have no cost
-    #[arg(long, value_name = "FILE")]
-    prices: Option<PathBuf>,
     #[command(flatten)]
-    data_dir: DataDir,
+    inputs: InputArgs,
     /// At most this many of the newest decisions
     #[arg(long, default_value_t = 100_000)]
     last: usize,
@@ -157,7 +150,7 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 /// Policies on a matrix of outcomes.
 fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!args.policy.is_empty(), "{}: outcomes were made by no policy; give --policy FILE", data.display());
-    let prices = super::policy::fit::prices(args.prices.as_deref())?;
+    let prices = super::policy::fit::prices(args.inputs.prices.as_deref())?;
     let matrix = Matrix::read(data, Some(&prices))?;
     let signals: Vec<Signals> = matrix.queries.iter().map(|q| embed::measured(&q.text)).collect();
     // What a model asks per token is taken from what its answers cost.
@@ -185,7 +178,7 @@ fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         );
         specs.push(spec);
     }
-    let data_dir = args.data_dir.path();
+    let data_dir = args.inputs.data_dir.path();
     let (policies, inputs) = super::runtime()?.block_on(async {
         let mut plain = Vec::new();
         for spec in &specs {
@@ -205,7 +198,7 @@ fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
                 policies.push(made);
                 continue;
             }
-            let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+            let embedder = app::offline_embedder(&data_dir, &args.inputs.embedder).await?;
             if inputs.is_none() {
                 let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
                 let bar = super::policy::fit::bar("embedding queries", matrix.len());
@@ -216,17 +209,7 @@ fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         }
         anyhow::Ok((policies, inputs))
     })?;
-    let embedder = inputs.as_ref().map(|i| Arc::new(i.embedder.clone()));
-    let context = |policy: &Policy, q: usize| {
-        let mut context = Context { signals: signals[q].clone(), ..Context::default() };
-        if let (true, Some(inputs), Some(embedder)) = (policy.needs_embedding(), &inputs, &embedder) {
-            let vector = &inputs.embeddings[q];
-            context.signals.similarity = policy.similarities(vector);
-            context.signals.embedded = true;
-            context.embedding = Some(Embedding { vector: Arc::clone(vector), embedder: Arc::clone(embedder) });
-        }
-        context
-    };
+    let context = |policy: &Policy, q: usize| fit::context(policy, signals[q].clone(), inputs.as_ref(), q);
     let steps = policies.iter().map(|p| if p.learns() { args.seeds.max(1) as usize } else { 1 }).sum();
     let bar = super::policy::fit::bar("replaying", steps);
     let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &|| bar.inc(1));

@@ -14,7 +14,7 @@ mod tune;
 mod warm;
 
 pub use graph::extend;
-pub use warm::{Warm, warm_start};
+pub use warm::{Warm, context, warm_start};
 
 use std::collections::BTreeMap;
 

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Fitted, Inputs, embed::measured};
 use crate::{
-    domain::{Context, Embedding, OutcomeStatus},
+    domain::{Context, Embedding, Signals},
     policy::{
-        Observed, Policy,
+        Policy,
         artifact::{Card, Tensor},
         linalg,
         predict::Prediction,
@@ -26,7 +26,9 @@ impl Warm {
     /// Expected reward and mean cost for the queries at `places`.
     pub fn predictions(&self, policy: &Policy, matrix: &Matrix, inputs: &Inputs, places: &[usize]) -> Vec<Prediction> {
         let predict = |q: &usize| {
-            let x = policy.feature_vector(&context(policy, matrix, inputs, *q)).unwrap_or_default();
+            let x = policy
+                .feature_vector(&context(policy, measured(&matrix.queries[*q].text), Some(inputs), *q))
+                .unwrap_or_default();
             let quality = self.theta.iter().map(|t| linalg::dot(t, &x)).collect();
             Prediction { quality, cost: self.cost.clone() }
         };
@@ -49,11 +51,11 @@ pub fn warm_start(
     let models = matrix.models.len();
     let vectors: Vec<Vec<f64>> = places
         .iter()
-        .map(|q| policy.feature_vector(&context(policy, matrix, inputs, *q)))
+        .map(|q| policy.feature_vector(&context(policy, measured(&matrix.queries[*q].text), Some(inputs), *q)))
         .collect::<Option<_>>()
         .ok_or("only a policy that learns has a warm start: `linucb`, `thompson` or `epsilon_greedy`")?;
     let rewards = |q: usize| -> Option<Vec<f64>> {
-        let reward = |(score, cost): (&f64, &f64)| policy.reward(&observed(policy, *score, *cost));
+        let reward = |(score, cost): (&f64, &f64)| policy.reward(&policy.outcome(*score, *cost));
         matrix.scores(q).iter().zip(matrix.costs(q)).map(reward).collect()
     };
     let d = vectors.first().map_or(0, Vec::len);
@@ -91,9 +93,11 @@ pub fn warm_start(
     Ok(Warm { fitted: Fitted { card, tensors }, theta, cost })
 }
 
-fn context(policy: &Policy, matrix: &Matrix, inputs: &Inputs, q: usize) -> Context {
-    let mut context = Context { signals: measured(&matrix.queries[q].text), ..Context::default() };
-    if policy.needs_embedding() {
+/// A query as the policy would see it: its signals, and where the policy looks at embeddings, its embedding and what of the
+/// signals comes from that.
+pub fn context(policy: &Policy, signals: Signals, inputs: Option<&Inputs>, q: usize) -> Context {
+    let mut context = Context { signals, ..Context::default() };
+    if let Some(inputs) = inputs.filter(|_| policy.needs_embedding()) {
         let vector = &inputs.embeddings[q];
         context.signals.similarity = policy.similarities(vector);
         context.signals.embedded = true;
@@ -101,10 +105,4 @@ fn context(policy: &Policy, matrix: &Matrix, inputs: &Inputs, q: usize) -> Conte
         context.embedding = Some(Embedding { vector: std::sync::Arc::clone(vector), embedder });
     }
     context
-}
-
-/// An outcome as weir would have observed it: the score is the feedback that counts, and nothing took any time.
-fn observed(policy: &Policy, score: f64, cost_usd: f64) -> Observed {
-    let feedback = policy.awaits_feedback().map(|(name, _)| (name.to_owned(), score)).into_iter().collect();
-    Observed { feedback, cost_usd, joules: None, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok }
 }

@@ -272,6 +272,12 @@ impl Policy {
         Some(&self.cards.get(*model)?.name)
     }
 
+    /// An outcome as weir would have observed it: the score is the feedback that counts, and nothing took any time.
+    pub fn outcome(&self, score: f64, cost_usd: f64) -> Observed {
+        let feedback = self.awaits_feedback().map(|(name, _)| (name.to_owned(), score)).into_iter().collect();
+        Observed { feedback, cost_usd, joules: None, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok }
+    }
+
     /// Names of the example sets.
     pub fn example_sets(&self) -> &[String] {
         &self.example_sets

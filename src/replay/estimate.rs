@@ -27,7 +27,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::metrics::SplitMix;
+use super::metrics::{SplitMix, middle};
 
 /// Blocks of sessions that the bootstrap draws from.
 pub const BLOCKS: usize = 4096;
@@ -56,6 +56,12 @@ pub struct Row {
 
 fn certain() -> f64 {
     1.0
+}
+
+/// A session's number, by its name.
+pub fn session(name: &str) -> u64 {
+    let hash = blake3::hash(name.as_bytes());
+    hash.as_bytes().first_chunk().map_or(0, |b: &[u8; 8]| u64::from_le_bytes(*b))
 }
 
 /// What is asked.
@@ -306,20 +312,10 @@ impl Estimator {
                 sums.add(blocks[rng.below(blocks.len())]);
             }
             for (values, value) in drawn.iter_mut().zip(sums.values()) {
-                if value.is_finite() {
-                    values.push(value);
-                }
+                values.push(value);
             }
         }
-        let tail = (1.0 - self.asked.confidence) / 2.0;
-        Some(drawn.map(|mut values| {
-            values.sort_by(f64::total_cmp);
-            let at = |q: f64| {
-                let place = (values.len().max(1) - 1) as f64 * q;
-                values.get(place.round() as usize).copied().unwrap_or(f64::NAN)
-            };
-            (at(tail), at(1.0 - tail))
-        }))
+        Some(drawn.map(|values| middle(values, self.asked.confidence).unwrap_or((f64::NAN, f64::NAN))))
     }
 
     /// |mean - value| ≤ sqrt(2 V ln(2/δ) / n) + 7 R ln(2/δ) / (3 (n - 1)) on each side with δ half of what is left to

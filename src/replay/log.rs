@@ -15,7 +15,7 @@ use super::{
     ReplayError,
     diff::chances,
     direct::{Direct, PARTS},
-    estimate::{Asked, Estimates, Row, estimate},
+    estimate::{Asked, Estimates, Row, estimate, session},
     reproduce::{context_of, reproduce},
 };
 use crate::{
@@ -174,11 +174,10 @@ struct Logged {
 impl Logged {
     fn of(policy: &Policy, view: &DecisionView, weight: f64, target: BTreeMap<String, f64>) -> Self {
         let own = if view.decision.session.is_empty() { view.id.to_string() } else { view.decision.session.clone() };
-        let hash = blake3::hash(own.as_bytes());
         let signals = view.context.as_ref().map(|c| &c.signals);
         let named = FEATURES.iter().map(|name| signals.and_then(|s| query_feature(name, s)).unwrap_or(0.0));
         Self {
-            session: hash.as_bytes().first_chunk().map_or(0, |b: &[u8; 8]| u64::from_le_bytes(*b)),
+            session: session(&own),
             arm: view.decision.decision.arm.clone(),
             weight,
             reward: observed(view).and_then(|o| policy.reward(&o)),

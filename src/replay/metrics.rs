@@ -134,6 +134,17 @@ pub fn bootstrap(
     queries: usize,
     resamples: usize,
     seed: u64,
+    statistic: impl FnMut(&[usize]) -> f64,
+) -> Option<(f64, f64)> {
+    bootstrap_within(queries, resamples, seed, 0.95, statistic)
+}
+
+/// The same for another confidence than 95 %.
+pub fn bootstrap_within(
+    queries: usize,
+    resamples: usize,
+    seed: u64,
+    confidence: f64,
     mut statistic: impl FnMut(&[usize]) -> f64,
 ) -> Option<(f64, f64)> {
     let mut rng = SplitMix(seed);
@@ -143,10 +154,16 @@ pub fn bootstrap(
         sample.iter_mut().for_each(|s| *s = rng.below(queries));
         values.push(statistic(&sample));
     }
+    middle(values, confidence)
+}
+
+/// The quantiles between which the middle `confidence` of the values lies; values that are not finite are left out.
+pub fn middle(mut values: Vec<f64>, confidence: f64) -> Option<(f64, f64)> {
     values.retain(|v| v.is_finite());
     values.sort_by(f64::total_cmp);
     let at = |q: f64| values.get(((values.len().max(1) - 1) as f64 * q).round() as usize).copied();
-    Some((at(0.025)?, at(0.975)?))
+    let tail = (1.0 - confidence) / 2.0;
+    Some((at(tail)?, at(1.0 - tail)?))
 }
 
 /// A small generator for splits and resamples (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).

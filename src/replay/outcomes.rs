@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::{
     matrix::Matrix,
-    metrics::{Hull, Point, SplitMix, bootstrap},
+    metrics::{Hull, Point, SplitMix, bootstrap_within},
 };
 use crate::{
-    domain::{Context, DecidedBy, Micros, ModelState, OutcomeStatus, StateUpdate},
-    policy::{Observed, Policy},
+    domain::{Context, DecidedBy, Micros, ModelState, StateUpdate},
+    policy::Policy,
 };
 
 /// Resamples of the intervals.
@@ -116,7 +116,8 @@ pub fn replay_outcomes(
     let line = |name: String, walk: &Walk, alpha: f64| {
         let mean = |of: &[f64]| of.iter().sum::<f64>() / n.max(1) as f64;
         let over: Vec<f64> = every.iter().map(|q| walk.score[*q] - matrix.scores(*q)[best]).collect();
-        let interval = bootstrap_at(&over, alpha);
+        let mean_of = |sample: &[usize]| sample.iter().map(|i| over[*i]).sum::<f64>() / n.max(1) as f64;
+        let interval = bootstrap_within(n, RESAMPLES, 0x6f75_7463, 1.0 - alpha, mean_of);
         let point = Point { cost: mean(&walk.cost), score: mean(&walk.score) };
         let (weak, strong) = (means[cheapest].score, means[best].score);
         Line {
@@ -207,27 +208,6 @@ pub fn replay_outcomes(
     })
 }
 
-/// The mean's interval, holding all but `alpha`.
-fn bootstrap_at(over: &[f64], alpha: f64) -> Option<(f64, f64)> {
-    let mean = |sample: &[usize]| sample.iter().map(|i| over[*i]).sum::<f64>() / sample.len().max(1) as f64;
-    // The quantiles at 2.5 % and 97.5 %, stretched about their middle by the ratio of normal quantiles.
-    let (low, high) = bootstrap(over.len(), RESAMPLES, 0x6f75_7463, mean)?;
-    let stretch = normal_quantile(1.0 - alpha / 2.0) / normal_quantile(0.975);
-    let (middle, half) = (0.5 * (low + high), 0.5 * (high - low) * stretch);
-    Some((middle - half, middle + half))
-}
-
-/// By bisection of the distribution function.
-fn normal_quantile(p: f64) -> f64 {
-    let below = |z: f64| 0.5 * libm::erfc(-z * std::f64::consts::FRAC_1_SQRT_2);
-    let (mut low, mut high) = (0.0, 10.0);
-    for _ in 0..60 {
-        let middle = 0.5 * (low + high);
-        if below(middle) < p { low = middle } else { high = middle }
-    }
-    0.5 * (low + high)
-}
-
 /// Which column of the matrix each model of the policy is.
 fn columns(policy: &Policy, matrix: &Matrix) -> Result<BTreeMap<String, usize>, String> {
     let of = |model: &str| {
@@ -278,10 +258,7 @@ fn pass(
         }
         if policy.learns() && decision.decided_by == DecidedBy::Select {
             let (score, cost_usd) = (matrix.scores(q)[taken], matrix.costs(q)[taken]);
-            let feedback = policy.awaits_feedback().map(|(name, _)| (name.to_owned(), score)).into_iter().collect();
-            let seen =
-                Observed { feedback, cost_usd, joules: None, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok };
-            if let Some(reward) = policy.reward(&seen) {
+            if let Some(reward) = policy.reward(&policy.outcome(score, cost_usd)) {
                 let update = StateUpdate::of(&decision, state.seq, reward, cost_usd, context.now);
                 policy.fold(&mut state, &update).map_err(|e| e.to_string())?;
             }

@@ -16,6 +16,19 @@ use crate::{
     replay::matrix::{Matrix, Prices},
 };
 
+/// What outcomes are read and seen with.
+#[derive(Debug, Args)]
+pub(crate) struct InputArgs {
+    /// The embedder; a policy that uses a fitted artifact needs the same
+    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
+    pub embedder: String,
+    /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
+    #[arg(long, value_name = "FILE")]
+    pub prices: Option<PathBuf>,
+    #[command(flatten)]
+    pub data_dir: DataDir,
+}
+
 #[derive(Debug, Args)]
 pub(super) struct FitArgs {
     /// What to fit
@@ -45,14 +58,8 @@ pub(super) struct FitArgs {
     /// Judge the selector on this many further splits, too
     #[arg(long, value_name = "N", default_value_t = 0, conflicts_with_all = ["test", "warm_start", "extend"])]
     seeds: u64,
-    /// The embedder; a policy that uses the artifact needs the same
-    #[arg(long, value_name = "NAME", default_value = "bge-small-en")]
-    embedder: String,
-    /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
-    #[arg(long, value_name = "FILE")]
-    prices: Option<PathBuf>,
     #[command(flatten)]
-    data_dir: DataDir,
+    inputs: InputArgs,
     /// One JSON document
     #[arg(long)]
     json: bool,
@@ -60,7 +67,7 @@ pub(super) struct FitArgs {
 
 pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!((0.05..=0.9).contains(&args.hold_out), "--hold-out is a share between 0.05 and 0.9");
-    let prices = prices(args.prices.as_deref())?;
+    let prices = prices(args.inputs.prices.as_deref())?;
     let matrix = Matrix::read(&args.data, Some(&prices))?;
     let mut wanted = vec![matrix];
     if let Some(test) = &args.test {
@@ -75,9 +82,9 @@ pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
         );
         wanted.push(test);
     }
-    let data_dir = args.data_dir.path();
+    let data_dir = args.inputs.data_dir.path();
     let (inputs, bandit) = crate::cli::runtime()?.block_on(async {
-        let embedder = app::offline_embedder(&data_dir, &args.embedder).await?;
+        let embedder = app::offline_embedder(&data_dir, &args.inputs.embedder).await?;
         let mut cache = embed::Cache::open(&data_dir.join("embeddings"), &embedder.identity())?;
         let mut inputs = Vec::new();
         for matrix in &wanted {

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use serde::Deserialize;
 
-use crate::replay::estimate::{Asked, Estimate, Estimates, Estimator, Row};
+use crate::replay::estimate::{Asked, Estimate, Estimates, Estimator, Row, session};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Each line is an object:
@@ -86,10 +86,7 @@ impl Line {
         if self.model_taken.is_some() != self.model_target.is_some() {
             return Err("`model_taken` and `model_target` come together".to_owned());
         }
-        let session = self.session.as_ref().map_or(number, |s| {
-            let hash = blake3::hash(s.as_bytes());
-            hash.as_bytes().first_chunk().map_or(0, |b: &[u8; 8]| u64::from_le_bytes(*b))
-        });
+        let session = self.session.as_deref().map_or(number, session);
         let row = Row {
             session,
             weight: target / propensity,
