@@ -4,10 +4,10 @@
 //! another policy would have chosen for the same requests, [`diff`] what one policy would do otherwise than another. None
 //! calls a model.
 
+pub mod compare;
 pub mod diff;
 pub mod direct;
 pub mod estimate;
-pub mod gate;
 mod log;
 pub mod matrix;
 pub mod metrics;

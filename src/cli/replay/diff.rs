@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::replay::gate::{Comparison, compare, figures};
+use crate::replay::compare::{Comparison, compare, figures};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
