@@ -74,6 +74,34 @@ fn policies_earn_over_outcomes_what_they_earn_on_paper() {
     let (_, table, _) = replay(&[]);
     assert!(table.contains("400 queries, 2 models of made") && table.contains("0.7500"), "{table}");
 
+    // Its files: the same figures, the same bytes every time, and nothing from elsewhere.
+    let pages: Vec<String> = ["first", "second"]
+        .map(|out| {
+            let out = dir.path().join(out);
+            let (code, _, errors) = replay(&["--out", out.to_str().unwrap()]);
+            assert_eq!(code, 0, "{errors}");
+            let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
+            assert_eq!(serde_json::from_str::<Value>(&read("report.json")).unwrap(), report);
+            assert!(read("report.md").contains("| even | 0.7500 ("), "{}", read("report.md"));
+            read("report.html") + &read("report.md") + &read("report.json")
+        })
+        .to_vec();
+    assert!(pages[0] == pages[1], "two reports of the same differ");
+    assert!(!pages[0].contains("http://") && !pages[0].contains("https://"), "a report asks for something");
+    // What is mixed between two models at random recovers as much of the gap as it has strong calls.
+    close(&even["pair"]["apgr"], 0.5);
+    close(&even["pair"]["cpt_50"], 0.5);
+    close(&even["pair"]["cpt_80"], 0.8);
+    close(&of("random")["pair"]["apgr"], 0.5);
+    close(&of("oracle")["pair"]["apgr"], 0.75);
+    close(&of("oracle")["pair"]["cpt_50"], 0.25);
+    close(&of("first-large")["shares"]["strong"], 0.4425);
+    assert_eq!(report["zero_hull"].as_array().unwrap().len(), 2);
+    // The queries where they differ, explained by each.
+    let differing = &report["differing"][0]["policies"];
+    assert!(differing[0]["explanation"].as_str().unwrap().contains("weak    probability 0.5"), "{differing}");
+    assert!(differing[1]["explanation"].as_str().unwrap().contains("rules"), "{differing}");
+
     // A later report in which `even` has become worse.
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(at("before.json"), report.to_string()).unwrap();

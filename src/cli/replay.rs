@@ -18,7 +18,12 @@ use crate::{
     domain::{Capabilities, Energy, Fleet, Micros, ModelCard, Price, Signals},
     fit::{self, embed},
     policy::{self, Policy},
-    replay::{self, ReplayReport, matrix::Matrix, outcomes::replay_outcomes},
+    replay::{
+        self, ReplayReport,
+        matrix::Matrix,
+        outcomes::replay_outcomes,
+        report::{self, Readable},
+    },
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -36,7 +41,8 @@ enum Verb {
     after_help = "Examples:
   weir replay --data ~/.local/share/weir                            the policies of the record against themselves
   weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen
-  weir replay --data outcomes.parquet --policy policies/*.yaml      what they earn where all answers are known"
+  weir replay --data outcomes.parquet --policy policies/*.yaml      what they earn where all answers are known
+  weir replay --data outcomes.parquet --policy a.yaml b.yaml --out report/     the same as a page to hand around"
 )]
 pub struct ReplayArgs {
     #[command(subcommand)]
@@ -70,6 +76,9 @@ pub struct ReplayArgs {
     /// Decisions of this tenant
     #[arg(long)]
     tenant: Option<String>,
+    /// Write report.html, report.md and report.json into this directory, too
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
@@ -137,6 +146,7 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
             );
         }
         let report = replay::replay_log(store.as_ref(), &views, &policies).await?;
+        written(args.out.as_deref(), &report)?;
         if args.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
@@ -215,11 +225,20 @@ fn over_outcomes(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report.map_err(|e| anyhow::anyhow!("{}: {e}", data.display()))?;
+    written(args.out.as_deref(), &report)?;
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => print!("{}", report.table()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The report's files, where they are wanted.
+fn written(out: Option<&Path>, report: &(impl Readable + serde::Serialize)) -> anyhow::Result<()> {
+    let Some(out) = out else { return Ok(()) };
+    report::write(out, report).with_context(|| format!("cannot write the report to {}", out.display()))?;
+    eprintln!("wrote {}", out.join("report.html").display());
+    Ok(())
 }
 
 fn print(report: &ReplayReport) {

@@ -20,13 +20,15 @@ use super::{
 };
 use crate::{
     audit::{AuditStore, DecisionView},
-    domain::{Context, DecidedBy, StateUpdate},
+    domain::{Context, DecidedBy, Decision, StateUpdate},
     learn::observed,
-    policy::{Policy, query_feature},
+    policy::{Policy, explain, query_feature},
 };
 
 /// Share of the policy's probability that may lie on arms that the log could not have taken, for an estimate to be given.
 const UNSUPPORTED: f64 = 0.01;
+/// Decisions that are shown, of those where a policy differs most from the log.
+const SHOWN: usize = 10;
 /// What the reward model sees, behind a constant 1: signals that every logged context has.
 const FEATURES: [&str; 4] = ["tokens", "query_tokens", "complexity", "code_share"];
 
@@ -58,9 +60,28 @@ pub struct ReplayedPolicy {
     pub by_rule: usize,
     /// Mean probability that the policy gives to arms that the log could not have taken.
     pub unsupported: f64,
+    /// Decisions with a reward under this policy's weights, whichever arm was taken.
+    pub rewarded_in_log: usize,
     /// Per decision: id, logged arm, chosen arm, propensity of the chosen arm.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub choices: Vec<Choice>,
+    /// The decisions whose arm it would least likely have taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differing: Vec<Differing>,
+}
+
+/// A decision that another policy would hardly have made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Differing {
+    pub id: String,
+    pub logged: String,
+    pub logged_propensity: f64,
+    /// Probability that the policy gives to the logged arm.
+    pub target: f64,
+    pub chosen: String,
+    pub propensity: f64,
+    /// As the policy explains it.
+    pub explanation: String,
 }
 
 /// One decision under a replayed policy.
@@ -117,7 +138,9 @@ fn empty(policy: &Policy) -> ReplayedPolicy {
         no_estimate: None,
         by_rule: 0,
         unsupported: 0.0,
+        rewarded_in_log: 0,
         choices: Vec::new(),
+        differing: Vec::new(),
     }
 }
 
@@ -194,6 +217,7 @@ impl Logged {
 impl ReplayedPolicy {
     /// Estimates from the log's rows, or says why there are none.
     fn judge(&mut self, log: &[Logged]) {
+        self.rewarded_in_log = log.iter().filter(|l| l.reward.is_some()).count();
         if self.unsupported > UNSUPPORTED {
             self.no_estimate = Some(format!(
                 "{:.1} % of what it would do the log could never have done, so nothing is known of it: let the policy that \
@@ -235,6 +259,28 @@ impl ReplayedPolicy {
             Ok(estimates) => self.estimates = Some(estimates),
             Err(why) => self.no_estimate = Some(why.to_string()),
         }
+    }
+}
+
+impl ReplayedPolicy {
+    /// Keeps the decision if it is among those that differ most; of two that differ as much, the earlier.
+    fn differs(&mut self, logged: &Decision, decision: &Decision, context: &Context, id: String) {
+        let target = chances(decision).get(&logged.arm).copied().unwrap_or(0.0);
+        let at = self.differing.partition_point(|d| d.target <= target);
+        if at == SHOWN {
+            return;
+        }
+        let differing = Differing {
+            id,
+            logged: logged.arm.clone(),
+            logged_propensity: logged.propensity,
+            target,
+            chosen: decision.arm.clone(),
+            propensity: decision.propensity,
+            explanation: explain::text(decision, context),
+        };
+        self.differing.insert(at, differing);
+        self.differing.truncate(SHOWN);
     }
 }
 
@@ -294,6 +340,7 @@ fn replay_other(policy: &Policy, views: &[DecisionView]) -> ReplayedPolicy {
             rows.push(Logged::of(policy, view, weight, target));
         }
         if decision.arm != logged.arm {
+            out.differs(logged, &decision, &context, view.id.to_string());
             continue;
         }
         out.agreed += 1;

@@ -12,6 +12,7 @@ mod log;
 pub mod matrix;
 pub mod metrics;
 pub mod outcomes;
+pub mod report;
 mod reproduce;
 pub mod router;
 

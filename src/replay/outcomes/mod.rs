@@ -1,0 +1,307 @@
+//! Policies on a matrix of outcomes, where what every model would have answered to every query is known: nothing is
+//! estimated, but for the spread over queries and orders.
+//!
+//! Every query is decided by the policy that would serve it, with all models available, in the order of the file; what it
+//! earns is weighed by the exact probabilities, so no draw adds noise. A policy that learns gets one draw per query, is
+//! told that model's score as the feedback that it waits for, and goes over the queries in several shuffled orders.
+
+mod measure;
+mod table;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use self::{
+    measure::Measure,
+    walk::{Walk, Way},
+};
+use super::{matrix::Matrix, metrics::Point};
+use crate::{
+    domain::Context,
+    policy::{Policy, explain},
+};
+
+/// Queries that are shown, of those where policies differ most.
+const SHOWN: usize = 12;
+
+/// A policy, or something to compare it with.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    pub name: String,
+    /// Of a policy; absent for what it is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hash: Option<String>,
+    pub mean_score: f64,
+    /// 95 % bootstrap interval over queries, as of the cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_interval: Option<(f64, f64)>,
+    pub mean_cost_usd: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_interval: Option<(f64, f64)>,
+    /// Mean score less the best single model's, with the paired 95 % bootstrap interval over queries, widened for the number
+    /// of policies (Bonferroni).
+    pub gain: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<(f64, f64)>,
+    /// What the per-query oracle scores more.
+    pub gap_to_oracle: f64,
+    /// What the zero router scores at the same mean cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zero_router: Option<f64>,
+    /// Performance gap recovered between the cheapest model and the best single one (Ong et al., arXiv 2406.18665, section
+    /// 3.3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pgr: Option<f64>,
+    /// Average improvement in quality of what can be had by mixing this with single models (Hu et al., arXiv 2403.12031,
+    /// section 4); that of the zero router is beside it in the report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aiq: Option<f64>,
+    /// Between two models only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pair: Option<Recovered>,
+    /// Where every outcome of the file has a latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<Percentiles>,
+    /// Mean probability of each model.
+    pub shares: BTreeMap<String, f64>,
+    /// Share of the queries that were refused; they score and cost nothing.
+    pub refused: f64,
+    /// Standard deviation of the mean score over orders, for a policy that learns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<f64>,
+    /// Cumulative regret in score against the best single model after so many queries, in the order in which they were
+    /// decided, mean over the orders; for policies.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub regret: Vec<(usize, f64)>,
+    /// Mean score by task, where the file has tasks.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, f64>,
+}
+
+/// Between a weak and a strong model, at any share of calls of the strong one: what mixing the policy with either gives
+/// (Ong et al., arXiv 2406.18665, section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Recovered {
+    /// Share of the calls that go to the strong model.
+    pub strong: f64,
+    /// Area under the performance gap recovered, over shares of strong calls from 0 to 1: one half for a random mix.
+    pub apgr: f64,
+    /// Least share of strong calls (the call-performance threshold) at which a half, and four fifths, of the gap is
+    /// recovered.
+    pub cpt_50: Option<f64>,
+    pub cpt_80: Option<f64>,
+}
+
+/// Of a quantity over queries, each weighed by the probability of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+}
+
+/// Two policies on the same queries.
+#[derive(Clone, Debug, Serialize)]
+pub struct Pair {
+    pub first: String,
+    pub second: String,
+    /// The first's mean score less the second's, with the paired 95 % bootstrap interval over queries, widened for the
+    /// number of pairs (Bonferroni).
+    pub difference: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<(f64, f64)>,
+}
+
+/// A query on which policies differ.
+#[derive(Clone, Debug, Serialize)]
+pub struct Differing {
+    pub id: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub task: String,
+    /// Its first 400 characters.
+    pub text: String,
+    /// In the order of the policies.
+    pub policies: Vec<Choice>,
+}
+
+/// What a policy does with a query.
+#[derive(Clone, Debug, Serialize)]
+pub struct Choice {
+    /// The likeliest model, with its probability; of a policy that learns over all orders.
+    pub model: String,
+    pub probability: f64,
+    pub score: f64,
+    pub cost_usd: f64,
+    /// Of the decision; of a policy that learns, of the one in the first order.
+    pub explanation: String,
+}
+
+/// Everything.
+#[derive(Clone, Debug, Serialize)]
+pub struct OutcomesReport {
+    pub outcomes: String,
+    /// BLAKE3 of the file.
+    pub hash: String,
+    pub queries: usize,
+    pub models: Vec<String>,
+    /// Shuffled orders, for policies that learn.
+    pub orders: u64,
+    /// Each model's mean cost and score, in the order of `models`.
+    pub points: Vec<Point>,
+    pub best: String,
+    pub cheapest: String,
+    /// The zero router's: models drawn at random, whatever the query says.
+    pub zero_hull: Vec<Point>,
+    /// The same of the models and the policies together.
+    pub hull: Vec<Point>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aiq_zero: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aiq: Option<f64>,
+    pub policies: Vec<Line>,
+    pub baselines: Vec<Line>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<Pair>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differing: Vec<Differing>,
+}
+
+/// Replays `policies` over `matrix` on all cores. `context` has the query's signals and its embedding, and what of them
+/// depends on the policy; `orders` is for those that learn. `tick` hears of every order that is through.
+///
+/// # Errors
+/// When a policy can reach a model without outcomes, or an update does not fold.
+pub fn replay_outcomes(
+    matrix: &Matrix,
+    policies: &[Policy],
+    context: &(dyn Fn(&Policy, usize) -> Context + Sync),
+    orders: u64,
+    tick: &(dyn Fn() + Sync),
+) -> Result<OutcomesReport, String> {
+    let ways: Vec<Way<'_>> = policies.iter().map(|p| Way::new(p, matrix, context)).collect::<Result<_, _>>()?;
+    let measure = Measure::new(matrix);
+    let mut walks = Vec::new();
+    let mut lines = Vec::new();
+    for way in &ways {
+        let (walk, scores, regret) = over(way, &measure, orders, tick)?;
+        let mut line = measure.line(way.policy.name().to_owned(), &walk, 0.05 / policies.len() as f64);
+        line.hash = Some(way.policy.hash().short());
+        line.deviation = deviation(&scores);
+        line.regret = regret;
+        lines.push(line);
+        walks.push(walk);
+    }
+    let baselines = measure.baselines();
+    let oracle = measure.oracle_score();
+    let hull = measure.hull(lines.iter().map(|l| Point { cost: l.mean_cost_usd, score: l.mean_score }));
+    let mut report = OutcomesReport {
+        outcomes: matrix.name.clone(),
+        hash: matrix.hash.clone(),
+        queries: matrix.len(),
+        models: matrix.models.clone(),
+        orders,
+        points: measure.means.clone(),
+        best: matrix.models[measure.best].clone(),
+        cheapest: matrix.models[measure.cheapest].clone(),
+        zero_hull: measure.zero.points().to_vec(),
+        aiq_zero: measure.aiq(&measure.zero),
+        aiq: measure.aiq(&hull),
+        hull: hull.points().to_vec(),
+        policies: lines,
+        baselines,
+        pairs: measure.pairs(policies, &walks),
+        differing: differing(&measure, &ways, &walks)?,
+    };
+    report.policies.iter_mut().chain(&mut report.baselines).for_each(|l| l.gap_to_oracle = oracle - l.mean_score);
+    Ok(report)
+}
+
+/// The mean over the orders, the mean score of each, and the mean regret.
+type Over = (Walk, Vec<f64>, Vec<(usize, f64)>);
+
+fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sync)) -> Result<Over, String> {
+    let seeds: Vec<Option<u64>> = if way.policy.learns() { (0..orders.max(1)).map(Some).collect() } else { vec![None] };
+    let mut all = Walk::new(measure.matrix.len(), measure.matrix.models.len());
+    let mut scores = Vec::new();
+    let mut regret: Vec<(usize, f64)> = Vec::new();
+    // As many orders as cores are in memory; they are added in their own order, so that the sums are the same everywhere.
+    for some in seeds.chunks(rayon::current_num_threads().max(1)) {
+        let passes: Vec<(Walk, Vec<usize>)> = some
+            .par_iter()
+            .map(|seed| {
+                let pass = way.pass(*seed, None);
+                tick();
+                pass
+            })
+            .collect::<Result<_, String>>()?;
+        for (walk, order) in passes {
+            all.add(&walk, 1.0 / seeds.len() as f64);
+            let per_query = walk.scores(measure.matrix);
+            scores.push(per_query.iter().sum::<f64>() / per_query.len().max(1) as f64);
+            let curve = measure.regret(&order, &per_query);
+            regret.resize(curve.len(), (0, 0.0));
+            for (sum, (at, value)) in regret.iter_mut().zip(curve) {
+                *sum = (at, sum.1 + value / seeds.len() as f64);
+            }
+        }
+    }
+    Ok((all, scores, regret))
+}
+
+/// Sample standard deviation; nothing of a single value.
+fn deviation(values: &[f64]) -> Option<f64> {
+    let n = values.len();
+    let mean = values.iter().sum::<f64>() / n.max(1) as f64;
+    (n > 1).then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt())
+}
+
+/// The queries on which the expected scores of policies are furthest apart, then the probabilities; with explanations.
+fn differing(measure: &Measure<'_>, ways: &[Way<'_>], walks: &[Walk]) -> Result<Vec<Differing>, String> {
+    let matrix = measure.matrix;
+    let apart = |q: usize| {
+        let scores = walks.iter().map(|w| w.score(matrix, q));
+        let (low, high) = scores.fold((f64::MAX, f64::MIN), |(l, h), s| (l.min(s), h.max(s)));
+        let moved = walks.iter().map(|w| w.moved(&walks[0], q)).fold(0.0, f64::max);
+        (high - low, moved)
+    };
+    if walks.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let mut found: Vec<(usize, (f64, f64))> =
+        (0..matrix.len()).map(|q| (q, apart(q))).filter(|(_, (_, moved))| *moved > 1e-9).collect();
+    found.sort_by(|(a, x), (b, y)| y.0.total_cmp(&x.0).then(y.1.total_cmp(&x.1)).then(a.cmp(b)));
+    found.truncate(SHOWN);
+    let watched: BTreeSet<usize> = found.iter().map(|(q, _)| *q).collect();
+    let mut told: Vec<BTreeMap<usize, String>> = Vec::new();
+    for way in ways {
+        let mut texts = BTreeMap::new();
+        let mut hear = |q: usize, decision: &_, context: &_| {
+            texts.insert(q, explain::text(decision, context));
+        };
+        way.pass(way.policy.learns().then_some(0), Some((&watched, &mut hear)))?;
+        told.push(texts);
+    }
+    let show = |q: usize| {
+        let query = &matrix.queries[q];
+        let choice = |(walk, texts): (&Walk, &BTreeMap<usize, String>)| {
+            let (model, probability) = walk.likeliest(q);
+            Choice {
+                model: matrix.models.get(model).cloned().unwrap_or_default(),
+                probability,
+                score: walk.score(matrix, q),
+                cost_usd: walk.cost(matrix, q),
+                explanation: texts.get(&q).cloned().unwrap_or_default(),
+            }
+        };
+        Differing {
+            id: query.id.clone(),
+            task: query.task.clone(),
+            text: query.text.chars().take(400).collect(),
+            policies: walks.iter().zip(&told).map(choice).collect(),
+        }
+    };
+    Ok(found.into_iter().map(|(q, _)| show(q)).collect())
+}
