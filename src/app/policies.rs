@@ -8,9 +8,9 @@ use std::{
 use super::{StartError, models::load_embedder};
 use crate::{
     assets::{self, Assets},
-    audit::{AuditStore, DecisionView},
+    audit::AuditStore,
     config::Config,
-    domain::Fleet,
+    domain::{Fleet, Hash},
     policy::{self, Artifact, Artifacts, Inputs, Policy},
     signals::Embedder,
 };
@@ -63,18 +63,16 @@ pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
     if wrong.is_empty() { Ok(policies) } else { Err(StartError::Policy(wrong.join("\n"))) }
 }
 
-/// A policy file compiled for replay: against the fleet and embedder that the record names.
+/// A policy file compiled for replay: against the fleet and embedder that a recorded policy version names.
 pub async fn policy_for_replay(
     path: &Path,
     data_dir: &Path,
     store: &dyn AuditStore,
-    views: &[DecisionView],
+    hash: Hash,
 ) -> Result<Policy, StartError> {
     let yaml = std::fs::read(path).map_err(|e| StartError::Other(format!("cannot read {}: {e}", path.display())))?;
     let file = path.display().to_string();
     let spec = policy::parse(&file, &yaml).map_err(|d| StartError::Policy(d.to_string()))?;
-    let newest = views.last().ok_or_else(|| StartError::Other("the record is empty".into()))?;
-    let hash = newest.decision.decision.policy_hash;
     let version =
         store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
             StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))

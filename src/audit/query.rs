@@ -23,6 +23,8 @@ pub const MAX_LIMIT: u32 = 1000;
 pub struct DecisionFilter {
     /// At most this many, newest first; 50 when absent, never more than 1000.
     pub limit: Option<u32>,
+    /// The oldest first instead.
+    pub oldest_first: bool,
     /// Older than this decision: the last id of one page gives the next page.
     pub before: Option<DecisionId>,
     /// Newer than this decision.

@@ -161,7 +161,7 @@ pub trait AuditStore: Send + Sync {
     /// All replicas that have fed this store, by name.
     async fn replicas(&self) -> Result<Vec<Cursor>, StoreError>;
 
-    /// Decisions that pass the filter, newest (greatest id) first.
+    /// Decisions that pass the filter, newest (greatest id) first unless the filter wants the oldest.
     async fn decisions(&self, filter: &DecisionFilter) -> Result<Vec<DecisionRow>, StoreError>;
 
     /// All events of one decision in the order in which they happened.

@@ -178,9 +178,6 @@ pub(super) fn instant(text: &str) -> Result<Micros, String> {
 impl Filter {
     fn filter(self) -> DecisionFilter {
         DecisionFilter {
-            limit: None,
-            before: None,
-            after: None,
             since: self.since,
             until: self.until,
             policy: self.policy,
@@ -190,6 +187,7 @@ impl Filter {
             session: self.session,
             tenant: self.tenant,
             decided_by: self.decided_by,
+            ..DecisionFilter::default()
         }
     }
 }

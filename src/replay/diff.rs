@@ -10,13 +10,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::{log::seen_by, metrics::bootstrap};
-use crate::{
-    audit::DecisionView,
-    domain::{DecidedBy, Decision},
-    learn::observed,
-    policy::{Policy, State},
+use super::{
+    log::{Entry, chances},
+    metrics::bootstrap,
 };
+use crate::policy::{Policy, State};
 
 /// Resamples of the interval.
 const RESAMPLES: usize = 2000;
@@ -93,17 +91,13 @@ struct Weighed {
     reward: f64,
 }
 
-/// Compares two policies on `views`, each deciding with the state given.
-pub fn diff(
-    views: &[DecisionView],
-    (old, old_state): (&Policy, &State),
-    (new, new_state): (&Policy, &State),
-) -> DiffReport {
+/// Compares two policies on logged decisions, each deciding with the state given.
+pub fn diff(entries: &[Entry], (old, old_state): (&Policy, &State), (new, new_state): (&Policy, &State)) -> DiffReport {
     let name = |p: &Policy| format!("{} {}", p.name(), p.hash().short());
     let mut report = DiffReport {
         old: name(old),
         new: name(new),
-        decisions: views.len(),
+        decisions: entries.len(),
         compared: 0,
         skipped: BTreeMap::new(),
         moved: 0.0,
@@ -115,14 +109,13 @@ pub fn diff(
     };
     let mut flows: BTreeMap<(String, String), f64> = BTreeMap::new();
     let mut weighed: Vec<Weighed> = Vec::new();
-    let mut sessions: BTreeMap<String, usize> = BTreeMap::new();
-    for view in views {
-        let logged = &view.decision.decision;
-        if matches!(logged.decided_by, DecidedBy::Pinned | DecidedBy::Shadow) || view.decision.dry {
-            *report.skipped.entry("pinned, beside another, or only asked about".to_owned()).or_default() += 1;
+    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+    for logged in entries {
+        if let Some(why) = logged.apart() {
+            *report.skipped.entry(why.to_owned()).or_default() += 1;
             continue;
         }
-        let (was, is) = match (seen_by(old, view), seen_by(new, view)) {
+        let (was, is) = match (logged.seen_by(old), logged.seen_by(new)) {
             (Ok(a), Ok(b)) => (chances(&old.decide(old_state, &a)), chances(&new.decide(new_state, &b))),
             (Err(reason), _) | (_, Err(reason)) => {
                 *report.skipped.entry(reason).or_default() += 1;
@@ -153,14 +146,12 @@ pub fn diff(
             let likeliest = |c: &BTreeMap<String, f64>| {
                 c.iter().max_by(|a, b| a.1.total_cmp(b.1)).map(|(arm, _)| arm.clone()).unwrap_or_default()
             };
-            report.requests.push(Moved { id: view.id.to_string(), from: likeliest(&was), to: likeliest(&is), moved });
+            report.requests.push(Moved { id: logged.id.to_string(), from: likeliest(&was), to: likeliest(&is), moved });
         }
-        let reward = observed(view).and_then(|o| new.reward(&o).or_else(|| old.reward(&o)));
+        let reward = logged.reward(new).or_else(|| logged.reward(old));
         if let Some(reward) = reward.filter(|_| logged.propensity > 0.0) {
-            let own = view.decision.session.clone();
-            let own = if own.is_empty() { view.id.to_string() } else { own };
             let next = sessions.len();
-            let session = *sessions.entry(own).or_insert(next);
+            let session = *sessions.entry(logged.session).or_insert(next);
             let weight = |c: &BTreeMap<String, f64>| of(c, &logged.arm) / logged.propensity;
             weighed.push(Weighed { session, old: weight(&was), new: weight(&is), reward });
         }
@@ -177,21 +168,6 @@ pub fn diff(
         Err(why) => report.no_effect = Some(why),
     }
     report
-}
-
-/// Probability of each arm, by name.
-pub(super) fn chances(decision: &Decision) -> BTreeMap<String, f64> {
-    if decision.plan.is_none() {
-        return BTreeMap::from([("(refused)".to_owned(), 1.0)]);
-    }
-    if decision.decided_by != DecidedBy::Select {
-        return BTreeMap::from([(decision.arm.clone(), 1.0)]);
-    }
-    let mut out = BTreeMap::new();
-    for c in decision.candidates.iter().filter(|c| c.propensity > 0.0) {
-        *out.entry(c.arm.clone()).or_insert(0.0) += c.propensity;
-    }
-    out
 }
 
 fn effect(weighed: &[Weighed], sessions: usize) -> Result<Effect, String> {

@@ -11,8 +11,7 @@ pub const PARTS: usize = 2;
 #[derive(Clone, Debug)]
 pub struct Direct {
     dimensions: usize,
-    arms: usize,
-    /// Parts x arms.
+    /// Arms x parts.
     sums: Vec<Sums>,
 }
 
@@ -27,22 +26,29 @@ struct Sums {
 /// Coefficients per part and arm.
 #[derive(Clone, Debug)]
 pub struct Fitted {
-    arms: usize,
-    /// Parts x arms; what a row of that part is predicted by.
+    /// Arms x parts; what a row of that part is predicted by.
     theta: Vec<Vec<f64>>,
 }
 
 impl Direct {
     /// For `arms` arms and features of `dimensions`, the first being the constant 1.
     pub fn new(dimensions: usize, arms: usize) -> Self {
-        let empty =
-            Sums { a: vec![0.0; linalg::packed_len(dimensions)], b: vec![0.0; dimensions], count: 0.0, reward: 0.0 };
-        Self { dimensions, arms, sums: vec![empty; PARTS * arms] }
+        let mut made = Self { dimensions, sums: Vec::new() };
+        made.reach(arms);
+        made
     }
 
-    /// Takes a rewarded row.
+    /// Makes room for as many arms.
+    pub fn reach(&mut self, arms: usize) {
+        let d = self.dimensions;
+        let empty = || Sums { a: vec![0.0; linalg::packed_len(d)], b: vec![0.0; d], count: 0.0, reward: 0.0 };
+        self.sums.resize_with(self.sums.len().max(PARTS * arms), empty);
+    }
+
+    /// Takes a rewarded row, of any arm.
     pub fn take(&mut self, part: usize, arm: usize, x: &[f64], reward: f64) {
-        let sums = &mut self.sums[part * self.arms + arm];
+        self.reach(arm + 1);
+        let sums = &mut self.sums[arm * PARTS + part];
         linalg::rank_one(&mut sums.a, x, 1.0);
         sums.b.iter_mut().zip(x).for_each(|(b, x)| *b += reward * x);
         sums.count += 1.0;
@@ -53,17 +59,17 @@ impl Direct {
     /// arm that was hardly taken is predicted as the average arm is.
     pub fn fit(&self) -> Fitted {
         let d = self.dimensions;
-        let mut theta = Vec::with_capacity(PARTS * self.arms);
-        for part in 0..PARTS {
-            let others = || (0..PARTS).filter(move |p| *p != part);
-            let total = |of: fn(&Sums) -> f64| -> f64 {
-                others().flat_map(|p| &self.sums[p * self.arms..(p + 1) * self.arms]).map(of).sum()
-            };
+        let arms = self.sums.chunks_exact(PARTS);
+        let means: [f64; PARTS] = std::array::from_fn(|part| {
+            let total = |of: fn(&Sums) -> f64| -> f64 { arms.clone().flat_map(|arm| others(arm, part)).map(of).sum() };
             let count = total(|s| s.count);
-            let mean = if count > 0.0 { total(|s| s.reward) / count } else { 0.0 };
-            for arm in 0..self.arms {
+            if count > 0.0 { total(|s| s.reward) / count } else { 0.0 }
+        });
+        let mut theta = Vec::with_capacity(self.sums.len());
+        for arm in arms {
+            for (part, mean) in means.iter().enumerate() {
                 let (mut a, mut b) = (vec![0.0; linalg::packed_len(d)], vec![0.0; d]);
-                for sums in others().map(|p| &self.sums[p * self.arms + arm]) {
+                for sums in others(arm, part) {
                     a.iter_mut().zip(&sums.a).for_each(|(a, s)| *a += s);
                     b.iter_mut().zip(&sums.b).for_each(|(b, s)| *b += s);
                 }
@@ -79,14 +85,19 @@ impl Direct {
                 theta.push(theta_of);
             }
         }
-        Fitted { arms: self.arms, theta }
+        Fitted { theta }
     }
+}
+
+/// The sums of an arm's other parts.
+fn others(arm: &[Sums], part: usize) -> impl Iterator<Item = &Sums> {
+    arm.iter().enumerate().filter(move |(p, _)| *p != part).map(|(_, sums)| sums)
 }
 
 impl Fitted {
     /// q̂(x, arm) for a row of `part`.
     pub fn predict(&self, part: usize, arm: usize, x: &[f64]) -> f64 {
-        linalg::dot(&self.theta[part * self.arms + arm], x)
+        linalg::dot(&self.theta[arm * PARTS + part], x)
     }
 }
 

@@ -16,7 +16,7 @@ pub mod report;
 mod reproduce;
 pub mod router;
 
-pub use log::{ReplayReport, ReplayedPolicy, replay_log};
+pub use log::{Entry, Export, Record, ReplayReport, ReplayedPolicy, Source, replay_log};
 pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
 
 /// What keeps a record from being walked again.
@@ -26,6 +26,10 @@ pub enum ReplayError {
     Store(#[from] crate::audit::StoreError),
     #[error(transparent)]
     Learn(#[from] crate::learn::LearnError),
+    #[error("a temporary file for weighed decisions cannot be used: {0}")]
+    Temporary(#[from] std::io::Error),
+    #[error("{file}: {what}")]
+    Export { file: String, what: String },
     #[error("the policy {name} ({hash}) that made decision {decision} is not in the record")]
     NoPolicy { name: String, hash: String, decision: String },
     #[error("the recorded policy {name} does not compile to its recorded hash: {reason}")]

@@ -1,15 +1,18 @@
 //! Deriving recorded decisions again, bit for bit: policy version, state, context and embedding all from the record.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use serde::Serialize;
 
 use super::ReplayError;
 use crate::{
     audit::{AuditStore, DecisionView},
-    domain::{Context, DecidedBy, Decision, Embedding, Hash, PolicyVersion, canonical},
+    domain::{Context, DecidedBy, Decision, Embedding, Hash, PolicyVersion, StateUpdate, canonical},
     learn,
-    policy::{self, Artifact, Artifacts, Policy},
+    policy::{self, Artifact, Artifacts, Policy, State},
 };
 
 /// One decision that came out otherwise.
@@ -83,60 +86,126 @@ pub async fn policy_of_version(store: &dyn AuditStore, version: &PolicyVersion) 
 /// # Errors
 /// When the store cannot be read or a policy is not in it; a decision that differs is no error but in the report.
 pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Result<ReproduceReport, ReplayError> {
-    let mut report = ReproduceReport { asked: views.len(), ..ReproduceReport::default() };
-    let mut by_policy: BTreeMap<Hash, Vec<DecisionView>> = BTreeMap::new();
-    for view in views {
-        by_policy.entry(view.decision.decision.policy_hash).or_default().push(view);
+    let mut reproducer = Reproducer::default();
+    reproducer.take(store, views).await?;
+    Ok(reproducer.report)
+}
+
+/// Derives decisions page by page.
+#[derive(Default)]
+pub(super) struct Reproducer {
+    report: ReproduceReport,
+    /// By policy: what derives, and how many were asked, the same, and impossible by reason.
+    policies: BTreeMap<Hash, Deriver>,
+}
+
+struct Deriver {
+    policy: Policy,
+    state: State,
+    /// Updates that were read and not folded yet.
+    ahead: VecDeque<StateUpdate>,
+    asked: usize,
+    same: usize,
+    impossible: BTreeMap<String, usize>,
+}
+
+impl Reproducer {
+    /// Of a policy: decisions that could be derived, how many came out the same, and why others could not be.
+    pub(super) fn of(&self, policy: Hash) -> (usize, usize, BTreeMap<String, usize>) {
+        self.policies.get(&policy).map_or_else(Default::default, |d| {
+            (d.asked - d.impossible.values().sum::<usize>(), d.same, d.impossible.clone())
+        })
     }
-    for (hash, mut views) in by_policy {
-        views.sort_by_key(|view| view.decision.decision.state_seq);
-        let Some(first) = views.first() else { continue };
-        let policy = recorded_policy(store, &first.decision.decision, &first.id.to_string()).await?;
-        let mut state = learn::restore(store, &policy, Some(first.decision.decision.state_seq)).await?;
-        for view in &views {
-            let recorded = &view.decision.decision;
-            while state.seq < recorded.state_seq {
-                let page = store.state_updates(hash, state.seq + 1, 1024).await?;
-                if page.is_empty() {
-                    break;
-                }
-                for update in page.iter().take_while(|update| update.seq <= recorded.state_seq) {
-                    policy.fold(&mut state, update).map_err(|e| learn::LearnError::State {
-                        policy: policy.name().to_owned(),
-                        reason: e.to_string(),
-                    })?;
+
+    /// Takes decisions in any order; from page to page they had better be in their own.
+    pub(super) async fn take(&mut self, store: &dyn AuditStore, views: Vec<DecisionView>) -> Result<(), ReplayError> {
+        let mut by_policy: BTreeMap<Hash, Vec<DecisionView>> = BTreeMap::new();
+        self.report.asked += views.len();
+        for view in views {
+            by_policy.entry(view.decision.decision.policy_hash).or_default().push(view);
+        }
+        for (hash, mut views) in by_policy {
+            views.sort_by_key(|view| view.decision.decision.state_seq);
+            let Some(first) = views.first() else { continue };
+            let seq = first.decision.decision.state_seq;
+            // Decisions at the same time may have used an older state than one of the page before.
+            if self.policies.get(&hash).is_none_or(|known| known.state.seq > seq) {
+                let policy = recorded_policy(store, &first.decision.decision, &first.id.to_string()).await?;
+                let state = learn::restore(store, &policy, Some(seq)).await?;
+                let ahead = VecDeque::new();
+                match self.policies.get_mut(&hash) {
+                    Some(known) => (known.state, known.ahead) = (state, ahead),
+                    None => {
+                        let fresh = Deriver { policy, state, ahead, asked: 0, same: 0, impossible: BTreeMap::new() };
+                        self.policies.insert(hash, fresh);
+                    }
                 }
             }
-            let context = match context_of(view) {
-                Ok(context) => context,
-                Err(reason) => {
-                    report.impossible.push((view.id.to_string(), reason));
-                    continue;
-                }
-            };
-            let derived = match recorded.decided_by {
-                DecidedBy::Pinned => policy.pin(&recorded.arm, &state, &context),
-                _ => Some(policy.decide(&state, &context)),
-            };
-            // A shadow decides like any other policy; only the record says that nothing came of it.
-            let derived = derived.map(|mut derived| {
-                if recorded.decided_by == DecidedBy::Shadow {
-                    derived.decided_by = DecidedBy::Shadow;
-                }
-                derived
-            });
-            let recorded = canonical::to_bytes(recorded).unwrap_or_default();
-            let derived = derived.and_then(|d| canonical::to_bytes(&d).ok()).unwrap_or_default();
-            if recorded == derived {
-                report.same += 1;
-            } else {
-                report.differences.push(Difference {
-                    id: view.id.to_string(),
-                    recorded: String::from_utf8_lossy(&recorded).into_owned(),
-                    derived: String::from_utf8_lossy(&derived).into_owned(),
-                });
+            let Some(deriver) = self.policies.get_mut(&hash) else { continue };
+            for view in &views {
+                deriver.derive(store, view, &mut self.report).await?;
             }
         }
+        Ok(())
     }
-    Ok(report)
+}
+
+impl Deriver {
+    /// Folds until the state is as new.
+    async fn reach(&mut self, store: &dyn AuditStore, seq: u64) -> Result<(), ReplayError> {
+        while self.state.seq < seq {
+            if self.ahead.is_empty() {
+                self.ahead = store.state_updates(self.policy.hash(), self.state.seq + 1, 1024).await?.into();
+            }
+            let Some(update) = self.ahead.pop_front() else { break };
+            self.policy.fold(&mut self.state, &update).map_err(|e| learn::LearnError::State {
+                policy: self.policy.name().to_owned(),
+                reason: e.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn derive(
+        &mut self,
+        store: &dyn AuditStore,
+        view: &DecisionView,
+        report: &mut ReproduceReport,
+    ) -> Result<(), ReplayError> {
+        let recorded = &view.decision.decision;
+        self.asked += 1;
+        self.reach(store, recorded.state_seq).await?;
+        let context = match context_of(view) {
+            Ok(context) => context,
+            Err(reason) => {
+                *self.impossible.entry(reason.clone()).or_default() += 1;
+                report.impossible.push((view.id.to_string(), reason));
+                return Ok(());
+            }
+        };
+        let derived = match recorded.decided_by {
+            DecidedBy::Pinned => self.policy.pin(&recorded.arm, &self.state, &context),
+            _ => Some(self.policy.decide(&self.state, &context)),
+        };
+        // A shadow decides like any other policy; only the record says that nothing came of it.
+        let derived = derived.map(|mut derived| {
+            if recorded.decided_by == DecidedBy::Shadow {
+                derived.decided_by = DecidedBy::Shadow;
+            }
+            derived
+        });
+        let recorded = canonical::to_bytes(recorded).unwrap_or_default();
+        let derived = derived.and_then(|d| canonical::to_bytes(&d).ok()).unwrap_or_default();
+        if recorded == derived {
+            self.same += 1;
+            report.same += 1;
+        } else {
+            report.differences.push(Difference {
+                id: view.id.to_string(),
+                recorded: String::from_utf8_lossy(&recorded).into_owned(),
+                derived: String::from_utf8_lossy(&derived).into_owned(),
+            });
+        }
+        Ok(())
+    }
 }

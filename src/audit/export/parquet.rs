@@ -58,6 +58,7 @@ fn schema() -> Schema {
         Field::new("served_by", text.clone(), true),
         Field::new("attempts", DataType::UInt32, true),
         Field::new("cost_usd", DataType::Float64, true),
+        Field::new("joules", DataType::Float64, true),
         Field::new("latency_us", DataType::Int64, true),
         Field::new("ttft_us", DataType::Int64, true),
         Field::new("prompt_tokens", DataType::UInt32, true),
@@ -68,6 +69,8 @@ fn schema() -> Schema {
         // JSON, as recorded; absent where it was not kept or was erased.
         Field::new("context", text, true),
         Field::new("embedding", list(DataType::Float32), true),
+        // JSON: which embedder made it.
+        Field::new("embedder", DataType::Utf8, true),
     ])
 }
 
@@ -143,6 +146,7 @@ fn batch(schema: &Arc<Schema>, views: &[DecisionView]) -> Result<RecordBatch, Ex
         maybe(&|v| end(v).map(|o| o.served_by)),
         Arc::new(UInt32Array::from_iter(views.iter().map(|v| end(v).map(|o| o.attempts)))),
         Arc::new(Float64Array::from_iter(views.iter().map(|v| end(v).map(|o| o.cost_usd)))),
+        Arc::new(Float64Array::from_iter(views.iter().map(|v| end(v).and_then(|o| o.joules)))),
         Arc::new(Int64Array::from_iter(views.iter().map(|v| end(v).map(|o| o.latency_us)))),
         Arc::new(Int64Array::from_iter(views.iter().map(|v| end(v).and_then(|o| o.ttft_us)))),
         Arc::new(UInt32Array::from_iter(views.iter().map(|v| end(v).map(|o| o.usage.prompt_tokens)))),
@@ -151,6 +155,7 @@ fn batch(schema: &Arc<Schema>, views: &[DecisionView]) -> Result<RecordBatch, Ex
         json(views, |v| serde_json::to_string(&v.feedback))?,
         maybe(&|v| v.context_bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())),
         embeddings(views),
+        maybe(&|v| v.decision.embedder.as_ref().and_then(|e| serde_json::to_string(e).ok())),
     ];
     Ok(RecordBatch::try_new(schema.clone(), columns)?)
 }

@@ -73,7 +73,9 @@ pub(super) async fn decisions(pool: &PgPool, filter: &DecisionFilter) -> Result<
             query.push(" AND o.status = ").push_bind(text(status).into_owned());
         }
     }
-    query.push(" ORDER BY d.id DESC LIMIT ").push_bind(i64::from(filter.rows()));
+    query
+        .push(if filter.oldest_first { " ORDER BY d.id LIMIT " } else { " ORDER BY d.id DESC LIMIT " })
+        .push_bind(i64::from(filter.rows()));
     let rows = query.build().fetch_all(pool).await?;
     rows.iter()
         .map(|row| {

@@ -65,7 +65,9 @@ pub(super) async fn decisions(pool: &SqlitePool, filter: &DecisionFilter) -> Res
             query.push(" AND o.status = ").push_bind(text(status).into_owned());
         }
     }
-    query.push(" ORDER BY d.id DESC LIMIT ").push_bind(filter.rows());
+    query
+        .push(if filter.oldest_first { " ORDER BY d.id LIMIT " } else { " ORDER BY d.id DESC LIMIT " })
+        .push_bind(filter.rows());
     let rows = query.build().fetch_all(pool).await?;
     rows.iter()
         .map(|row| {

@@ -13,7 +13,10 @@ use crate::{
     cli::{DataDir, replay::newest},
     learn,
     policy::{Policy, State},
-    replay::diff::{DiffReport, diff},
+    replay::{
+        Entry,
+        diff::{DiffReport, diff},
+    },
 };
 
 #[derive(Debug, Args)]
@@ -42,10 +45,11 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
         let dir = args.data_dir.path();
         let store = app::open_record(&dir, args.database_url.as_deref()).await?;
         let views = newest(store.as_ref(), args.last, &DecisionFilter::default()).await?;
-        anyhow::ensure!(!views.is_empty(), "there are no decisions in {}", dir.display());
+        let newest = views.last().with_context(|| format!("there are no decisions in {}", dir.display()))?;
+        let newest = newest.decision.decision.policy_hash;
         let mut policies: Vec<Policy> = Vec::new();
         for path in [&args.old, &args.new] {
-            let policy = app::policy_for_replay(path, &dir, store.as_ref(), &views).await;
+            let policy = app::policy_for_replay(path, &dir, store.as_ref(), newest).await;
             policies.push(policy.with_context(|| path.display().to_string())?);
         }
         let (old, new) = (&policies[0], &policies[1]);
@@ -65,7 +69,8 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
                 _ => notes.push("NEW has learnt nothing in this record".to_owned()),
             }
         }
-        anyhow::Ok((diff(&views, (old, &old_state), (new, &new_state)), notes))
+        let entries: Vec<Entry> = views.into_iter().map(Entry::of).collect();
+        anyhow::Ok((diff(&entries, (old, &old_state), (new, &new_state)), notes))
     })?;
     match args.json {
         true => say!("{}", serde_json::to_string_pretty(&json!({"ok": true, "report": report, "notes": notes}))?),

@@ -1,0 +1,118 @@
+//! `weir replay` over logged decisions: of a record, or of an export of one.
+
+use std::{path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+
+use super::{ReplayArgs, estimate::table};
+use crate::{
+    app,
+    audit::{AuditStore, DecisionFilter},
+    cli::policy::fit::bar,
+    domain::Hash,
+    replay::{self, Export, Record, ReplayReport, Source, replay_log},
+};
+
+/// Policies on a record: those that made it, or others.
+pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    let specs = args.specs()?;
+    crate::cli::runtime()?.block_on(async {
+        let store = app::open_record(data, args.database_url.as_deref()).await?;
+        let store: &dyn AuditStore = store.as_ref();
+        let wanted = args.filter();
+        let (mut record, extent) = Record::open(store, &wanted, args.last).await?;
+        let such = if wanted == DecisionFilter::default() { "decisions" } else { "such decisions" };
+        let (_, newest) = extent.newest.with_context(|| format!("there are no {such} in {}", data.display()))?;
+        let mut policies = Vec::new();
+        for (hash, first) in extent.policies.iter().filter(|_| specs.is_empty()) {
+            let version = store.policy_version(*hash).await?;
+            let version = version.with_context(|| {
+                format!("the policy {} that made decision {first} is not in the record", hash.short())
+            })?;
+            policies.push(replay::policy_of_version(store, &version).await?);
+        }
+        for path in &args.policy {
+            let policy = app::policy_for_replay(path, data, store, newest).await;
+            policies.push(policy.with_context(|| path.display().to_string())?);
+        }
+        // Only what made all of it can be held to the states that it had.
+        let own: Vec<Hash> = match &extent.policies[..] {
+            [(only, _)] => vec![*only],
+            _ => Vec::new(),
+        };
+        let bar = bar("replaying", extent.decisions);
+        let report = report(Some(store), &mut record, &policies, &own, &bar, args).await?;
+        let broken = report.policies.iter().any(|p| p.made_the_log && p.agreed != p.decisions);
+        Ok(ExitCode::from(u8::from(broken)))
+    })
+}
+
+/// Policies on an export, which has no states: those that are given.
+pub(super) fn over_export(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
+    let specs = args.specs()?;
+    anyhow::ensure!(
+        !specs.is_empty(),
+        "{}: an export does not hold the policies that made it; give --policy FILE, or the data directory",
+        data.display()
+    );
+    crate::cli::runtime()?.block_on(async {
+        let wanted = args.filter();
+        anyhow::ensure!(
+            args.last.is_none() || wanted == DecisionFilter::default(),
+            "--last counts all decisions of an export: give it without --since, --until, --made-by and --tenant, or choose \
+             when exporting"
+        );
+        let mut export = Export::open(data, &wanted, args.last)?;
+        let (policies, _) = args.compiled(&specs, &crate::cli::policy::implied_fleet).await?;
+        let bar = bar("replaying", export.decisions());
+        report(None, &mut export, &policies, &[], &bar, args).await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn report(
+    store: Option<&dyn AuditStore>,
+    source: &mut dyn Source,
+    policies: &[crate::policy::Policy],
+    own: &[Hash],
+    bar: &ProgressBar,
+    args: &ReplayArgs,
+) -> anyhow::Result<ReplayReport> {
+    let report = replay_log(store, source, policies, own, &|n| bar.inc(n as u64)).await;
+    bar.finish_and_clear();
+    let report = report?;
+    let nothing = args.data.as_deref().unwrap_or(Path::new("")).display();
+    anyhow::ensure!(report.decisions > 0, "there are no such decisions in {nothing}");
+    args.write(&report)?;
+    match args.json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print(&report),
+    }
+    Ok(report)
+}
+
+fn print(report: &ReplayReport) {
+    println!("{} decisions", report.decisions);
+    for policy in &report.policies {
+        let made = if policy.made_the_log { ", which made them" } else { "" };
+        println!("\n{} ({}{made})", policy.policy, policy.hash);
+        println!("  same arm    {} of {}", policy.agreed, policy.decisions);
+        for (arm, count) in &policy.arms {
+            println!("  chose       {arm}: {count}");
+        }
+        if let Some(mean) = policy.mean_reward {
+            println!("  reward      {mean:.4} over {} decisions with known reward", policy.rewarded);
+        }
+        println!("  by rule     {} of the log", policy.by_rule);
+        if let Some(e) = &policy.estimates {
+            println!("\nReward per decision, estimated, with 95 % intervals:\n{}", table(e, true));
+        }
+        if let Some(why) = &policy.no_estimate {
+            println!("  no estimate {why}");
+        }
+        for (reason, count) in &policy.skipped {
+            println!("  left out    {count}: {reason}");
+        }
+    }
+}

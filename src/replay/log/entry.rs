@@ -1,0 +1,105 @@
+//! A logged decision as replay needs it, whichever way it was kept.
+
+use std::{borrow::Cow, collections::BTreeMap};
+
+use crate::{
+    audit::DecisionView,
+    domain::{Context, DecidedBy, Decision, DecisionId, Hash},
+    learn,
+    policy::{Observed, Policy},
+    replay::{estimate::session, reproduce::context_of},
+};
+
+/// What was decided, how likely that was, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub id: DecisionId,
+    /// Hash of the session, or of the decision's own id where it has none.
+    pub session: u64,
+    pub policy_hash: Hash,
+    pub decided_by: DecidedBy,
+    /// Only asked about: nothing was called.
+    pub dry: bool,
+    pub arm: String,
+    pub propensity: f64,
+    /// The arms that it could have taken, in name order, with their probabilities.
+    pub could: Vec<(String, f64)>,
+    /// Absent where there is no outcome.
+    pub observed: Option<Observed>,
+    /// With its embedding; or what is missing.
+    pub context: Result<Context, String>,
+    /// The whole record, where this is from a store.
+    pub view: Option<Box<DecisionView>>,
+}
+
+impl Entry {
+    pub fn of(view: DecisionView) -> Self {
+        let decision = &view.decision.decision;
+        Self {
+            id: view.id,
+            session: session_of(&view.decision.session, view.id),
+            policy_hash: decision.policy_hash,
+            decided_by: decision.decided_by,
+            dry: view.decision.dry,
+            arm: decision.arm.clone(),
+            propensity: decision.propensity,
+            could: chances(decision).into_iter().collect(),
+            observed: learn::observed(&view),
+            context: context_of(&view),
+            view: Some(Box::new(view)),
+        }
+    }
+
+    /// Why the entry says nothing of policies: it was not a policy that chose what was served.
+    pub fn apart(&self) -> Option<&'static str> {
+        match self.decided_by {
+            DecidedBy::Pinned => Some("pinned by the client"),
+            DecidedBy::Shadow => Some("decided beside another, or only asked about"),
+            _ => self.dry.then_some("decided beside another, or only asked about"),
+        }
+    }
+
+    /// The context as a policy sees it, with cosines to its own examples.
+    ///
+    /// # Errors
+    /// What is missing of it.
+    pub fn seen_by(&self, policy: &Policy) -> Result<Cow<'_, Context>, String> {
+        let context = self.context.as_ref().map_err(Clone::clone)?;
+        if !policy.needs_embedding() {
+            return Ok(Cow::Borrowed(context));
+        }
+        let embedding = context.embedding.as_ref().ok_or("its embedding was not logged and the policy needs it")?;
+        let similarity = policy.similarities(&embedding.vector);
+        if similarity == context.signals.similarity {
+            return Ok(Cow::Borrowed(context));
+        }
+        let mut context = context.clone();
+        context.signals.similarity = similarity;
+        Ok(Cow::Owned(context))
+    }
+
+    /// Its reward under a policy's weights, where it is known.
+    pub fn reward(&self, policy: &Policy) -> Option<f64> {
+        policy.reward(self.observed.as_ref()?)
+    }
+}
+
+/// Rows of one session are drawn together.
+pub(super) fn session_of(name: &str, id: DecisionId) -> u64 {
+    if name.is_empty() { session(&id.to_string()) } else { session(name) }
+}
+
+/// Probability of each arm, by name.
+pub fn chances(decision: &Decision) -> BTreeMap<String, f64> {
+    if decision.decided_by == DecidedBy::Refused || decision.plan.is_none() {
+        return BTreeMap::from([("(refused)".to_owned(), 1.0)]);
+    }
+    if decision.decided_by != DecidedBy::Select {
+        return BTreeMap::from([(decision.arm.clone(), 1.0)]);
+    }
+    let mut out = BTreeMap::new();
+    for c in decision.candidates.iter().filter(|c| c.propensity > 0.0) {
+        *out.entry(c.arm.clone()).or_insert(0.0) += c.propensity;
+    }
+    out
+}

@@ -1,0 +1,133 @@
+//! What other policies would have chosen for the recorded requests.
+//!
+//! A learning policy learns as it goes by the replay method (Li et al., arXiv 1003.5956): where it chooses the arm that
+//! was really taken, and that decision's reward is known, it is told so; elsewhere it learns nothing. What the policy would
+//! have earned is estimated from all rewarded decisions, by the exact probabilities that were logged and those that the
+//! policy gives ([`super::estimate`]); a decision at time t is weighed by the policy as it was at t. Rewards are
+//! recomputed from their parts under the policy's own weights. The policy that made the log is derived from its own
+//! recorded states instead, so that it must agree with itself in every decision.
+
+mod entry;
+mod export;
+mod rows;
+mod source;
+mod walk;
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use self::walk::Walk;
+pub use self::{
+    entry::{Entry, chances},
+    export::Export,
+    source::{Record, Source},
+};
+use super::{
+    ReplayError,
+    estimate::{Estimates, Row},
+    reproduce::Reproducer,
+};
+use crate::{audit::AuditStore, domain::Hash, policy::Policy};
+
+/// One policy's way over the log.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ReplayedPolicy {
+    pub policy: String,
+    pub hash: String,
+    /// Whether this very policy version made the decisions it is compared with.
+    pub made_the_log: bool,
+    /// Decisions it was asked about.
+    pub decisions: usize,
+    /// Same arm as the log.
+    pub agreed: usize,
+    /// Decisions that could not be replayed, by reason.
+    pub skipped: BTreeMap<String, usize>,
+    /// How often each arm was chosen.
+    pub arms: BTreeMap<String, usize>,
+    /// Rows whose arm agreed and whose reward is known under this policy's weights, and their mean reward. Its use as an
+    /// estimate of the policy's value needs a log with uniform propensities (Li et al., theorem 1).
+    pub rewarded: usize,
+    pub mean_reward: Option<f64>,
+    /// What it would have earned per decision; absent where `no_estimate` says why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimates: Option<Estimates>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_estimate: Option<String>,
+    /// Decisions of the log that a rule made, for certain.
+    pub by_rule: usize,
+    /// Mean probability that the policy gives to arms that the log could not have taken.
+    pub unsupported: f64,
+    /// Decisions with a reward under this policy's weights, whichever arm was taken.
+    pub rewarded_in_log: usize,
+    /// Per decision: id, logged arm, chosen arm, propensity of the chosen arm. Empty above 20,000 decisions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub choices: Vec<Choice>,
+    /// The decisions whose arm it would least likely have taken.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differing: Vec<Differing>,
+}
+
+/// A decision that another policy would hardly have made.
+#[derive(Clone, Debug, Serialize)]
+pub struct Differing {
+    pub id: String,
+    pub logged: String,
+    pub logged_propensity: f64,
+    /// Probability that the policy gives to the logged arm.
+    pub target: f64,
+    pub chosen: String,
+    pub propensity: f64,
+    /// As the policy explains it.
+    pub explanation: String,
+}
+
+/// One decision under a replayed policy.
+#[derive(Clone, Debug, Serialize)]
+pub struct Choice {
+    pub id: String,
+    pub logged: String,
+    pub chosen: String,
+    pub propensity: f64,
+}
+
+/// All policies over one log.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReplayReport {
+    pub decisions: usize,
+    pub policies: Vec<ReplayedPolicy>,
+}
+
+/// Replays a log under each policy. `own` are the policies that made all of it: their decisions are derived from `store`,
+/// which has to be the one that the entries are from. `tick` hears how many entries are through.
+///
+/// # Errors
+/// When the log or the store cannot be read, or a temporary file cannot be kept.
+pub async fn replay_log(
+    store: Option<&dyn AuditStore>,
+    source: &mut dyn Source,
+    policies: &[Policy],
+    own: &[Hash],
+    tick: &dyn Fn(usize),
+) -> Result<ReplayReport, ReplayError> {
+    let is_own = |p: &Policy| store.is_some() && own.contains(&p.hash());
+    let mut walks: Vec<Walk<'_>> = policies.iter().map(|p| Walk::new(p, is_own(p))).collect();
+    let mut derived = Reproducer::default();
+    let mut decisions = 0;
+    while let Some(mut entries) = source.next().await? {
+        decisions += entries.len();
+        if let Some(store) = store.filter(|_| policies.iter().any(is_own)) {
+            let views = entries.iter_mut().filter_map(|e| e.view.take()).map(|view| *view);
+            derived.take(store, views.collect()).await?;
+        }
+        walks.par_iter_mut().try_for_each(|walk| walk.take(&entries))?;
+        tick(entries.len());
+    }
+    let finish = |walk: Walk<'_>| {
+        let derived = is_own(walk.policy).then(|| derived.of(walk.policy.hash()));
+        walk.finish(derived)
+    };
+    let policies = walks.into_iter().map(finish).collect::<std::io::Result<_>>()?;
+    Ok(ReplayReport { decisions, policies })
+}

@@ -1,0 +1,92 @@
+//! Where logged decisions come from, oldest first, page by page.
+
+use async_trait::async_trait;
+
+use super::entry::Entry;
+use crate::{
+    audit::{AuditStore, DecisionFilter},
+    domain::{DecisionId, Hash},
+    replay::ReplayError,
+};
+
+/// Decisions of one page of a store.
+const PAGE: u32 = 1000;
+
+/// A log, to be read once.
+#[async_trait]
+pub trait Source: Send {
+    /// The next entries; nothing after the last.
+    ///
+    /// # Errors
+    /// When the log cannot be read, or what it holds is no log.
+    async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReplayError>;
+}
+
+/// What is in a part of the record, before it is read.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Extent {
+    pub decisions: usize,
+    /// The policy versions that decided, by their first decision here, oldest first.
+    pub policies: Vec<(Hash, DecisionId)>,
+    /// The newest decision, and the version that made it.
+    pub newest: Option<(DecisionId, Hash)>,
+}
+
+/// A store.
+pub struct Record<'a> {
+    store: &'a dyn AuditStore,
+    filter: DecisionFilter,
+}
+
+impl<'a> Record<'a> {
+    /// The newest `last` decisions that the filter lets through, or all, and what they are.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn open(
+        store: &'a dyn AuditStore,
+        filter: &DecisionFilter,
+        last: Option<usize>,
+    ) -> Result<(Self, Extent), ReplayError> {
+        let mut extent = Extent::default();
+        let mut filter = DecisionFilter { limit: Some(PAGE), ..filter.clone() };
+        let mut page = filter.clone();
+        'all: loop {
+            let rows = store.decisions(&page).await?;
+            let Some(oldest) = rows.last() else { break };
+            page.before = Some(oldest.id);
+            for row in &rows {
+                if last.is_some_and(|last| extent.decisions >= last) {
+                    filter.after = Some(row.id);
+                    break 'all;
+                }
+                extent.decisions += 1;
+                extent.newest.get_or_insert((row.id, row.policy_hash));
+                match extent.policies.iter_mut().find(|(hash, _)| *hash == row.policy_hash) {
+                    Some(known) => known.1 = row.id,
+                    None => extent.policies.push((row.policy_hash, row.id)),
+                }
+            }
+        }
+        extent.policies.sort_by_key(|(_, first)| *first);
+        // What comes in while this is read is not part of it.
+        filter.before =
+            extent.newest.map(|(id, _)| DecisionId(uuid::Uuid::from_u128(id.0.as_u128().saturating_add(1))));
+        filter.oldest_first = true;
+        Ok((Self { store, filter }, extent))
+    }
+}
+
+#[async_trait]
+impl Source for Record<'_> {
+    async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReplayError> {
+        let rows = self.store.decisions(&self.filter).await?;
+        let Some(last) = rows.last() else { return Ok(None) };
+        self.filter.after = Some(last.id);
+        let mut entries = Vec::with_capacity(rows.len());
+        for row in &rows {
+            entries.extend(self.store.decision(row.id).await?.map(Entry::of));
+        }
+        Ok(Some(entries))
+    }
+}
