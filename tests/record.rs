@@ -212,16 +212,18 @@ async fn postgres_may_stop_for_a_while() {
     drop(server);
 }
 
-/// Feedback changes later decisions; a thousand of them derive again, across a restart, to the same bytes.
+/// Feedback changes later decisions; a thousand of them derive again, across a restart, to the same bytes. More, with
+/// `WEIR_TEST_DECISIONS`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_learning_decisions_derive_again() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     let config = write_config(dir.path());
     let mut taken = Vec::new();
+    let total: usize = std::env::var("WEIR_TEST_DECISIONS").map_or(1000, |n| n.parse().unwrap());
     for part in 0..2 {
         let mut weir = Weir::start(&config, &data, &[]);
-        for i in 0..500 {
+        for i in 0..total / 2 {
             let (status, answer) = weir.post("/v1/chat/completions", &chat("auto", &format!("part {part}, {i}"))).await;
             assert_eq!(status, 200, "{answer}");
             let model = answer["model"].as_str().unwrap().to_owned();
@@ -236,25 +238,26 @@ async fn a_thousand_learning_decisions_derive_again() {
         }
         assert!(weir.stop().success());
     }
-    let late = taken[800..].iter().filter(|m| *m == "dear").count();
+    let late = taken[total - 200..].iter().filter(|m| *m == "dear").count();
     assert!(late > 170, "200 late decisions took the liked arm only {late} times: it did not learn");
 
     let data = data.to_str().unwrap();
     let report = json_of(&["audit", "verify", "--json", "--data-dir", data]);
     assert_eq!((&report["passed"], &report["not_ingested"]), (&json!(true), &json!(0)), "a stop left events: {report}");
-    let report = json_of(&["audit", "reproduce", "--last", "1000", "--json", "--data-dir", data]);
-    assert_eq!(report["same"], json!(1000), "{report}");
+    let report = json_of(&["audit", "reproduce", "--last", &total.to_string(), "--json", "--data-dir", data]);
+    assert_eq!(report["same"], json!(total), "{report}");
     assert_eq!(report["differences"], json!([]), "{report}");
 
     let replayed = json_of(&["replay", "--data", data, "--json"]);
     assert_eq!(replayed["policies"][0]["made_the_log"], json!(true));
-    assert_eq!(replayed["policies"][0]["agreed"], json!(1000), "{replayed}");
+    assert_eq!(replayed["policies"][0]["agreed"], json!(total), "{replayed}");
+    assert_eq!(replayed["policies"][0]["decisions"], json!(total), "{replayed}");
 
     let other = dir.path().join("other.yaml");
     std::fs::write(&other, "policy: other\nmodels: {cheap: {name: cheap}}\nselect: {arms: [cheap], static: cheap}\n")
         .unwrap();
     let replayed = json_of(&["replay", "--data", data, "--json", "--policy", other.to_str().unwrap()]);
-    assert_eq!(replayed["policies"][0]["arms"], json!({"cheap": 1000}), "{replayed}");
+    assert_eq!(replayed["policies"][0]["arms"], json!({"cheap": total}), "{replayed}");
     assert!(replayed["policies"][0]["no_estimate"].as_str().unwrap().contains("reward:"), "{replayed}");
 
     // What always taking one arm would have earned, from a log that mostly took the other: only `dear` was ever liked.
@@ -268,8 +271,8 @@ async fn a_thousand_learning_decisions_derive_again() {
     for (arm, truth) in [("cheap", 0.0), ("dear", 1.0)] {
         let replayed = always(arm, one);
         let estimates = &replayed["estimates"];
-        assert_eq!(estimates["rows"], json!(1000), "{replayed}");
-        assert_eq!(estimates["rewarded"], json!(334), "{replayed}");
+        assert_eq!(estimates["rows"], json!(total), "{replayed}");
+        assert_eq!(estimates["rewarded"], json!(2 * (total / 2).div_ceil(3)), "{replayed}");
         assert!((estimates["snips"]["value"].as_f64().unwrap() - truth).abs() < 1e-9, "{replayed}");
         let interval = |name: &str| {
             let of = &estimates[name]["interval"];
@@ -280,6 +283,42 @@ async fn a_thousand_learning_decisions_derive_again() {
             assert!(low - 0.05 <= truth && truth <= high + 0.05, "{name}: {replayed}");
         }
     }
+    // The same from an export, in every figure; and its page.
+    let export = dir.path().join("decisions.parquet");
+    let exported = export.to_str().unwrap();
+    json_of(&["audit", "export", "--parquet", exported, "--json", "--data-dir", data]);
+    let file = dir.path().join("dear.yaml");
+    let policy = ["--policy", file.to_str().unwrap()];
+    let of = |from: &str, more: &[&str]| json_of(&[&["replay", "--data", from, "--json"], &policy[..], more].concat());
+    let mut recorded = of(data, &[]);
+    let mut found = of(exported, &["--out", dir.path().join("page").to_str().unwrap()]);
+    // The versions differ: an export has no fleet.
+    for report in [&mut recorded, &mut found] {
+        assert!(report["policies"][0]["hash"].take().is_string());
+        for d in report["policies"][0]["differing"].as_array_mut().unwrap() {
+            d["explanation"].take();
+        }
+    }
+    assert_eq!(recorded, found);
+    let page = std::fs::read_to_string(dir.path().join("page/report.html")).unwrap();
+    assert!(page.contains("Reward per decision, doubly robust") && page.contains("instead of cheap"), "{page}");
+    assert_eq!(
+        of(exported, &["--last", "100"])["policies"][0]["choices"],
+        of(data, &["--last", "100"])["policies"][0]["choices"]
+    );
+    assert_eq!(of(exported, &["--made-by", "learning"])["decisions"], json!(total));
+    let refused = |from: &str, more: &[&str]| {
+        let (code, out, err) = weir::run(&[&["replay", "--data", from], more].concat());
+        assert!(code == 1 && out.is_empty(), "{out}{err}");
+        err
+    };
+    assert!(refused(exported, &[]).contains("an export does not hold the policies"));
+    assert!(refused(exported, &[&policy[..], &["--tenant", "nobody"]].concat()).contains("no such decisions"));
+    assert!(refused(exported, &["--policy", policy[1], policy[1]]).contains("a second policy with the name one"));
+    let bytes = std::fs::read(&export).unwrap();
+    let cut = dir.path().join("cut.parquet");
+    std::fs::write(&cut, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(refused(cut.to_str().unwrap(), &policy).contains("cut.parquet: is no Parquet file"));
     // An arm that the log never had.
     let unknown = always("stranger", &one.replace("{name: ARM}", "{name: cheap}"));
     assert!(unknown["no_estimate"].as_str().unwrap().starts_with("100.0 % of what it would do"), "{unknown}");

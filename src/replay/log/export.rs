@@ -1,7 +1,11 @@
 //! `weir audit export --parquet` as a log: decisions with their contexts, without the states of the policies that made
 //! them.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use arrow::{
     array::{
@@ -58,7 +62,7 @@ const GROUPS: usize = 4;
 /// A file, read from its end: the newest decision comes first in it.
 pub struct Export {
     name: String,
-    file: Arc<File>,
+    path: PathBuf,
     metadata: ArrowReaderMetadata,
     filter: DecisionFilter,
     /// The first row of every row group, and the number of rows.
@@ -108,7 +112,7 @@ impl Export {
         }
         let until = last.map_or(rows, |last| last.min(rows));
         let left = starts.partition_point(|start| *start < until);
-        Ok(Self { name, file: Arc::new(file), metadata, filter: filter.clone(), starts, left, until, newest: None })
+        Ok(Self { name, path: path.to_owned(), metadata, filter: filter.clone(), starts, left, until, newest: None })
     }
 
     /// Decisions that will be looked at.
@@ -119,7 +123,8 @@ impl Export {
     /// The entries of a row group, oldest first.
     fn group(&self, group: usize) -> Result<Vec<Entry>, ReplayError> {
         let failed = |e: &dyn std::fmt::Display| wrong(&self.name, format!("row group {group} cannot be read: {e}"));
-        let file = self.file.try_clone().map_err(|e| failed(&e))?;
+        // Its own place in the file: groups are read at the same time.
+        let file = File::open(&self.path).map_err(|e| failed(&e))?;
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
         let names = COLUMNS.iter().map(|(name, _)| *name);
         let mask = ProjectionMask::columns(self.metadata.parquet_schema(), names);
