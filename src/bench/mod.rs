@@ -8,8 +8,9 @@
 //! - [`gateway`]: the runs; [`report`]: medians, table, JSON.
 //!
 //! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes,
-//! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs, and
-//! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth.
+//! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs,
+//! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth, and `weir bench replay` ([`replay`]) says how fast
+//! a log is replayed, in how much memory.
 
 pub mod bandits;
 pub mod bare_proxy;
@@ -20,6 +21,7 @@ pub mod mock_upstream;
 pub mod ope;
 pub mod policies;
 pub mod process;
+pub mod replay;
 pub mod report;
 pub mod subject;
 

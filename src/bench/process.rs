@@ -151,6 +151,52 @@ impl Drop for Server {
     }
 }
 
+/// Runs a program to its end: what the kernel says of it, and its standard output. Its errors go where ours go.
+///
+/// # Errors
+/// When it cannot be started or fails.
+pub fn accounts(mut command: Command) -> Result<(Usage, Vec<u8>), BenchError> {
+    let what = command.get_program().to_string_lossy().into_owned();
+    let failed = |reason: String| BenchError::Start { what: what.clone(), reason };
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
+    let mut output = Vec::new();
+    if let Some(stdout) = &mut child.stdout {
+        stdout.read_to_end(&mut output).map_err(|e| failed(e.to_string()))?;
+    }
+    let (status, usage) = wait(&mut child).map_err(|e| failed(e.to_string()))?;
+    if !status.success() {
+        return Err(failed(status.to_string()));
+    }
+    Ok((usage, output))
+}
+
+/// Waits for a child; its processor time and memory come from the kernel with the end of it.
+#[cfg(unix)]
+fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, Usage)> {
+    use std::os::unix::process::ExitStatusExt as _;
+    let mut status = 0;
+    // SAFETY: a `rusage` is plain numbers, for which zeros are valid; `wait4` writes only to the two locals. The child has
+    // not been waited for, so that its id is still its own.
+    let (pid, of) = unsafe {
+        let mut of: libc::rusage = std::mem::zeroed();
+        (libc::wait4(child.id() as libc::pid_t, &mut status, 0, &mut of), of)
+    };
+    if pid < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    // Linux counts KiB, macOS bytes.
+    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
+    let usage =
+        Usage { cpu_s: seconds(of.ru_utime) + seconds(of.ru_stime), rss: 0, rss_peak: of.ru_maxrss as u64 * unit };
+    Ok((std::process::ExitStatus::from_raw(status), usage))
+}
+
+#[cfg(not(unix))]
+fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, Usage)> {
+    Ok((child.wait()?, Usage::default()))
+}
+
 /// Reads a server's output to its end, for a full pipe would stop it.
 fn drain(pipe: impl Read + Send + 'static, output: Arc<Mutex<VecDeque<String>>>, found: mpsc::Sender<SocketAddr>) {
     std::thread::spawn(move || {

@@ -11,7 +11,7 @@ use crate::{
         BenchError, bandits, bare_proxy, decide,
         gateway::Plan,
         load::Mode,
-        mock_upstream, ope, policies,
+        mock_upstream, ope, policies, replay,
         report::Report,
         subject::{self, Subject},
     },
@@ -37,6 +37,8 @@ enum What {
     Ope(OpeArgs),
     /// What one decision costs, selector by selector
     Decide(DecideArgs),
+    /// How fast logged decisions are replayed, and in how much memory
+    Replay(ReplayArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -151,6 +153,29 @@ struct BanditsArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  weir bench replay --decisions 1000000 10000000 --out eval/runs/today")]
+struct ReplayArgs {
+    /// Lengths of made up logs; ten million take about 2 GiB of disk for a while
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1_000_000])]
+    decisions: Vec<usize>,
+    /// Times that each is replayed; the median is reported
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repeats: usize,
+    /// Also with embeddings of this embedder, which has to be there
+    #[arg(long, value_name = "NAME")]
+    embedder: Option<String>,
+    /// Directory for the raw results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   weir bench decide
   weir bench decide --verify 10000      one hash over that many decisions per selector: the same in every build")]
@@ -223,6 +248,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Bandits(args) => return play_bandits(&args),
         What::Ope(args) => return estimate_often(&args),
         What::Decide(args) => return decide_often(&args),
+        What::Replay(args) => return replay_much(args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -331,6 +357,23 @@ fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {
     }
     let report = decide::run(args.rounds.max(1), args.examples, args.only.as_deref()).map_err(anyhow::Error::msg)?;
     publish(&report, &report.markdown(), "decide", args.out.as_deref(), args.json)
+}
+
+fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.decisions.iter().all(|n| *n >= 1000), "at least 1,000 decisions");
+    let data_dir = args.data_dir.path();
+    let embedder = match &args.embedder {
+        Some(name) => {
+            Some(super::runtime()?.block_on(crate::app::offline_embedder(&data_dir, name))?.identity().as_ref().clone())
+        }
+        None => None,
+    };
+    let bar = super::policy::fit::bar("making up decisions", args.decisions.iter().sum());
+    let plan = replay::Plan { decisions: args.decisions, repeats: args.repeats, embedder, data_dir };
+    let report = replay::run(plan, &|step| bar.suspend(|| eprintln!("{step}")), &|n| bar.inc(n));
+    bar.finish_and_clear();
+    let report = report?;
+    publish(&report, &report.markdown(), "replay", args.out.as_deref(), args.json)
 }
 
 fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
