@@ -12,6 +12,19 @@ use crate::support::{test_home, weir};
 
 /// Outcomes of models on questions of two kinds: `weak` knows capitals only, `strong` everything, at ten times the price.
 pub(crate) fn outcomes(path: &Path, models: &[&str], from: usize, to: usize) {
+    write(path, &batch(models, from, to));
+}
+
+/// A file of these rows.
+pub(crate) fn write(path: &Path, rows: &RecordBatch) {
+    let file = std::fs::File::create(path).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, rows.schema(), None).unwrap();
+    writer.write(rows).unwrap();
+    writer.close().unwrap();
+}
+
+/// The rows of such a file.
+pub(crate) fn batch(models: &[&str], from: usize, to: usize) -> RecordBatch {
     let (mut ids, mut tasks, mut queries, mut names) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let (mut scores, mut costs) = (Vec::new(), Vec::new());
     for n in from..to {
@@ -46,11 +59,7 @@ pub(crate) fn outcomes(path: &Path, models: &[&str], from: usize, to: usize) {
         Arc::new(Float64Array::from(scores)),
         Arc::new(Float64Array::from(costs)),
     ];
-    let batch = RecordBatch::try_new(Arc::new(schema), columns).unwrap();
-    let file = std::fs::File::create(path).unwrap();
-    let mut writer = parquet::arrow::ArrowWriter::try_new(file, batch.schema(), None).unwrap();
-    writer.write(&batch).unwrap();
-    writer.close().unwrap();
+    RecordBatch::try_new(Arc::new(schema), columns).unwrap()
 }
 
 fn policy(args: &[&str]) -> (i32, String, String) {
@@ -157,7 +166,7 @@ fn outcomes_that_cannot_be_used_say_why() {
     assert!(code == 1 && err.contains("too few to fit on"), "{err}");
     std::fs::write(&data, "query,model\n").unwrap();
     let (code, _, err) = args(&data);
-    assert!(code == 1 && err.contains("is no Parquet file"), "{err}");
+    assert!(code == 1 && err.contains("is neither Parquet nor JSON lines"), "{err}");
     let (code, _, err) = args(&dir.path().join("none.parquet"));
     assert!(code == 1 && err.contains("cannot be read"), "{err}");
     assert_eq!(weir::run(&["policy", "fit", "--data", "x", "--out", "y"]).0, 2);

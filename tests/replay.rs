@@ -1,11 +1,16 @@
 //! `weir replay` over outcomes: figures that can be had on paper.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
-use serde_json::Value;
+use serde_json::{Value, json};
+
+use arrow::{
+    array::{ArrayRef, AsArray, Float64Array, RecordBatch, StringArray},
+    datatypes::Float64Type,
+};
 
 use crate::{
-    fit::{document, outcomes},
+    fit::{self, document, outcomes},
     support::weir,
 };
 
@@ -139,5 +144,102 @@ fn what_cannot_be_replayed_over_outcomes_is_said() {
     let broken = dir.path().join("broken.parquet");
     let bytes = std::fs::read(data).unwrap();
     std::fs::write(&broken, &bytes[..bytes.len() / 2]).unwrap();
-    says(&[broken.to_str().unwrap(), "--policy", &one], "is no Parquet file");
+    says(&[broken.to_str().unwrap(), "--policy", &one], "is no Parquet file, or not all of one");
+}
+
+/// The rows with one column replaced, or taken away.
+fn with(rows: &RecordBatch, name: &str, column: Option<ArrayRef>) -> RecordBatch {
+    let schema = rows.schema();
+    let others = schema.fields().iter().zip(rows.columns()).filter(|(field, _)| field.name() != name);
+    let mut columns: Vec<(String, ArrayRef)> = others.map(|(f, c)| (f.name().clone(), c.clone())).collect();
+    columns.extend(column.map(|c| (name.to_owned(), c)));
+    RecordBatch::try_from_iter(columns).unwrap()
+}
+
+#[test]
+fn outcomes_come_in_either_format_under_any_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = fit::batch(&["weak", "strong"], 0, 40);
+    let lines = (0..rows.num_rows()).map(|n| {
+        let schema = rows.schema();
+        let cell = |(at, column): (usize, &ArrayRef)| {
+            let value = match column.as_string_opt::<i32>() {
+                Some(texts) => json!(texts.value(n)),
+                None => json!(column.as_primitive::<Float64Type>().value(n)),
+            };
+            (schema.field(at).name().replace("score", "quality"), value)
+        };
+        Value::Object(rows.columns().iter().enumerate().map(cell).collect()).to_string()
+    });
+    let lines: Vec<String> = lines.collect();
+    let (parquet, jsonl) = (dir.path().join("made.parquet"), dir.path().join("made.jsonl"));
+    fit::write(&parquet, &rows);
+    std::fs::write(&jsonl, lines.join("\n")).unwrap();
+    let one = write(dir.path(), "one", "select: {arms: [weak, strong], weighted: {weak: 3, strong: 1}}\n");
+    let replay = |data: &Path, more: &[&str]| {
+        weir::run(&[&["replay", "--json", "--policy", &one, "--data", data.to_str().unwrap()], more].concat())
+    };
+    let mut reports = [replay(&parquet, &[]), replay(&jsonl, &["--column", "score=quality"])].map(document);
+    for report in &mut reports {
+        report["hash"].take();
+    }
+    assert_eq!(reports[0], reports[1]);
+    // What is left out is said.
+    std::fs::write(&jsonl, lines[1..].join("\n")).unwrap();
+    let less = document(replay(&jsonl, &["--column", "score=quality"]));
+    assert_eq!(less["left_out"], json!({"queries without an outcome of every model": 1}));
+    assert_eq!(less["queries"], json!(39));
+    let (code, out, err) = replay(&jsonl, &[]);
+    assert!(
+        code == 1 && out.is_empty() && err.contains("made.jsonl: line 1 has no column `score`, but cost_usd, "),
+        "{err}"
+    );
+}
+
+#[test]
+fn outcomes_that_cannot_be_right_are_named_by_file_row_and_column() {
+    let dir = tempfile::tempdir().unwrap();
+    let rows = fit::batch(&["weak", "strong"], 0, 20);
+    let one = write(dir.path(), "one", "select: {arms: [weak, strong], static: weak}\n");
+    let path = dir.path().join("bad.parquet");
+    let says = |rows: &RecordBatch, what: &str| {
+        fit::write(&path, rows);
+        let (code, out, err) = weir::run(&["replay", "--policy", &one, "--data", path.to_str().unwrap()]);
+        assert!(
+            code == 1 && out.is_empty() && err.contains("bad.parquet: ") && err.contains(what),
+            "{what}: {out}{err}"
+        );
+    };
+    let scores = |at: usize, value: f64| -> ArrayRef {
+        let change = |(n, s): (usize, f64)| if n == at { value } else { s };
+        let column = rows.column_by_name("score").unwrap().as_primitive::<Float64Type>().values();
+        Arc::new(Float64Array::from_iter_values(column.iter().copied().enumerate().map(change)))
+    };
+    says(&with(&rows, "score", Some(scores(7, f64::NAN))), "row 7, column `score`: NaN is not between 0 and 1");
+    says(&with(&rows, "score", Some(scores(0, -0.1))), "row 0, column `score`: -0.1 is not between 0 and 1");
+    says(&with(&rows, "cost_usd", Some(scores(3, f64::INFINITY))), "row 3, column `cost_usd`: inf is not 0 or more");
+    let texts = |at: usize, text: &str, name: &str| -> ArrayRef {
+        let column = rows.column_by_name(name).unwrap().as_string::<i32>();
+        let change = |(n, old): (usize, Option<&str>)| if n == at { text.to_owned() } else { old.unwrap().to_owned() };
+        Arc::new(StringArray::from_iter_values(column.iter().enumerate().map(change)))
+    };
+    says(&with(&rows, "score", Some(texts(5, "good", "model"))), "row 0, column `score`: `weak` is no number");
+    says(
+        &with(&rows, "model", Some(texts(5, "weak", "model"))),
+        "row 5, column `query_id`: 2 has an outcome of weak already, in row 4",
+    );
+    says(
+        &with(&rows, "query", Some(texts(9, "another", "query"))),
+        "row 9, column `query`: the query of 4 is another than in row 8",
+    );
+    says(
+        &with(&rows, "task", Some(texts(9, "another", "task"))),
+        "row 9, column `task`: the task of 4 is another than in row 8",
+    );
+    says(&with(&rows, "model", Some(texts(2, "", "model"))), "row 2, column `model`: is empty");
+    says(&with(&rows, "score", None), "has no column `score`, but query_id, task, query, model, cost_usd");
+    says(&rows.slice(0, 0), "holds no outcomes");
+    std::fs::write(&path, "").unwrap();
+    let (code, _, err) = weir::run(&["replay", "--policy", &one, "--data", path.to_str().unwrap()]);
+    assert!(code == 1 && err.contains("bad.parquet: is empty"), "{err}");
 }

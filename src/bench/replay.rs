@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Decisions of a row group: what an export has.
-const GROUP: usize = 500;
+const GROUP: usize = 2000;
 /// Models of the log; each has a quarter of the decisions.
 const MODELS: [&str; 4] = ["small", "medium", "large", "remote"];
 
@@ -114,7 +114,7 @@ pub fn write_log(
     let mut writer = ArrowWriter::try_new(file, first.schema(), Some(properties)).map_err(failed)?;
     let groups: Vec<std::ops::Range<usize>> =
         (0..decisions.div_ceil(GROUP)).rev().map(|g| g * GROUP..((g + 1) * GROUP).min(decisions)).collect();
-    for some in groups.chunks(64) {
+    for some in groups.chunks(16) {
         let batches: Vec<RecordBatch> = some.par_iter().map(|rows| batch(rows.clone(), embedder)).collect();
         for batch in batches {
             writer.write(&batch).map_err(failed)?;
@@ -326,8 +326,8 @@ mod tests {
         assert!(Export::is_one(&path));
         let mut export = Export::open(&path, &DecisionFilter::default(), None).unwrap();
         let mut entries = Vec::new();
-        while let Some(page) = export.next().await.unwrap() {
-            entries.extend(page);
+        while let Some(pages) = export.next().await.unwrap() {
+            pages.into_iter().for_each(|page| entries.extend(page.read().unwrap()));
         }
         assert_eq!(entries.len(), 1200);
         assert!(entries.windows(2).all(|w| w[0].id < w[1].id));

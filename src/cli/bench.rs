@@ -16,7 +16,7 @@ use crate::{
         subject::{self, Subject},
     },
     fit::{Family, Inputs, embed},
-    replay::matrix::Matrix,
+    replay::matrix::{How, Matrix},
 };
 
 #[derive(Debug, Args)]
@@ -278,8 +278,7 @@ async fn stopped() -> std::io::Result<()> {
 
 /// The outcomes of a file or a directory with their embedded queries; a file with a pair of models by task.
 fn outcomes(data: &std::path::Path, with: &InputArgs) -> anyhow::Result<Vec<(Matrix, Inputs)>> {
-    let prices = super::policy::fit::prices(with.prices.as_deref())?;
-    let matrices = Matrix::read_all(data, Some(&prices))?;
+    let matrices = Matrix::read_all(data, &with.how()?)?;
     let data_dir = with.data_dir.path();
     let mut sets = Vec::new();
     super::runtime()?.block_on(async {
@@ -332,10 +331,10 @@ fn play_bandits(args: &BanditsArgs) -> anyhow::Result<ExitCode> {
 
 fn estimate_often(args: &OpeArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.repetitions >= 1 && args.decisions >= 2, "at least 1 repetition of 2 decisions");
-    let prices = super::policy::fit::prices(args.prices.as_deref())?;
+    let how = How { prices: Some(super::policy::fit::prices(args.prices.as_deref())?), ..How::default() };
     let plan = ope::Plan { repetitions: args.repetitions, decisions: args.decisions, resamples: args.resamples };
     let mut rows = Vec::new();
-    for matrix in Matrix::read_all(&args.data, Some(&prices))? {
+    for matrix in Matrix::read_all(&args.data, &how)? {
         anyhow::ensure!(matrix.models.len() > 1, "{}: one model only, there is nothing to choose", matrix.name);
         let bar = super::policy::fit::bar(&format!("logging {}", matrix.name), args.repetitions * 4);
         rows.extend(ope::run(&matrix, &plan, &|| bar.inc(1)));

@@ -16,7 +16,7 @@ pub mod report;
 mod reproduce;
 pub mod router;
 
-pub use log::{Entry, Export, Record, ReplayReport, ReplayedPolicy, Source, replay_log};
+pub use log::{Entry, Export, Page, Record, ReplayReport, ReplayedPolicy, Source, replay_log};
 pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
 
 /// What keeps a record from being walked again.
@@ -28,6 +28,8 @@ pub enum ReplayError {
     Learn(#[from] crate::learn::LearnError),
     #[error("a temporary file for weighed decisions cannot be used: {0}")]
     Temporary(#[from] std::io::Error),
+    #[error("decision {0} is in the log twice, or the decisions are not in their order")]
+    Order(String),
     #[error("{file}: {what}")]
     Export { file: String, what: String },
     #[error("the policy {name} ({hash}) that made decision {decision} is not in the record")]

@@ -25,8 +25,10 @@ use crate::{
     domain::Outcome,
 };
 
-/// Decisions of one row group, and of one page of the store.
+/// Decisions of one page of the store.
 const PAGE: u32 = 500;
+/// Pages of one row group: what `weir replay` has in memory at once, per core.
+const GROUP: u64 = 4;
 
 fn schema() -> Schema {
     let list = |item: DataType| DataType::List(Arc::new(Field::new_list_field(item, true)));
@@ -96,8 +98,10 @@ pub async fn export_parquet(
         }
         if !views.is_empty() {
             writer.write(&batch(&schema, &views)?)?;
-            writer.flush()?;
             written += views.len() as u64;
+            if written % (GROUP * u64::from(PAGE)) == 0 {
+                writer.flush()?;
+            }
         }
         if rows.len() < PAGE as usize {
             break;

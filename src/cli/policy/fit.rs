@@ -13,7 +13,7 @@ use crate::{
     cli::DataDir,
     fit::{self, Family, embed, report::Report},
     policy::{self, Artifact},
-    replay::matrix::{Matrix, Prices},
+    replay::matrix::{Columns, How, Matrix, Prices},
 };
 
 /// What outcomes are read and seen with.
@@ -25,8 +25,19 @@ pub(crate) struct InputArgs {
     /// Prices of models whose outcomes have no cost: JSON {"tokens_per_call": N, "usd_per_million": {MODEL: USD}}
     #[arg(long, value_name = "FILE")]
     pub prices: Option<PathBuf>,
+    /// What a column of the outcomes is called there, e.g. score=quality; may be given several times
+    #[arg(long = "column", value_name = "NAME=THEIRS")]
+    pub columns: Vec<String>,
     #[command(flatten)]
     pub data_dir: DataDir,
+}
+
+impl InputArgs {
+    /// How outcomes are read.
+    pub fn how(&self) -> anyhow::Result<How> {
+        let columns = Columns::of(&self.columns).map_err(|e| anyhow::anyhow!("--column {e}"))?;
+        Ok(How { prices: Some(prices(self.prices.as_deref())?), columns })
+    }
 }
 
 #[derive(Debug, Args)]
@@ -67,11 +78,11 @@ pub(super) struct FitArgs {
 
 pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!((0.05..=0.9).contains(&args.hold_out), "--hold-out is a share between 0.05 and 0.9");
-    let prices = prices(args.inputs.prices.as_deref())?;
-    let matrix = Matrix::read(&args.data, Some(&prices))?;
+    let how = args.inputs.how()?;
+    let matrix = Matrix::read(&args.data, &how)?;
     let mut wanted = vec![matrix];
     if let Some(test) = &args.test {
-        let test = Matrix::read(test, Some(&prices))?;
+        let test = Matrix::read(test, &how)?;
         anyhow::ensure!(
             test.models == wanted[0].models,
             "{} has outcomes of {}, {} of {}: an artifact is judged on the models that it was fitted to",

@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use super::ReplayArgs;
 use crate::{
-    cli::policy::fit::{bar, prices},
+    cli::policy::fit::bar,
     domain::{Capabilities, Energy, Fleet, ModelCard, Price, Signals},
     fit::{self, embed},
     policy::{Policy, Spec},
@@ -14,8 +14,7 @@ use crate::{
 /// Policies on a matrix of outcomes.
 pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!args.policy.is_empty(), "{}: outcomes were made by no policy; give --policy FILE", data.display());
-    let prices = prices(args.inputs.prices.as_deref())?;
-    let matrix = Matrix::read(data, Some(&prices))?;
+    let matrix = Matrix::read(data, &args.inputs.how()?)?;
     let signals: Vec<Signals> = matrix.queries.iter().map(|q| embed::measured(&q.text)).collect();
     // What a model asks per token is taken from what its answers cost.
     let every: Vec<usize> = (0..matrix.len()).collect();

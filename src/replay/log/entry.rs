@@ -10,6 +10,9 @@ use crate::{
     replay::{estimate::session, reproduce::context_of},
 };
 
+/// The arm of what no arm may serve.
+pub(super) const REFUSED: &str = "(refused)";
+
 /// What was decided, how likely that was, and what came of it.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -91,15 +94,18 @@ pub(super) fn session_of(name: &str, id: DecisionId) -> u64 {
 
 /// Probability of each arm, by name.
 pub fn chances(decision: &Decision) -> BTreeMap<String, f64> {
-    if decision.decided_by == DecidedBy::Refused || decision.plan.is_none() {
-        return BTreeMap::from([("(refused)".to_owned(), 1.0)]);
-    }
-    if decision.decided_by != DecidedBy::Select {
-        return BTreeMap::from([(decision.arm.clone(), 1.0)]);
-    }
     let mut out = BTreeMap::new();
-    for c in decision.candidates.iter().filter(|c| c.propensity > 0.0) {
-        *out.entry(c.arm.clone()).or_insert(0.0) += c.propensity;
-    }
+    each_chance(decision, |arm, p| *out.entry(arm.to_owned()).or_insert(0.0) += p);
     out
+}
+
+/// The arms that can be taken, with their probabilities.
+pub(super) fn each_chance(decision: &Decision, mut take: impl FnMut(&str, f64)) {
+    if decision.decided_by == DecidedBy::Refused || decision.plan.is_none() {
+        take(REFUSED, 1.0);
+    } else if decision.decided_by == DecidedBy::Select {
+        decision.candidates.iter().filter(|c| c.propensity > 0.0).for_each(|c| take(&c.arm, c.propensity));
+    } else {
+        take(&decision.arm, 1.0);
+    }
 }

@@ -19,12 +19,11 @@ use parquet::arrow::{
     ProjectionMask,
     arrow_reader::{ArrowReaderMetadata, ParquetRecordBatchReaderBuilder},
 };
-use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::{
-    entry::{Entry, session_of},
-    source::Source,
+    entry::{Entry, REFUSED, session_of},
+    source::{Page, Source},
 };
 use crate::{
     audit::DecisionFilter,
@@ -56,23 +55,23 @@ const COLUMNS: [(&str, bool); 20] = [
     ("embedding", false),
     ("embedder", false),
 ];
-/// Row groups that are in memory at once, per core.
-const GROUPS: usize = 4;
-
 /// A file, read from its end: the newest decision comes first in it.
 pub struct Export {
+    inner: Arc<Inner>,
+    /// Row groups that are still to be read.
+    left: usize,
+}
+
+/// What a row group is read with.
+struct Inner {
     name: String,
     path: PathBuf,
     metadata: ArrowReaderMetadata,
     filter: DecisionFilter,
     /// The first row of every row group, and the number of rows.
     starts: Vec<usize>,
-    /// Row groups that are still to be read.
-    left: usize,
     /// Rows from here on are too old.
     until: usize,
-    /// The newest decision that was read.
-    newest: Option<DecisionId>,
 }
 
 fn wrong(name: &str, what: impl std::fmt::Display) -> ReplayError {
@@ -112,14 +111,17 @@ impl Export {
         }
         let until = last.map_or(rows, |last| last.min(rows));
         let left = starts.partition_point(|start| *start < until);
-        Ok(Self { name, path: path.to_owned(), metadata, filter: filter.clone(), starts, left, until, newest: None })
+        let inner = Inner { name, path: path.to_owned(), metadata, filter: filter.clone(), starts, until };
+        Ok(Self { inner: Arc::new(inner), left })
     }
 
     /// Decisions that will be looked at.
     pub fn decisions(&self) -> usize {
-        self.until
+        self.inner.until
     }
+}
 
+impl Inner {
     /// The entries of a row group, oldest first.
     fn group(&self, group: usize) -> Result<Vec<Entry>, ReplayError> {
         let failed = |e: &dyn std::fmt::Display| wrong(&self.name, format!("row group {group} cannot be read: {e}"));
@@ -136,9 +138,11 @@ impl Export {
         for batch in reader.map_err(|e| failed(&e))? {
             let batch = batch.map_err(|e| failed(&e))?;
             let columns = Columns::of(&batch).map_err(|what| wrong(&self.name, what))?;
+            // Many decisions in a row have the same arms with the same probabilities.
+            let mut candidates = (String::new(), Vec::new());
             for at in 0..batch.num_rows().min(self.until.saturating_sub(row)) {
                 if columns.passes(at, &self.filter) {
-                    let entry = columns.entry(at).map_err(|(column, what)| {
+                    let entry = columns.entry(at, &mut candidates).map_err(|(column, what)| {
                         wrong(&self.name, format!("row {}, column `{column}`: {what}", row + at))
                     })?;
                     entries.push(entry);
@@ -147,34 +151,32 @@ impl Export {
             row += batch.num_rows();
         }
         entries.reverse();
+        if let Some(pair) = entries.windows(2).find(|pair| pair[0].id >= pair[1].id) {
+            let what = format!(
+                "decision {} is there twice, or the rows are not newest first, as they were exported",
+                pair[1].id
+            );
+            return Err(wrong(&self.name, what));
+        }
         Ok(entries)
     }
 }
 
 #[async_trait]
 impl Source for Export {
-    async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReplayError> {
+    async fn next(&mut self) -> Result<Option<Vec<Page>>, ReplayError> {
         if self.left == 0 {
             return Ok(None);
         }
-        let from = self.left.saturating_sub(GROUPS * rayon::current_num_threads().max(1));
-        let groups: Vec<usize> = (from..self.left).rev().collect();
-        let this = &*self;
-        let read: Vec<Vec<Entry>> = groups.par_iter().map(|g| this.group(*g)).collect::<Result<_, _>>()?;
-        let mut entries: Vec<Entry> = Vec::with_capacity(read.iter().map(Vec::len).sum());
-        read.into_iter().for_each(|group| entries.extend(group));
-        for entry in &entries {
-            if self.newest.is_some_and(|newest| entry.id <= newest) {
-                let what = format!(
-                    "row of {}: a decision is there twice, or the rows are not newest first as exported",
-                    entry.id
-                );
-                return Err(wrong(&self.name, what));
-            }
-            self.newest = Some(entry.id);
-        }
+        // Two per core, so that none waits for the longest.
+        let from = self.left.saturating_sub(2 * rayon::current_num_threads().max(1));
+        let page = |group: usize| {
+            let inner = Arc::clone(&self.inner);
+            Page::Unread(Box::new(move || inner.group(group)))
+        };
+        let pages = (from..self.left).rev().map(page).collect();
         self.left = from;
-        Ok(Some(entries))
+        Ok(Some(pages))
     }
 }
 
@@ -255,7 +257,7 @@ impl Columns {
 
     /// # Errors
     /// The column and what is wrong with it.
-    fn entry(&self, at: usize) -> Result<Entry, (&'static str, String)> {
+    fn entry(&self, at: usize, known: &mut (String, Vec<(String, f64)>)) -> Result<Entry, (&'static str, String)> {
         let bad = |column: &'static str| move |e: &dyn std::fmt::Display| (column, e.to_string());
         let id = uuid::Uuid::parse_str(self.id.value(at)).map_err(|e| bad("id")(&e))?;
         let hash: Hash = named(self.policy_hash.value(at)).map_err(|e| bad("policy_hash")(&e))?;
@@ -267,11 +269,15 @@ impl Columns {
         }
         let arm = self.arm.value(at).to_owned();
         let could = match decided_by {
-            DecidedBy::Refused => vec![("(refused)".to_owned(), 1.0)],
+            DecidedBy::Refused => vec![(REFUSED.to_owned(), 1.0)],
             DecidedBy::Select => {
-                let candidates: Vec<Candidate> =
-                    serde_json::from_str(self.candidates.value(at)).map_err(|e| bad("candidates")(&e))?;
-                candidates.into_iter().filter(|c| c.propensity > 0.0).map(|c| (c.arm, c.propensity)).collect()
+                let text = self.candidates.value(at);
+                if known.0 != text {
+                    let candidates: Vec<Candidate> = serde_json::from_str(text).map_err(|e| bad("candidates")(&e))?;
+                    let could = candidates.into_iter().filter(|c| c.propensity > 0.0).map(|c| (c.arm, c.propensity));
+                    *known = (text.to_owned(), could.collect());
+                }
+                known.1.clone()
             }
             _ => vec![(arm.clone(), 1.0)],
         };

@@ -18,11 +18,11 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-use self::walk::Walk;
+use self::walk::{Part, Walk};
 pub use self::{
     entry::{Entry, chances},
     export::Export,
-    source::{Record, Source},
+    source::{Page, Record, Source},
 };
 use super::{
     ReplayError,
@@ -115,14 +115,40 @@ pub async fn replay_log(
     let mut walks: Vec<Walk<'_>> = policies.iter().map(|p| Walk::new(p, is_own(p))).collect();
     let mut derived = Reproducer::default();
     let mut decisions = 0;
-    while let Some(mut entries) = source.next().await? {
-        decisions += entries.len();
-        if let Some(store) = store.filter(|_| policies.iter().any(is_own)) {
-            let views = entries.iter_mut().filter_map(|e| e.view.take()).map(|view| *view);
-            derived.take(store, views.collect()).await?;
+    let mut last = None;
+    while let Some(pages) = source.next().await? {
+        let learners = walks.iter().any(Walk::learns);
+        let derives = store.filter(|_| policies.iter().any(is_own));
+        // Read and judged on any core. What has to be taken in order is kept for that.
+        let read = pages.into_par_iter().map(|page| {
+            let entries = page.read()?;
+            let parts: Vec<Option<Part>> =
+                walks.iter().map(|walk| (!walk.learns()).then(|| walk.judge(&entries))).collect();
+            let ends = entries.first().map(|e| e.id).zip(entries.last().map(|e| e.id));
+            let count = entries.len();
+            let kept = if learners || derives.is_some() { entries } else { Vec::new() };
+            Ok((ends, count, kept, parts))
+        });
+        let read: Vec<_> = read.collect::<Result<_, ReplayError>>()?;
+        for (ends, count, mut entries, parts) in read {
+            if let Some((first, newest)) = ends {
+                if last.is_some_and(|last| last >= first) {
+                    return Err(ReplayError::Order(first.to_string()));
+                }
+                last = Some(newest);
+            }
+            decisions += count;
+            if let Some(store) = derives {
+                let views = entries.iter_mut().filter_map(|e| e.view.take()).map(|view| *view);
+                derived.take(store, views.collect()).await?;
+            }
+            let each = walks.par_iter_mut().zip(parts);
+            each.try_for_each(|(walk, part)| {
+                let part = part.unwrap_or_else(|| walk.learn(&entries));
+                walk.add(part)
+            })?;
+            tick(count);
         }
-        walks.par_iter_mut().try_for_each(|walk| walk.take(&entries))?;
-        tick(entries.len());
     }
     let finish = |walk: Walk<'_>| {
         let derived = is_own(walk.policy).then(|| derived.of(walk.policy.hash()));

@@ -12,14 +12,31 @@ use crate::{
 /// Decisions of one page of a store.
 const PAGE: u32 = 1000;
 
+/// Some entries in a row, or how to come by them on any core.
+pub enum Page {
+    Read(Vec<Entry>),
+    Unread(Box<dyn FnOnce() -> Result<Vec<Entry>, ReplayError> + Send>),
+}
+
+impl Page {
+    /// # Errors
+    /// When what is read is no log.
+    pub fn read(self) -> Result<Vec<Entry>, ReplayError> {
+        match self {
+            Page::Read(entries) => Ok(entries),
+            Page::Unread(read) => read(),
+        }
+    }
+}
+
 /// A log, to be read once.
 #[async_trait]
 pub trait Source: Send {
-    /// The next entries; nothing after the last.
+    /// The next pages, as many as are worth having at once; nothing after the last.
     ///
     /// # Errors
-    /// When the log cannot be read, or what it holds is no log.
-    async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReplayError>;
+    /// When the log cannot be read.
+    async fn next(&mut self) -> Result<Option<Vec<Page>>, ReplayError>;
 }
 
 /// What is in a part of the record, before it is read.
@@ -79,7 +96,7 @@ impl<'a> Record<'a> {
 
 #[async_trait]
 impl Source for Record<'_> {
-    async fn next(&mut self) -> Result<Option<Vec<Entry>>, ReplayError> {
+    async fn next(&mut self) -> Result<Option<Vec<Page>>, ReplayError> {
         let rows = self.store.decisions(&self.filter).await?;
         let Some(last) = rows.last() else { return Ok(None) };
         self.filter.after = Some(last.id);
@@ -87,6 +104,6 @@ impl Source for Record<'_> {
         for row in &rows {
             entries.extend(self.store.decision(row.id).await?.map(Entry::of));
         }
-        Ok(Some(entries))
+        Ok(Some(vec![Page::Read(entries)]))
     }
 }

@@ -1,12 +1,10 @@
 //! One policy's way over the log.
 
-use std::{borrow::Cow, collections::BTreeMap, io};
-
-use rayon::prelude::*;
+use std::{collections::BTreeMap, io};
 
 use super::{
     Choice, Differing, ReplayedPolicy,
-    entry::{Entry, chances},
+    entry::{Entry, each_chance},
     rows::{DIMENSIONS, FEATURES, Rows, Weighed},
 };
 use crate::{
@@ -24,9 +22,8 @@ const UNSUPPORTED: f64 = 0.01;
 const SHOWN: usize = 10;
 /// Above this number of decisions their choices are not listed.
 const LISTED: usize = 20_000;
-/// Decisions that one core takes at a time.
-const SHARE: usize = 64;
 
+/// One policy's way over the whole log.
 pub(super) struct Walk<'a> {
     pub(super) policy: &'a Policy,
     out: ReplayedPolicy,
@@ -40,8 +37,25 @@ pub(super) struct Walk<'a> {
     sum: f64,
 }
 
-/// A decision of the policy on an entry.
-type Made<'e> = (Decision, Cow<'e, Context>);
+/// What came of some entries. Parts are made on any core and added in the order of the log, so that all sums are the same
+/// however it is cut.
+#[derive(Default)]
+pub(super) struct Part {
+    decisions: usize,
+    agreed: usize,
+    by_rule: usize,
+    skipped: BTreeMap<String, usize>,
+    /// Names of arms by their numbers here, and how often each was chosen.
+    arms: Vec<(String, usize)>,
+    rows: Vec<Weighed>,
+    /// Where the arm agreed and the reward is known.
+    rewards: Vec<f64>,
+    /// Probabilities of what the log could not have done, where there are any.
+    unsupported: Vec<f64>,
+    choices: Vec<Choice>,
+    /// The most different first.
+    differing: Vec<Differing>,
+}
 
 impl<'a> Walk<'a> {
     pub(super) fn new(policy: &'a Policy, made_the_log: bool) -> Self {
@@ -62,129 +76,106 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Takes entries in their order.
-    ///
-    /// # Errors
-    /// When the temporary file cannot be written.
-    pub(super) fn take(&mut self, entries: &[Entry]) -> io::Result<()> {
-        if self.out.made_the_log {
-            return entries.iter().try_for_each(|entry| self.own(entry));
+    /// Whether entries have to be taken in their order, since what came of one changes what is decided next.
+    pub(super) fn learns(&self) -> bool {
+        self.policy.learns() && !self.out.made_the_log
+    }
+
+    /// Decides on entries, in any order of such calls.
+    pub(super) fn judge(&self, entries: &[Entry]) -> Part {
+        let mut part = Part::default();
+        for entry in entries {
+            match (self.out.made_the_log, entry.apart()) {
+                (true, _) => part.own(self.policy, entry),
+                (false, Some(why)) => count(&mut part.skipped, why),
+                (false, None) => match entry.seen_by(self.policy) {
+                    Ok(context) => {
+                        let decision = self.policy.decide(&self.state, &context);
+                        part.other(self.policy, self.lists(&part), entry, &decision, &context);
+                    }
+                    Err(why) => count(&mut part.skipped, &why),
+                },
+            }
         }
-        let policy = self.policy;
-        if policy.learns() {
-            return entries.iter().try_for_each(|entry| match entry.apart() {
-                Some(why) => self.skip(why),
-                None => {
-                    let made = entry.seen_by(policy).map(|context| (policy.decide(&self.state, &context), context));
-                    self.other(entry, made)
+        part
+    }
+
+    /// The same for a policy that learns, in the order of the log.
+    pub(super) fn learn(&mut self, entries: &[Entry]) -> Part {
+        let mut part = Part::default();
+        for entry in entries {
+            if let Some(why) = entry.apart() {
+                count(&mut part.skipped, why);
+                continue;
+            }
+            let context = match entry.seen_by(self.policy) {
+                Ok(context) => context,
+                Err(why) => {
+                    count(&mut part.skipped, &why);
+                    continue;
                 }
-            });
-        }
-        let state = &self.state;
-        let made = entries.par_iter().with_min_len(SHARE).map(|entry| match entry.apart() {
-            Some(_) => None,
-            None => Some(entry.seen_by(policy).map(|context| (policy.decide(state, &context), context))),
-        });
-        let made: Vec<_> = made.collect();
-        entries.iter().zip(made).try_for_each(|(entry, made)| match made {
-            None => self.skip(entry.apart().unwrap_or_default()),
-            Some(made) => self.other(entry, made),
-        })
-    }
-
-    fn skip(&mut self, why: &str) -> io::Result<()> {
-        count(&mut self.out.skipped, why);
-        Ok(())
-    }
-
-    /// An entry of the policy's own, which is derived elsewhere.
-    fn own(&mut self, entry: &Entry) -> io::Result<()> {
-        count(&mut self.out.arms, &entry.arm);
-        self.out.by_rule += usize::from(entry.decided_by == DecidedBy::Rule);
-        if let Some(reward) = entry.reward(self.policy) {
-            self.out.rewarded += 1;
-            self.sum += reward;
-        }
-        if entry.apart().is_some() {
-            return Ok(());
-        }
-        self.weigh(entry, 1.0, &BTreeMap::from([(entry.arm.clone(), 1.0)]))
-    }
-
-    fn other(&mut self, entry: &Entry, made: Result<Made<'_>, String>) -> io::Result<()> {
-        let (decision, context) = match made {
-            Ok(made) => made,
-            Err(reason) => return self.skip(&reason),
-        };
-        let out = &mut self.out;
-        out.decisions += 1;
-        count(&mut out.arms, &decision.arm);
-        if out.decisions <= LISTED {
-            out.choices.push(Choice {
-                id: entry.id.to_string(),
-                logged: entry.arm.clone(),
-                chosen: decision.arm.clone(),
-                propensity: decision.propensity,
-            });
-        } else {
-            out.choices = Vec::new();
-        }
-        let target = chances(&decision);
-        let could = |arm: &String| entry.could.iter().any(|(name, _)| name == arm);
-        let there: f64 = target.iter().filter(|(arm, _)| could(arm)).map(|(_, p)| p).sum();
-        out.unsupported += (1.0 - there).max(0.0);
-        out.by_rule += usize::from(entry.decided_by == DecidedBy::Rule);
-        if entry.propensity > 0.0 {
-            let weight = target.get(&entry.arm).copied().unwrap_or(0.0) / entry.propensity;
-            self.weigh(entry, weight, &target)?;
-        }
-        if decision.arm != entry.arm {
-            self.out.differs(entry, &decision, &context);
-            return Ok(());
-        }
-        self.out.agreed += 1;
-        let Some(reward) = entry.reward(self.policy) else { return Ok(()) };
-        self.out.rewarded += 1;
-        self.sum += reward;
-        if self.policy.learns() && decision.decided_by == DecidedBy::Select {
+            };
+            let decision = self.policy.decide(&self.state, &context);
+            let agreed = part.other(self.policy, self.lists(&part), entry, &decision, &context);
+            let Some(reward) = agreed.filter(|_| decision.decided_by == DecidedBy::Select) else { continue };
             let cost_usd = entry.observed.as_ref().map_or(0.0, |o| o.cost_usd);
             let update = StateUpdate {
                 propensity: entry.propensity,
                 ..StateUpdate::of(&decision, self.state.seq, reward, cost_usd, context.now)
             };
             if let Err(error) = self.policy.fold(&mut self.state, &update) {
-                self.skip(&format!("not learnt from: {error}"))?;
+                count(&mut part.skipped, &format!("not learnt from: {error}"));
             }
         }
+        part
+    }
+
+    /// Whether choices are still listed.
+    fn lists(&self, part: &Part) -> bool {
+        self.out.decisions + part.decisions <= LISTED
+    }
+
+    /// Adds a part; parts come in the order of the log.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be written.
+    pub(super) fn add(&mut self, part: Part) -> io::Result<()> {
+        let out = &mut self.out;
+        out.decisions += part.decisions;
+        out.agreed += part.agreed;
+        out.by_rule += part.by_rule;
+        out.rewarded += part.rewards.len();
+        part.skipped.into_iter().for_each(|(why, n)| *out.skipped.entry(why).or_default() += n);
+        part.rewards.iter().for_each(|r| self.sum += r);
+        part.unsupported.iter().for_each(|p| out.unsupported += p);
+        match out.decisions <= LISTED {
+            true => out.choices.extend(part.choices),
+            false => out.choices = Vec::new(),
+        }
+        part.differing.into_iter().for_each(|d| keep(&mut out.differing, d));
+        let mut numbers = Vec::with_capacity(part.arms.len());
+        for (name, chosen) in part.arms {
+            if chosen > 0 {
+                *self.out.arms.entry(name.clone()).or_default() += chosen;
+            }
+            let next = self.arms.len() as u32;
+            numbers.push(*self.arms.entry(name).or_insert(next));
+        }
+        self.taken.resize(self.arms.len(), (0.0, 0.0));
+        for mut row in part.rows {
+            let number = |local: u32| numbers[local as usize];
+            row.arm = number(row.arm);
+            row.target.iter_mut().for_each(|(arm, _)| *arm = number(*arm));
+            let taken = &mut self.taken[row.arm as usize];
+            taken.0 += 1.0;
+            if let Some(reward) = row.reward {
+                taken.1 += 1.0;
+                self.out.rewarded_in_log += 1;
+                self.direct.take(half(row.session), row.arm as usize, &row.features, reward);
+            }
+            self.rows.push(&row)?;
+        }
         Ok(())
-    }
-
-    fn number(&mut self, arm: &str) -> u32 {
-        if let Some(number) = self.arms.get(arm) {
-            return *number;
-        }
-        let number = self.arms.len() as u32;
-        self.arms.insert(arm.to_owned(), number);
-        self.taken.push((0.0, 0.0));
-        number
-    }
-
-    fn weigh(&mut self, entry: &Entry, weight: f64, target: &BTreeMap<String, f64>) -> io::Result<()> {
-        let arm = self.number(&entry.arm);
-        let target = target.iter().map(|(name, p)| (self.number(name), *p)).collect();
-        let mut features = [1.0; DIMENSIONS];
-        for (x, name) in features[1..].iter_mut().zip(FEATURES) {
-            *x = entry.context.as_ref().ok().and_then(|c| query_feature(name, &c.signals)).unwrap_or(0.0);
-        }
-        let row = Weighed { session: entry.session, arm, weight, reward: entry.reward(self.policy), features, target };
-        let taken = &mut self.taken[arm as usize];
-        taken.0 += 1.0;
-        if let Some(reward) = row.reward {
-            taken.1 += 1.0;
-            self.out.rewarded_in_log += 1;
-            self.direct.take(part(row.session), arm as usize, &row.features, reward);
-        }
-        self.rows.push(&row)
     }
 
     /// The policy's report, when all entries are taken. `derived` is what became of its own decisions.
@@ -215,7 +206,7 @@ impl<'a> Walk<'a> {
         let mut estimator = Estimator::new(Asked { rewards: (f64::MIN, f64::MAX), ..Asked::default() });
         let mut wrong = None;
         self.rows.read(|row| {
-            let model = |arm: u32| fitted.predict(part(row.session), arm as usize, &row.features);
+            let model = |arm: u32| fitted.predict(half(row.session), arm as usize, &row.features);
             let (taken, seen) = self.taken[row.arm as usize];
             let row = super::Row {
                 session: row.session,
@@ -237,8 +228,100 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Which part of the log a session is in, for the reward model.
-fn part(session: u64) -> usize {
+impl Part {
+    /// An entry of the policy's own, which is derived elsewhere.
+    fn own(&mut self, policy: &Policy, entry: &Entry) {
+        let arm = self.number(&entry.arm);
+        self.arms[arm as usize].1 += 1;
+        self.by_rule += usize::from(entry.decided_by == DecidedBy::Rule);
+        self.rewards.extend(entry.reward(policy));
+        if entry.apart().is_none() {
+            self.weigh(policy, entry, arm, 1.0, vec![(arm, 1.0)]);
+        }
+    }
+
+    /// What the policy makes of an entry; its reward, if it is known and the arms are the same.
+    fn other(
+        &mut self,
+        policy: &Policy,
+        listed: bool,
+        entry: &Entry,
+        decision: &Decision,
+        context: &Context,
+    ) -> Option<f64> {
+        self.decisions += 1;
+        self.by_rule += usize::from(entry.decided_by == DecidedBy::Rule);
+        let chosen = self.number(&decision.arm) as usize;
+        self.arms[chosen].1 += 1;
+        if listed {
+            self.choices.push(Choice {
+                id: entry.id.to_string(),
+                logged: entry.arm.clone(),
+                chosen: decision.arm.clone(),
+                propensity: decision.propensity,
+            });
+        }
+        let mut target = Vec::with_capacity(decision.candidates.len());
+        let (mut there, mut of_logged) = (0.0, 0.0);
+        each_chance(decision, |arm, p| {
+            if entry.could.iter().any(|(name, _)| name == arm) {
+                there += p;
+            }
+            if entry.arm == arm {
+                of_logged += p;
+            }
+            target.push((self.number(arm), p));
+        });
+        if there < 1.0 {
+            self.unsupported.push(1.0 - there);
+        }
+        if entry.propensity > 0.0 {
+            let arm = self.number(&entry.arm);
+            self.weigh(policy, entry, arm, of_logged / entry.propensity, target);
+        }
+        if decision.arm != entry.arm {
+            if self.differing.len() < SHOWN || self.differing.last().is_some_and(|d| of_logged < d.target) {
+                keep(
+                    &mut self.differing,
+                    Differing {
+                        id: entry.id.to_string(),
+                        logged: entry.arm.clone(),
+                        logged_propensity: entry.propensity,
+                        target: of_logged,
+                        chosen: decision.arm.clone(),
+                        propensity: decision.propensity,
+                        explanation: explain::text(decision, context),
+                    },
+                );
+            }
+            return None;
+        }
+        self.agreed += 1;
+        let reward = entry.reward(policy);
+        self.rewards.extend(reward);
+        reward
+    }
+
+    fn number(&mut self, arm: &str) -> u32 {
+        let known = self.arms.iter().position(|(name, _)| name == arm);
+        known.unwrap_or_else(|| {
+            self.arms.push((arm.to_owned(), 0));
+            self.arms.len() - 1
+        }) as u32
+    }
+
+    fn weigh(&mut self, policy: &Policy, entry: &Entry, arm: u32, weight: f64, target: Vec<(u32, f64)>) {
+        let mut features = [1.0; DIMENSIONS];
+        for (x, name) in features[1..].iter_mut().zip(FEATURES) {
+            *x = entry.context.as_ref().ok().and_then(|c| query_feature(name, &c.signals)).unwrap_or(0.0);
+        }
+        let reward = entry.reward(policy);
+        self.rows.push(Weighed { session: entry.session, arm, weight, reward, features, target });
+    }
+}
+
+/// Which half of the log a session is in, for the reward model.
+fn half(session: u64) -> usize {
     (session % PARTS as u64) as usize
 }
 
@@ -249,24 +332,11 @@ fn count(counts: &mut BTreeMap<String, usize>, name: &str) {
     }
 }
 
-impl ReplayedPolicy {
-    /// Keeps the decision if it is among those that differ most; of two that differ as much, the earlier.
-    fn differs(&mut self, logged: &Entry, decision: &Decision, context: &Context) {
-        let target = chances(decision).get(&logged.arm).copied().unwrap_or(0.0);
-        let at = self.differing.partition_point(|d| d.target <= target);
-        if at == SHOWN {
-            return;
-        }
-        let differing = Differing {
-            id: logged.id.to_string(),
-            logged: logged.arm.clone(),
-            logged_propensity: logged.propensity,
-            target,
-            chosen: decision.arm.clone(),
-            propensity: decision.propensity,
-            explanation: explain::text(decision, context),
-        };
-        self.differing.insert(at, differing);
-        self.differing.truncate(SHOWN);
+/// Keeps a decision if it is among those that differ most; of two that differ as much, the earlier.
+fn keep(differing: &mut Vec<Differing>, one: Differing) {
+    let at = differing.partition_point(|d| d.target <= one.target);
+    if at < SHOWN {
+        differing.insert(at, one);
+        differing.truncate(SHOWN);
     }
 }

@@ -129,8 +129,24 @@ impl<'a> Measure<'a> {
         })
     }
 
-    fn latency(&self, _walk: &Walk) -> Option<Percentiles> {
-        None
+    /// Of all queries with all models, each as likely as the walk has it.
+    fn latency(&self, walk: &Walk) -> Option<Percentiles> {
+        let mut all: Vec<(f64, f64)> = Vec::new();
+        for q in 0..self.matrix.len() {
+            let latencies = self.matrix.latencies(q)?.iter().copied();
+            all.extend(latencies.zip(walk.chances(q).iter().copied()).filter(|(_, p)| *p > 0.0));
+        }
+        all.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let total: f64 = all.iter().map(|(_, p)| p).sum();
+        let at = |share: f64| {
+            let mut sum = 0.0;
+            let found = all.iter().find(|(_, p)| {
+                sum += p;
+                sum >= share * total
+            });
+            found.or(all.last()).map(|(ms, _)| *ms)
+        };
+        Some(Percentiles { p50: at(0.5)?, p90: at(0.9)?, p99: at(0.99)? })
     }
 
     /// The best single model's cumulative score less this one's, after so many queries of the order.

@@ -146,6 +146,9 @@ pub struct OutcomesReport {
     /// BLAKE3 of the file.
     pub hash: String,
     pub queries: usize,
+    /// Rows and queries of the file that could not be used, by reason; nothing is made up for them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<String, usize>,
     pub models: Vec<String>,
     /// Shuffled orders, for policies that learn.
     pub orders: u64,
@@ -201,6 +204,7 @@ pub fn replay_outcomes(
         outcomes: matrix.name.clone(),
         hash: matrix.hash.clone(),
         queries: matrix.len(),
+        left_out: matrix.left_out.clone(),
         models: matrix.models.clone(),
         orders,
         points: measure.means.clone(),

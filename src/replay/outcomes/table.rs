@@ -14,7 +14,11 @@ impl OutcomesReport {
         let mut out = String::new();
         let all = || self.policies.iter().chain(&self.baselines);
         let width = all().map(|l| l.name.chars().count()).max().unwrap_or(0);
-        let _ = writeln!(out, "{} queries, {} models of {}\n", self.queries, self.models.len(), self.outcomes);
+        let _ = writeln!(out, "{} queries, {} models of {}", self.queries, self.models.len(), self.outcomes);
+        for (why, count) in &self.left_out {
+            let _ = writeln!(out, "left out: {count} {why}");
+        }
+        out.push('\n');
         let _ = writeln!(
             out,
             "{:width$}  {:>7}  {:>10}  {:>7}  {:>7}  {:>7}  {:>25}  {:CURVE$}  shares",
