@@ -322,6 +322,25 @@ async fn a_thousand_learning_decisions_derive_again() {
     // An arm that the log never had.
     let unknown = always("stranger", &one.replace("{name: ARM}", "{name: cheap}"));
     assert!(unknown["no_estimate"].as_str().unwrap().starts_with("100.0 % of what it would do"), "{unknown}");
+    assert!(unknown["no_estimate"].as_str().unwrap().contains("of such traffic would then tell to ±0.01"), "{unknown}");
+    // What if: both arms are the policy's, and one model is not there, or dear.
+    let both = dir.path().join("both.yaml");
+    let reward = "reward: {quality: {weight: 1, from: feedback.score}, cost_usd: {weight: -1000}}";
+    let text = "policy: both\nmodels: {cheap: {name: cheap}, dear: {name: dear}}\nselect: {arms: [cheap, dear], weighted: {cheap: 1, dear: 9}}";
+    std::fs::write(&both, format!("{text}\n{reward}\n")).unwrap();
+    let what_if = |from: &str, more: &[&str]| {
+        json_of(&[&["replay", "--json", "--data", from, "--policy", both.to_str().unwrap()], more].concat())["policies"]
+            [0]
+        .clone()
+    };
+    for from in [data, exported] {
+        assert_eq!(what_if(from, &["--without", "dear"])["arms"], json!({"cheap": total}));
+        let (as_it_was, ten_times) = (what_if(from, &[]), what_if(from, &["--cost", "dear=10"]));
+        let reward = |of: &Value| of["estimates"]["snips"]["value"].as_f64().unwrap();
+        assert!(reward(&ten_times) < reward(&as_it_was) - 0.01, "{as_it_was} {ten_times}");
+    }
+    assert!(refused(data, &["--without", "dear"]).contains("give the policies that would have decided then"));
+    assert!(refused(data, &["--without", "stranger"]).contains("there is no model stranger; there are cheap, dear"));
     let (code, out, _) = weir::run(&["replay", "--data", data, "--policy", other.to_str().unwrap()]);
     assert!(code == 0 && out.contains("no estimate"), "{out}");
     let made_by = json_of(&["replay", "--data", data, "--json", "--made-by", "learning", "--last", "10"]);

@@ -107,6 +107,17 @@ fn policies_earn_over_outcomes_what_they_earn_on_paper() {
     assert!(differing[0]["explanation"].as_str().unwrap().contains("weak    probability 0.5"), "{differing}");
     assert!(differing[1]["explanation"].as_str().unwrap().contains("rules"), "{differing}");
 
+    // What if.
+    let without = document(replay(&["--json", "--without", "strong"]));
+    close(&without["policies"][0]["mean_score"], 0.5);
+    close(&without["policies"][0]["shares"]["weak"], 1.0);
+    close(&without["policies"][1]["refused"], 0.0);
+    assert_eq!(without["what_if"], json!(["strong is not there"]));
+    let cheaper = document(replay(&["--json", "--cost", "strong=0.5"]));
+    close(&cheaper["policies"][0]["mean_cost_usd"], 0.003);
+    let (code, out, errors) = replay(&["--cost", "stronger=0.5"]);
+    assert!(code == 1 && out.is_empty() && errors.contains("no model stronger; there are strong, weak"), "{errors}");
+
     // A later report in which `even` has become worse.
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(at("before.json"), report.to_string()).unwrap();

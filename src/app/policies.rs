@@ -63,12 +63,14 @@ pub fn check(config: &Config) -> Result<Vec<Policy>, StartError> {
     if wrong.is_empty() { Ok(policies) } else { Err(StartError::Policy(wrong.join("\n"))) }
 }
 
-/// A policy file compiled for replay: against the fleet and embedder that a recorded policy version names.
+/// A policy file compiled for replay: against the fleet, or what it is changed to, and the embedder that a recorded policy
+/// version names.
 pub async fn policy_for_replay(
     path: &Path,
     data_dir: &Path,
     store: &dyn AuditStore,
     hash: Hash,
+    changed: &dyn Fn(&Fleet) -> Fleet,
 ) -> Result<Policy, StartError> {
     let yaml = std::fs::read(path).map_err(|e| StartError::Other(format!("cannot read {}: {e}", path.display())))?;
     let file = path.display().to_string();
@@ -77,7 +79,8 @@ pub async fn policy_for_replay(
         store.policy_version(hash).await.map_err(|e| StartError::Other(e.to_string()))?.ok_or_else(|| {
             StartError::Other(format!("the policy {} that made the record is not in it", hash.short()))
         })?;
-    let plain = compile_plain(&spec, &version.fleet)?;
+    let fleet = changed(&version.fleet);
+    let plain = compile_plain(&spec, &fleet)?;
     let embedder = if plain.needs_embedding() {
         let assets = Assets::new(data_dir, assets::Options::from_env());
         let name = version.embedder.as_ref().map_or("bge-small-en", |e| e.name.as_str()).to_owned();
@@ -85,7 +88,7 @@ pub async fn policy_for_replay(
     } else {
         None
     };
-    compile_one(&spec, &version.fleet, embedder.as_ref()).await
+    compile_one(&spec, &fleet, embedder.as_ref()).await
 }
 
 /// Reads the artifacts that a policy names, beside its file; what cannot be read is said there.

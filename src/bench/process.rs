@@ -106,13 +106,9 @@ impl Server {
     pub fn usage(&self) -> Result<Usage, BenchError> {
         let what = || format!("the kernel's accounts of {} ({})", self.name, self.child.id());
         let pid = self.child.id();
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(BenchError::io(what()))?;
-        let kib = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
-        };
+        let (rss, rss_peak) = memory(pid).ok_or_else(|| BenchError::io(what())(std::io::ErrorKind::NotFound.into()))?;
         let cpu_s = cpu_seconds(pid).ok_or_else(|| BenchError::io(what())(std::io::ErrorKind::Unsupported.into()))?;
-        Ok(Usage { cpu_s, rss: kib("VmRSS").unwrap_or(0) << 10, rss_peak: kib("VmHWM").unwrap_or(0) << 10 })
+        Ok(Usage { cpu_s, rss, rss_peak })
     }
 
     /// Waits until it does nothing any more (less than 2 % of a core for a tenth of a second), at most `patience`: what a
@@ -159,20 +155,41 @@ pub fn accounts(mut command: Command) -> Result<(Usage, Vec<u8>), BenchError> {
     let what = command.get_program().to_string_lossy().into_owned();
     let failed = |reason: String| BenchError::Start { what: what.clone(), reason };
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().map_err(|e| failed(e.to_string()))?;
+    // The kernel's sum at the end counts what we had in memory when the child began; its own table does not.
+    let pid = child.id();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let peak = std::thread::spawn(move || {
+        let mut peak = 0;
+        while stopped.recv_timeout(Duration::from_millis(5)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            peak = peak.max(memory(pid).map_or(0, |(_, peak)| peak));
+        }
+        peak
+    });
     let mut output = Vec::new();
-    if let Some(stdout) = &mut child.stdout {
-        stdout.read_to_end(&mut output).map_err(|e| failed(e.to_string()))?;
-    }
-    let (status, usage) = wait(&mut child).map_err(|e| failed(e.to_string()))?;
+    let read = child.stdout.as_mut().map(|stdout| stdout.read_to_end(&mut output));
+    drop(stop);
+    let rss_peak = peak.join().unwrap_or(0);
+    let (status, cpu_s) = wait(&mut child).map_err(|e| failed(e.to_string()))?;
+    read.transpose().map_err(|e| failed(e.to_string()))?;
     if !status.success() {
         return Err(failed(status.to_string()));
     }
-    Ok((usage, output))
+    Ok((Usage { cpu_s, rss: 0, rss_peak }, output))
 }
 
-/// Waits for a child; its processor time and memory come from the kernel with the end of it.
+/// Bytes that a process has in memory now, and at most had.
+fn memory(pid: u32) -> Option<(u64, u64)> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let kib = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim_start_matches(':').split_whitespace().next()?.parse::<u64>().ok()
+    };
+    Some((kib("VmRSS").unwrap_or(0) << 10, kib("VmHWM").unwrap_or(0) << 10))
+}
+
+/// Waits for a child; its processor time comes from the kernel with the end of it.
 #[cfg(unix)]
-fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, Usage)> {
+fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, f64)> {
     use std::os::unix::process::ExitStatusExt as _;
     let mut status = 0;
     // SAFETY: a `rusage` is plain numbers, for which zeros are valid; `wait4` writes only to the two locals. The child has
@@ -185,16 +202,12 @@ fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, Usage)>
         return Err(std::io::Error::last_os_error());
     }
     let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
-    // Linux counts KiB, macOS bytes.
-    let unit = if cfg!(target_os = "macos") { 1 } else { 1024 };
-    let usage =
-        Usage { cpu_s: seconds(of.ru_utime) + seconds(of.ru_stime), rss: 0, rss_peak: of.ru_maxrss as u64 * unit };
-    Ok((std::process::ExitStatus::from_raw(status), usage))
+    Ok((std::process::ExitStatus::from_raw(status), seconds(of.ru_utime) + seconds(of.ru_stime)))
 }
 
 #[cfg(not(unix))]
-fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, Usage)> {
-    Ok((child.wait()?, Usage::default()))
+fn wait(child: &mut Child) -> std::io::Result<(std::process::ExitStatus, f64)> {
+    Ok((child.wait()?, 0.0))
 }
 
 /// Reads a server's output to its end, for a full pipe would stop it.

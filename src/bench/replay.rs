@@ -150,6 +150,7 @@ fn batch(rows: std::ops::Range<usize>, embedder: Option<&EmbedderIdentity>) -> R
         ("session", text(&|r| r.context.session.id.clone())),
         ("dry", Arc::new(BooleanArray::from(vec![false; rows.len()]))),
         ("status", text(&|_| "ok".to_owned())),
+        ("served_by", text(&|r| r.arm.to_owned())),
         ("cost_usd", float(&|r| r.cost_usd)),
         ("latency_us", whole(&|r| 400_000 + (r.number % 1000) as i64)),
         ("ttft_us", whole(&|r| 90_000 + (r.number % 1000) as i64)),

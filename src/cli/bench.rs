@@ -309,8 +309,8 @@ fn publish(
         std::fs::write(dir.join(format!("{name}.md")), text)?;
     }
     match json {
-        true => println!("{}", serde_json::to_string_pretty(report)?),
-        false => print!("{text}"),
+        true => say!("{}", serde_json::to_string_pretty(report)?),
+        false => say!("{}", text.trim_end()),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -349,8 +349,8 @@ fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {
         let hash = decide::verify(count, args.examples.min(1000)).map_err(anyhow::Error::msg)?;
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
         match args.json {
-            true => println!("{}", serde_json::json!({"ok": true, "decisions": hash, "build": build})),
-            false => println!("{hash}  {count} contexts, {build} build"),
+            true => say!("{}", serde_json::json!({"ok": true, "decisions": hash, "build": build})),
+            false => say!("{hash}  {count} contexts, {build} build"),
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -440,9 +440,9 @@ fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
         report.write(&runs, dir)?;
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{}", report.table());
+        say!("{}", report.table().trim_end());
     }
     for run in runs.iter().filter(|run| run.errors > 0) {
         let reason = run.error.as_deref().unwrap_or_default();

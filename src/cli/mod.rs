@@ -1,6 +1,13 @@
 //! The command line: one file per verb. Every verb that reports takes `--json` and then prints exactly one JSON document
 //! on stdout; logs go to stderr. Exit codes: 0 fine, 1 found something wrong, 2 wrong usage.
 
+/// Like `println!`, but a reader that has gone away (`weir models list | head -1`) is no defect to panic over.
+macro_rules! say {
+    ($($argument:tt)*) => {
+        $crate::cli::print(format_args!($($argument)*))
+    };
+}
+
 mod audit;
 mod bench;
 mod check;
@@ -12,6 +19,16 @@ mod serve;
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
+
+/// A line on stdout.
+fn print(line: std::fmt::Arguments<'_>) {
+    use std::io::Write as _;
+    if let Err(error) = writeln!(std::io::stdout(), "{line}")
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        eprintln!("weir: cannot write to stdout: {error}");
+    }
+}
 
 /// A multi-model semantic router and cascade orchestrator that speaks the OpenAI API.
 #[derive(Debug, Parser)]

@@ -1,6 +1,6 @@
 //! `weir models`: what models and libraries there are, fetching and verifying them, and where they lie.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Subcommand};
 use indicatif::DecimalBytes;
@@ -8,17 +8,6 @@ use serde_json::{Value, json};
 
 use super::DataDir;
 use crate::assets::{AssetError, Assets, FileState, Listed, Options};
-
-/// Like `println!`, but a reader that has gone away (`weir models list | head -1`) is no defect to panic over.
-macro_rules! say {
-    ($($argument:tt)*) => {
-        if let Err(error) = writeln!(std::io::stdout(), $($argument)*)
-            && error.kind() != std::io::ErrorKind::BrokenPipe
-        {
-            eprintln!("weir: cannot write to stdout: {error}");
-        }
-    };
-}
 
 const EXAMPLES: &str = "\
 Examples:

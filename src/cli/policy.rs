@@ -12,7 +12,7 @@ mod test;
 
 use std::{
     collections::BTreeMap,
-    io::{IsTerminal, Write},
+    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -28,14 +28,6 @@ use crate::{
     policy::{self, Diagnostics, Policy, Spec},
     signals::Embedder,
 };
-
-/// Like `println!`, but a reader that has gone away (`weir policy schema | head`) is no defect to panic over.
-macro_rules! say {
-    ($($argument:tt)*) => {
-        $crate::cli::policy::print(format_args!($($argument)*))
-    };
-}
-use say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -168,15 +160,6 @@ fn schema(variables: bool, markdown: bool, json: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A line on stdout.
-fn print(line: std::fmt::Arguments<'_>) {
-    if let Err(error) = writeln!(std::io::stdout(), "{line}")
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        eprintln!("weir: cannot write to stdout: {error}");
-    }
 }
 
 /// Whether diagnostics may have frames and colour.

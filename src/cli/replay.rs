@@ -21,7 +21,7 @@ use crate::{
     domain::{Fleet, Micros},
     policy::{self, Policy, Spec},
     replay::{
-        Export,
+        Export, WhatIf,
         report::{self, Readable},
     },
     signals::Embedder,
@@ -44,6 +44,7 @@ enum Verb {
   weir replay --data ~/.local/share/weir --policy new.yaml --json   what new.yaml would have chosen
   weir replay --data decisions.parquet --policy new.yaml            the same of what `weir audit export` wrote
   weir replay --data outcomes.parquet --policy policies/*.yaml      what they earn where all answers are known
+  weir replay --data outcomes.parquet --policy a.yaml --cost gpt-4=0.5 --without mixtral     what if
   weir replay --data outcomes.parquet --policy a.yaml b.yaml --out report/     the same as a page to hand around"
 )]
 pub struct ReplayArgs {
@@ -79,6 +80,12 @@ pub struct ReplayArgs {
     /// Decisions of this tenant
     #[arg(long)]
     tenant: Option<String>,
+    /// As if this model could not be called; may be given several times
+    #[arg(long, value_name = "MODEL")]
+    without: Vec<String>,
+    /// As if a model cost so many times as much, e.g. large=0.5; may be given several times
+    #[arg(long, value_name = "MODEL=FACTOR")]
+    cost: Vec<String>,
     /// Write report.html, report.md and report.json into this directory, too
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -118,6 +125,16 @@ impl ReplayArgs {
             tenant: self.tenant.clone(),
             ..DecisionFilter::default()
         }
+    }
+
+    /// What is to be other than it was; of models that there are.
+    fn what_if(&self, models: &BTreeSet<&str>) -> anyhow::Result<WhatIf> {
+        let what_if = WhatIf::of(&self.without, &self.cost).map_err(|e| anyhow::anyhow!("--cost {e}"))?;
+        if let Some(model) = what_if.models().find(|m| !models.contains(m.as_str())) {
+            let known: Vec<&str> = models.iter().copied().collect();
+            anyhow::bail!("--without and --cost: there is no model {model}; there are {}", known.join(", "));
+        }
+        Ok(what_if)
     }
 
     /// The policies as they are written.

@@ -15,9 +15,11 @@ pub mod outcomes;
 pub mod report;
 mod reproduce;
 pub mod router;
+mod what_if;
 
-pub use log::{Entry, Export, Page, Record, ReplayReport, ReplayedPolicy, Source, replay_log};
+pub use log::{Entry, Export, Page, Record, ReplayReport, ReplayedPolicy, Setting, Source, replay_log};
 pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
+pub use what_if::WhatIf;
 
 /// What keeps a record from being walked again.
 #[derive(Debug, thiserror::Error)]

@@ -6,11 +6,11 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
-use super::say;
 use crate::{
     app,
     audit::DecisionFilter,
     cli::{DataDir, replay::newest},
+    domain::Fleet,
     learn,
     policy::{Policy, State},
     replay::{
@@ -49,7 +49,7 @@ pub(super) fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
         let newest = newest.decision.decision.policy_hash;
         let mut policies: Vec<Policy> = Vec::new();
         for path in [&args.old, &args.new] {
-            let policy = app::policy_for_replay(path, &dir, store.as_ref(), newest).await;
+            let policy = app::policy_for_replay(path, &dir, store.as_ref(), newest, &Fleet::clone).await;
             policies.push(policy.with_context(|| path.display().to_string())?);
         }
         let (old, new) = (&policies[0], &policies[1]);

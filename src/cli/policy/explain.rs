@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Common, fancy, load_to_decide, request, say};
+use super::{Common, fancy, load_to_decide, request};
 use crate::policy::{State, explain};
 
 #[derive(Debug, Args)]

@@ -6,8 +6,6 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::say;
-
 #[derive(Debug, Args)]
 pub(super) struct InitArgs {
     /// Where to write; `-` for stdout

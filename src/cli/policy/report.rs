@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use serde::Serialize;
 
-use super::{Common, fancy, load, say};
+use super::{Common, fancy, load};
 use crate::policy::{Diagnostic, Diagnostics, Severity};
 
 /// One file's result, for `--json`.

@@ -10,7 +10,6 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::say;
 use crate::{app, cli::DataDir, policy::State};
 
 #[derive(Debug, Args)]

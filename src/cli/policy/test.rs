@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use serde::Serialize;
 
-use super::{Common, fancy, load_to_decide, request, say};
+use super::{Common, fancy, load_to_decide, request};
 use crate::{
     domain::Request,
     policy::{Diagnostics, Policy, TestSpec, testing},

@@ -38,7 +38,7 @@ pub fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
     };
     let comparison = compare(&read(&args.baseline)?, &read(&args.now)?, &args.fail_if)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&comparison)?);
+        say!("{}", serde_json::to_string_pretty(&comparison)?);
     } else {
         print(&comparison);
     }
@@ -47,21 +47,21 @@ pub fn run(args: &DiffArgs) -> anyhow::Result<ExitCode> {
 
 fn print(comparison: &Comparison) {
     for pair in &comparison.pairs {
-        println!("{}", pair.policy);
+        say!("{}", pair.policy);
         for (name, now) in &pair.now {
             match pair.baseline.get(name) {
-                Some(before) => println!("  {name:<12}{before:>12.6} -> {now:>12.6}  {:+.6}", now - before),
-                None => println!("  {name:<12}{:>12} -> {now:>12.6}", "-"),
+                Some(before) => say!("  {name:<12}{before:>12.6} -> {now:>12.6}  {:+.6}", now - before),
+                None => say!("  {name:<12}{:>12} -> {now:>12.6}", "-"),
             }
         }
         for condition in &pair.failed {
-            println!("  fails       {condition}");
+            say!("  fails       {condition}");
         }
     }
     for name in &comparison.gone {
-        println!("{name}\n  fails       it is not in the second report");
+        say!("{name}\n  fails       it is not in the second report");
     }
     for name in &comparison.new {
-        println!("{name}\n  is new");
+        say!("{name}\n  is new");
     }
 }

@@ -137,9 +137,9 @@ pub fn run(args: &EstimateArgs) -> anyhow::Result<ExitCode> {
     let model = model.with_context(|| format!("{name}: is empty"))?;
     let estimates = estimator.finish().with_context(|| name.to_string())?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&estimates)?);
+        say!("{}", serde_json::to_string_pretty(&estimates)?);
     } else {
-        print!("{}", table(&estimates, model));
+        say!("{}", table(&estimates, model).trim_end());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,8 +10,9 @@ use crate::{
     app,
     audit::{AuditStore, DecisionFilter},
     cli::policy::fit::bar,
-    domain::Hash,
-    replay::{self, Export, Record, ReplayReport, Source, replay_log},
+    domain::{Fleet, Hash},
+    policy::{self, Policy},
+    replay::{self, Export, Record, ReplayReport, Setting, Source, replay_log},
 };
 
 /// Policies on a record: those that made it, or others.
@@ -24,6 +25,13 @@ pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
         let (mut record, extent) = Record::open(store, &wanted, args.last).await?;
         let such = if wanted == DecisionFilter::default() { "decisions" } else { "such decisions" };
         let (_, newest) = extent.newest.with_context(|| format!("there are no {such} in {}", data.display()))?;
+        let version = store.policy_version(newest).await?;
+        let names = version.iter().flat_map(|v| v.fleet.0.keys());
+        let what_if = args.what_if(&names.map(String::as_str).collect())?;
+        anyhow::ensure!(
+            what_if.is_nothing() || !specs.is_empty(),
+            "--without and --cost: give the policies that would have decided then with --policy FILE"
+        );
         let mut policies = Vec::new();
         for (hash, first) in extent.policies.iter().filter(|_| specs.is_empty()) {
             let version = store.policy_version(*hash).await?;
@@ -33,7 +41,7 @@ pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
             policies.push(replay::policy_of_version(store, &version).await?);
         }
         for path in &args.policy {
-            let policy = app::policy_for_replay(path, data, store, newest).await;
+            let policy = app::policy_for_replay(path, data, store, newest, &|fleet| what_if.fleet(fleet)).await;
             policies.push(policy.with_context(|| path.display().to_string())?);
         }
         // Only what made all of it can be held to the states that it had.
@@ -42,7 +50,8 @@ pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
             _ => Vec::new(),
         };
         let bar = bar("replaying", extent.decisions);
-        let report = report(Some(store), &mut record, &policies, &own, &bar, args).await?;
+        let setting = Setting { store: Some(store), own: &own, what_if: &what_if };
+        let report = report(setting, &mut record, &policies, &bar, args).await?;
         let broken = report.policies.iter().any(|p| p.made_the_log && p.agreed != p.decisions);
         Ok(ExitCode::from(u8::from(broken)))
     })
@@ -64,55 +73,62 @@ pub(super) fn over_export(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
              when exporting"
         );
         let mut export = Export::open(data, &wanted, args.last)?;
-        let (policies, _) = args.compiled(&specs, &crate::cli::policy::implied_fleet).await?;
+        let fleets: Vec<Fleet> = specs.iter().map(crate::cli::policy::implied_fleet).collect();
+        let what_if = args.what_if(&fleets.iter().flat_map(|f| f.0.keys()).map(String::as_str).collect())?;
+        let fleet = |spec: &policy::Spec| what_if.fleet(&crate::cli::policy::implied_fleet(spec));
+        let (policies, _) = args.compiled(&specs, &fleet).await?;
         let bar = bar("replaying", export.decisions());
-        report(None, &mut export, &policies, &[], &bar, args).await?;
+        let setting = Setting { store: None, own: &[], what_if: &what_if };
+        report(setting, &mut export, &policies, &bar, args).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
 
 async fn report(
-    store: Option<&dyn AuditStore>,
+    setting: Setting<'_>,
     source: &mut dyn Source,
-    policies: &[crate::policy::Policy],
-    own: &[Hash],
+    policies: &[Policy],
     bar: &ProgressBar,
     args: &ReplayArgs,
 ) -> anyhow::Result<ReplayReport> {
-    let report = replay_log(store, source, policies, own, &|n| bar.inc(n as u64)).await;
+    let report = replay_log(setting, source, policies, &|n| bar.inc(n as u64)).await;
     bar.finish_and_clear();
     let report = report?;
     let nothing = args.data.as_deref().unwrap_or(Path::new("")).display();
     anyhow::ensure!(report.decisions > 0, "there are no such decisions in {nothing}");
     args.write(&report)?;
     match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
+        true => say!("{}", serde_json::to_string(&report)?),
         false => print(&report),
     }
     Ok(report)
 }
 
 fn print(report: &ReplayReport) {
-    println!("{} decisions", report.decisions);
+    say!("{} decisions in {:.2} days", report.decisions, report.days);
+    report.what_if.iter().for_each(|what| say!("what if: {what}"));
     for policy in &report.policies {
         let made = if policy.made_the_log { ", which made them" } else { "" };
-        println!("\n{} ({}{made})", policy.policy, policy.hash);
-        println!("  same arm    {} of {}", policy.agreed, policy.decisions);
+        say!("\n{} ({}{made})", policy.policy, policy.hash);
+        say!("  same arm    {} of {}", policy.agreed, policy.decisions);
         for (arm, count) in &policy.arms {
-            println!("  chose       {arm}: {count}");
+            say!("  chose       {arm}: {count}");
         }
         if let Some(mean) = policy.mean_reward {
-            println!("  reward      {mean:.4} over {} decisions with known reward", policy.rewarded);
+            say!("  reward      {mean:.4} over {} decisions with known reward", policy.rewarded);
         }
-        println!("  by rule     {} of the log", policy.by_rule);
+        say!("  by rule     {} of the log", policy.by_rule);
         if let Some(e) = &policy.estimates {
-            println!("\nReward per decision, estimated, with 95 % intervals:\n{}", table(e, true));
+            say!("\nReward per decision, estimated, with 95 % intervals:\n{}", table(e, true));
+        }
+        if let Some(more) = policy.to_one_hundredth {
+            say!("To ±0.01: {} of such a log", more.told());
         }
         if let Some(why) = &policy.no_estimate {
-            println!("  no estimate {why}");
+            say!("  no estimate {why}");
         }
         for (reason, count) in &policy.skipped {
-            println!("  left out    {count}: {reason}");
+            say!("  left out    {count}: {reason}");
         }
     }
 }

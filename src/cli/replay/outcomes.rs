@@ -14,7 +14,9 @@ use crate::{
 /// Policies on a matrix of outcomes.
 pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!args.policy.is_empty(), "{}: outcomes were made by no policy; give --policy FILE", data.display());
-    let matrix = Matrix::read(data, &args.inputs.how()?)?;
+    let mut matrix = Matrix::read(data, &args.inputs.how()?)?;
+    let what_if = args.what_if(&matrix.models.iter().map(String::as_str).collect())?;
+    what_if.outcomes(&mut matrix);
     let signals: Vec<Signals> = matrix.queries.iter().map(|q| embed::measured(&q.text)).collect();
     // What a model asks per token is taken from what its answers cost.
     let every: Vec<usize> = (0..matrix.len()).collect();
@@ -53,13 +55,13 @@ pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let context = |policy: &Policy, q: usize| fit::context(policy, signals[q].clone(), inputs.as_ref(), q);
     let steps = policies.iter().map(|p| if p.learns() { args.seeds.max(1) as usize } else { 1 }).sum();
     let bar = bar("replaying", steps);
-    let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &|| bar.inc(1));
+    let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &what_if, &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report.map_err(|e| anyhow::anyhow!("{}: {e}", data.display()))?;
     args.write(&report)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", report.table()),
+        true => say!("{}", serde_json::to_string_pretty(&report)?),
+        false => say!("{}", report.table().trim_end()),
     }
     Ok(ExitCode::SUCCESS)
 }

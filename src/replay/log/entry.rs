@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use crate::{
     audit::DecisionView,
-    domain::{Context, DecidedBy, Decision, DecisionId, Hash},
+    domain::{Context, DecidedBy, Decision, DecisionId},
     learn,
     policy::{Observed, Policy},
     replay::{estimate::session, reproduce::context_of},
@@ -19,7 +19,6 @@ pub struct Entry {
     pub id: DecisionId,
     /// Hash of the session, or of the decision's own id where it has none.
     pub session: u64,
-    pub policy_hash: Hash,
     pub decided_by: DecidedBy,
     /// Only asked about: nothing was called.
     pub dry: bool,
@@ -27,6 +26,8 @@ pub struct Entry {
     pub propensity: f64,
     /// The arms that it could have taken, in name order, with their probabilities.
     pub could: Vec<(String, f64)>,
+    /// The model whose answer the client got; empty where there was none.
+    pub served_by: String,
     /// Absent where there is no outcome.
     pub observed: Option<Observed>,
     /// With its embedding; or what is missing.
@@ -41,12 +42,12 @@ impl Entry {
         Self {
             id: view.id,
             session: session_of(&view.decision.session, view.id),
-            policy_hash: decision.policy_hash,
             decided_by: decision.decided_by,
             dry: view.decision.dry,
             arm: decision.arm.clone(),
             propensity: decision.propensity,
             could: chances(decision).into_iter().collect(),
+            served_by: view.outcome.as_ref().map(|o| o.served_by.clone()).unwrap_or_default(),
             observed: learn::observed(&view),
             context: context_of(&view),
             view: Some(Box::new(view)),

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     audit::DecisionFilter,
-    domain::{Candidate, Context, DecidedBy, DecisionId, EmbedderIdentity, Embedding, Hash, OutcomeStatus},
+    domain::{Candidate, Context, DecidedBy, DecisionId, EmbedderIdentity, Embedding, OutcomeStatus},
     policy::Observed,
     replay::ReplayError,
 };
@@ -37,7 +37,6 @@ const COLUMNS: [(&str, bool); 20] = [
     ("id", true),
     ("time", true),
     ("policy", true),
-    ("policy_hash", true),
     ("decided_by", true),
     ("arm", true),
     ("propensity", true),
@@ -46,6 +45,7 @@ const COLUMNS: [(&str, bool); 20] = [
     ("session", true),
     ("dry", true),
     ("status", true),
+    ("served_by", true),
     ("cost_usd", true),
     ("joules", false),
     ("latency_us", true),
@@ -128,7 +128,13 @@ impl Inner {
         // Its own place in the file: groups are read at the same time.
         let file = File::open(&self.path).map_err(|e| failed(&e))?;
         let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(file, self.metadata.clone());
-        let names = COLUMNS.iter().map(|(name, _)| *name);
+        let filter = &self.filter;
+        let names = COLUMNS.iter().map(|(name, _)| *name).filter(|name| match *name {
+            "time" => filter.since.is_some() || filter.until.is_some(),
+            "policy" => filter.policy.is_some(),
+            "tenant" => filter.tenant.is_some(),
+            _ => true,
+        });
         let mask = ProjectionMask::columns(self.metadata.parquet_schema(), names);
         let first = self.starts[group];
         let rows = self.starts[group + 1] - first;
@@ -183,17 +189,18 @@ impl Source for Export {
 /// Columns of a batch, in the types that they are read as.
 struct Columns {
     id: StringArray,
-    time: TimestampMicrosecondArray,
-    policy: StringArray,
-    policy_hash: StringArray,
+    /// These three only where the filter asks for them.
+    time: Option<TimestampMicrosecondArray>,
+    policy: Option<StringArray>,
     decided_by: StringArray,
     arm: StringArray,
     propensity: Float64Array,
     candidates: StringArray,
-    tenant: StringArray,
+    tenant: Option<StringArray>,
     session: StringArray,
     dry: BooleanArray,
     status: StringArray,
+    served_by: StringArray,
     cost_usd: Float64Array,
     joules: Option<Float64Array>,
     latency_us: Int64Array,
@@ -219,40 +226,45 @@ impl Columns {
         };
         let needed =
             |name: &str, to: DataType| found(name, &to).unwrap_or_else(|| Err(format!("has no column `{name}`")));
+        let there = |name: &str| batch.column_by_name(name).is_some();
         let text = |name: &str| needed(name, DataType::Utf8).map(|c| c.as_string::<i32>().clone());
         let float = |name: &str| needed(name, DataType::Float64).map(|c| c.as_primitive().clone());
         let whole = |name: &str| needed(name, DataType::Int64).map(|c| c.as_primitive().clone());
         let micros = DataType::Timestamp(arrow::datatypes::TimeUnit::Microsecond, Some("UTC".into()));
         Ok(Self {
             id: text("id")?,
-            time: needed("time", micros)?.as_primitive().clone(),
-            policy: text("policy")?,
-            policy_hash: text("policy_hash")?,
+            time: there("time").then(|| needed("time", micros)).transpose()?.map(|c| c.as_primitive().clone()),
+            policy: there("policy").then(|| text("policy")).transpose()?,
             decided_by: text("decided_by")?,
             arm: text("arm")?,
             propensity: float("propensity")?,
             candidates: text("candidates")?,
-            tenant: text("tenant")?,
+            tenant: there("tenant").then(|| text("tenant")).transpose()?,
             session: text("session")?,
             dry: needed("dry", DataType::Boolean)?.as_boolean().clone(),
             status: text("status")?,
+            served_by: text("served_by")?,
             cost_usd: float("cost_usd")?,
-            joules: batch.column_by_name("joules").map(|_| float("joules")).transpose()?,
+            joules: there("joules").then(|| float("joules")).transpose()?,
             latency_us: whole("latency_us")?,
             ttft_us: whole("ttft_us")?,
             feedback: text("feedback")?,
             context: text("context")?,
             embedding: batch.column_by_name("embedding").cloned(),
-            embedder: batch.column_by_name("embedder").map(|_| text("embedder")).transpose()?,
+            embedder: there("embedder").then(|| text("embedder")).transpose()?,
         })
     }
 
     fn passes(&self, at: usize, filter: &DecisionFilter) -> bool {
-        let time = self.time.value(at);
+        let time = self.time.as_ref().map_or(0, |t| t.value(at));
+        let is = |column: &Option<StringArray>, wanted: &Option<String>| match (column, wanted) {
+            (Some(column), Some(wanted)) => column.value(at) == wanted,
+            _ => true,
+        };
         filter.since.is_none_or(|since| time >= since)
             && filter.until.is_none_or(|until| time < until)
-            && filter.policy.as_ref().is_none_or(|policy| self.policy.value(at) == policy)
-            && filter.tenant.as_ref().is_none_or(|tenant| self.tenant.value(at) == tenant)
+            && is(&self.policy, &filter.policy)
+            && is(&self.tenant, &filter.tenant)
     }
 
     /// # Errors
@@ -260,7 +272,6 @@ impl Columns {
     fn entry(&self, at: usize, known: &mut (String, Vec<(String, f64)>)) -> Result<Entry, (&'static str, String)> {
         let bad = |column: &'static str| move |e: &dyn std::fmt::Display| (column, e.to_string());
         let id = uuid::Uuid::parse_str(self.id.value(at)).map_err(|e| bad("id")(&e))?;
-        let hash: Hash = named(self.policy_hash.value(at)).map_err(|e| bad("policy_hash")(&e))?;
         let decided_by: DecidedBy = named(self.decided_by.value(at)).map_err(|e| bad("decided_by")(&e))?;
         let propensity = self.propensity.value(at);
         if !(propensity > 0.0 && propensity <= 1.0) && decided_by != DecidedBy::Refused {
@@ -289,12 +300,13 @@ impl Columns {
         Ok(Entry {
             id,
             session: session_of(self.session.value(at), id),
-            policy_hash: hash,
             decided_by,
             dry: self.dry.value(at),
             arm,
             propensity,
             could,
+            // A null is an empty text here.
+            served_by: self.served_by.value(at).to_owned(),
             observed,
             context: self.context(at)?,
             view: None,

@@ -25,11 +25,15 @@ pub use self::{
     source::{Page, Record, Source},
 };
 use super::{
-    ReplayError,
+    ReplayError, WhatIf,
     estimate::{Estimates, Row},
     reproduce::Reproducer,
 };
-use crate::{audit::AuditStore, domain::Hash, policy::Policy};
+use crate::{
+    audit::AuditStore,
+    domain::{DecisionId, Hash},
+    policy::Policy,
+};
 
 /// One policy's way over the log.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -55,6 +59,9 @@ pub struct ReplayedPolicy {
     pub estimates: Option<Estimates>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_estimate: Option<String>,
+    /// How much more of such a log would have the doubly robust interval within 0.01 on each side.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to_one_hundredth: Option<Needed>,
     /// Decisions of the log that a rule made, for certain.
     pub by_rule: usize,
     /// Mean probability that the policy gives to arms that the log could not have taken.
@@ -67,6 +74,20 @@ pub struct ReplayedPolicy {
     /// The decisions whose arm it would least likely have taken.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub differing: Vec<Differing>,
+}
+
+/// A length of log; an interval narrows with the square root of it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Needed {
+    pub decisions: f64,
+    pub days: f64,
+}
+
+impl Needed {
+    /// For people.
+    pub fn told(&self) -> String {
+        format!("{} ({:.0} decisions)", walk::in_days(self.days), self.decisions)
+    }
 }
 
 /// A decision that another policy would hardly have made.
@@ -96,32 +117,50 @@ pub struct Choice {
 #[derive(Clone, Debug, Serialize)]
 pub struct ReplayReport {
     pub decisions: usize,
+    /// From the first decision to the last.
+    pub days: f64,
+    /// What was taken to be other than it was.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub what_if: Vec<String>,
     pub policies: Vec<ReplayedPolicy>,
 }
 
-/// Replays a log under each policy. `own` are the policies that made all of it: their decisions are derived from `store`,
-/// which has to be the one that the entries are from. `tick` hears how many entries are through.
+/// What a log is replayed with.
+#[derive(Clone, Copy)]
+pub struct Setting<'a> {
+    /// The record that the log is from, where it is from one.
+    pub store: Option<&'a dyn AuditStore>,
+    /// The policies that made all of the log.
+    pub own: &'a [Hash],
+    pub what_if: &'a WhatIf,
+}
+
+/// Replays a log under each policy. The decisions of a policy that made all of it are derived from the record with the states
+/// that it had, unless something is to be other than it was. `tick` hears how many entries are through.
 ///
 /// # Errors
 /// When the log or the store cannot be read, or a temporary file cannot be kept.
 pub async fn replay_log(
-    store: Option<&dyn AuditStore>,
+    setting: Setting<'_>,
     source: &mut dyn Source,
     policies: &[Policy],
-    own: &[Hash],
     tick: &dyn Fn(usize),
 ) -> Result<ReplayReport, ReplayError> {
-    let is_own = |p: &Policy| store.is_some() && own.contains(&p.hash());
+    let Setting { store, own, what_if } = setting;
+    let is_own = |p: &Policy| store.is_some() && own.contains(&p.hash()) && what_if.is_nothing();
     let mut walks: Vec<Walk<'_>> = policies.iter().map(|p| Walk::new(p, is_own(p))).collect();
     let mut derived = Reproducer::default();
     let mut decisions = 0;
-    let mut last = None;
+    let (mut start, mut last) = (None, None);
     while let Some(pages) = source.next().await? {
         let learners = walks.iter().any(Walk::learns);
         let derives = store.filter(|_| policies.iter().any(is_own));
         // Read and judged on any core. What has to be taken in order is kept for that.
         let read = pages.into_par_iter().map(|page| {
-            let entries = page.read()?;
+            let mut entries = page.read()?;
+            if !what_if.is_nothing() {
+                entries.iter_mut().for_each(|entry| what_if.entry(entry));
+            }
             let parts: Vec<Option<Part>> =
                 walks.iter().map(|walk| (!walk.learns()).then(|| walk.judge(&entries))).collect();
             let ends = entries.first().map(|e| e.id).zip(entries.last().map(|e| e.id));
@@ -135,6 +174,7 @@ pub async fn replay_log(
                 if last.is_some_and(|last| last >= first) {
                     return Err(ReplayError::Order(first.to_string()));
                 }
+                start.get_or_insert(first);
                 last = Some(newest);
             }
             decisions += count;
@@ -150,10 +190,17 @@ pub async fn replay_log(
             tick(count);
         }
     }
+    let days = start.zip(last).map_or(0.0, |(start, last)| days_between(start, last));
     let finish = |walk: Walk<'_>| {
         let derived = is_own(walk.policy).then(|| derived.of(walk.policy.hash()));
-        walk.finish(derived)
+        walk.finish(derived, days)
     };
     let policies = walks.into_iter().map(finish).collect::<std::io::Result<_>>()?;
-    Ok(ReplayReport { decisions, policies })
+    Ok(ReplayReport { decisions, days, what_if: what_if.told(), policies })
+}
+
+/// By the times in the ids (UUIDv7, RFC 9562, section 5.7).
+fn days_between(start: DecisionId, last: DecisionId) -> f64 {
+    let milliseconds = |id: DecisionId| (id.0.as_u128() >> 80) as f64;
+    (milliseconds(last) - milliseconds(start)).max(0.0) / 86_400_000.0
 }

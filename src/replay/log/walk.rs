@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io};
 
 use super::{
-    Choice, Differing, ReplayedPolicy,
+    Choice, Differing, Needed, ReplayedPolicy,
     entry::{Entry, each_chance},
     rows::{DIMENSIONS, FEATURES, Rows, Weighed},
 };
@@ -18,6 +18,10 @@ use crate::{
 
 /// Share of the policy's probability that may lie on arms that the log could not have taken, for an estimate to be given.
 const UNSUPPORTED: f64 = 0.01;
+/// What is advised where a log cannot tell.
+const FLOOR: f64 = 0.02;
+/// How exactly people want to know a reward.
+const WITHIN: f64 = 0.01;
 /// Decisions that are shown, of those where a policy differs most from the log.
 const SHOWN: usize = 10;
 /// Above this number of decisions their choices are not listed.
@@ -35,6 +39,8 @@ pub(super) struct Walk<'a> {
     rows: Rows,
     /// Of the rewards where the arm agreed.
     sum: f64,
+    /// Of all rewards that are known: how many, and their squares.
+    known: (usize, f64),
 }
 
 /// What came of some entries. Parts are made on any core and added in the order of the log, so that all sums are the same
@@ -73,6 +79,7 @@ impl<'a> Walk<'a> {
             direct: Direct::new(DIMENSIONS, 0),
             rows: Rows::new(),
             sum: 0.0,
+            known: (0, 0.0),
         }
     }
 
@@ -170,6 +177,7 @@ impl<'a> Walk<'a> {
             taken.0 += 1.0;
             if let Some(reward) = row.reward {
                 taken.1 += 1.0;
+                self.known = (self.known.0 + 1, self.known.1 + reward * reward);
                 self.out.rewarded_in_log += 1;
                 self.direct.take(half(row.session), row.arm as usize, &row.features, reward);
             }
@@ -185,6 +193,7 @@ impl<'a> Walk<'a> {
     pub(super) fn finish(
         mut self,
         derived: Option<(usize, usize, BTreeMap<String, usize>)>,
+        days: f64,
     ) -> io::Result<ReplayedPolicy> {
         let mut out = self.out;
         if let Some((decisions, agreed, impossible)) = derived {
@@ -194,11 +203,15 @@ impl<'a> Walk<'a> {
         out.mean_reward = (out.rewarded > 0).then(|| self.sum / out.rewarded as f64);
         out.unsupported /= out.decisions.max(1) as f64;
         if out.unsupported > UNSUPPORTED {
-            out.no_estimate = Some(format!(
+            let mut why = format!(
                 "{:.1} % of what it would do the log could never have done, so nothing is known of it: let the policy that \
-                 serves explore (`min_propensity: 0.02`), without rules that decide for these requests",
+                 serves explore (`min_propensity: {FLOOR}`), without rules that decide for these requests",
                 100.0 * out.unsupported
-            ));
+            );
+            if let Some(days) = days_with_floor(self.known, days) {
+                why += &format!("; {} of such traffic would then tell to ±0.01", in_days(days));
+            }
+            out.no_estimate = Some(why);
             return Ok(out);
         }
         self.direct.reach(self.arms.len());
@@ -221,10 +234,36 @@ impl<'a> Walk<'a> {
             }
         })?;
         match wrong.map_or_else(|| estimator.finish(), Err) {
-            Ok(estimates) => out.estimates = Some(estimates),
+            Ok(estimates) => {
+                let half = estimates.dr.interval.map(|(low, high)| (high - low) / 2.0);
+                out.to_one_hundredth = half.filter(|half| *half > WITHIN).map(|half| {
+                    let times = (half / WITHIN).powi(2);
+                    Needed { decisions: times * out.decisions as f64, days: times * days }
+                });
+                out.estimates = Some(estimates);
+            }
             Err(why) => out.no_estimate = Some(why.to_string()),
         }
         Ok(out)
+    }
+}
+
+/// Days of the same traffic until a policy that always takes what the log has with probability [`FLOOR`] is known to within
+/// [`WITHIN`]: n = 1.96² E\[r²\] / (p δ²) rewarded decisions, since a weight is at most 1/p. `known`: rewards, and the sum of
+/// their squares.
+fn days_with_floor((rewarded, squares): (usize, f64), days: f64) -> Option<f64> {
+    let rewarded = rewarded as f64;
+    let needed = 1.96 * 1.96 * (squares / rewarded) / (FLOOR * WITHIN * WITHIN);
+    let days = days * needed / rewarded;
+    (rewarded > 0.0 && days.is_finite() && days > 0.0).then_some(days)
+}
+
+/// A length of time for people.
+pub(super) fn in_days(days: f64) -> String {
+    match days {
+        d if d < 1.0 => "less than a day".to_owned(),
+        d if d < 1.5 => "about a day".to_owned(),
+        d => format!("about {d:.0} days"),
     }
 }
 

@@ -159,6 +159,11 @@ impl Matrix {
         self.latencies.get(query * k..(query + 1) * k)
     }
 
+    /// Multiplies the costs of each model.
+    pub(super) fn scale_costs(&mut self, factors: &[f64]) {
+        self.costs.iter_mut().zip(factors.iter().cycle()).for_each(|(cost, factor)| *cost *= factor);
+    }
+
     /// The queries at these places.
     pub fn subset(&self, places: &[usize]) -> Self {
         Self {

@@ -18,7 +18,7 @@ use self::{
     measure::Measure,
     walk::{Walk, Way},
 };
-use super::{matrix::Matrix, metrics::Point};
+use super::{WhatIf, matrix::Matrix, metrics::Point};
 use crate::{
     domain::Context,
     policy::{Policy, explain},
@@ -149,6 +149,9 @@ pub struct OutcomesReport {
     /// Rows and queries of the file that could not be used, by reason; nothing is made up for them.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub left_out: BTreeMap<String, usize>,
+    /// What was taken to be other than it was.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub what_if: Vec<String>,
     pub models: Vec<String>,
     /// Shuffled orders, for policies that learn.
     pub orders: u64,
@@ -173,7 +176,7 @@ pub struct OutcomesReport {
 }
 
 /// Replays `policies` over `matrix` on all cores. `context` has the query's signals and its embedding, and what of them
-/// depends on the policy; `orders` is for those that learn. `tick` hears of every order that is through.
+/// depends on the policy; `orders` is for those that learn. The matrix has the costs that are asked for already. `tick` hears of every order that is through.
 ///
 /// # Errors
 /// When a policy can reach a model without outcomes, or an update does not fold.
@@ -182,9 +185,11 @@ pub fn replay_outcomes(
     policies: &[Policy],
     context: &(dyn Fn(&Policy, usize) -> Context + Sync),
     orders: u64,
+    what_if: &WhatIf,
     tick: &(dyn Fn() + Sync),
 ) -> Result<OutcomesReport, String> {
-    let ways: Vec<Way<'_>> = policies.iter().map(|p| Way::new(p, matrix, context)).collect::<Result<_, _>>()?;
+    let way = |policy| Way::new(policy, matrix, context, &what_if.without);
+    let ways: Vec<Way<'_>> = policies.iter().map(way).collect::<Result<_, _>>()?;
     let measure = Measure::new(matrix);
     let mut walks = Vec::new();
     let mut lines = Vec::new();
@@ -205,6 +210,7 @@ pub fn replay_outcomes(
         hash: matrix.hash.clone(),
         queries: matrix.len(),
         left_out: matrix.left_out.clone(),
+        what_if: what_if.told(),
         models: matrix.models.clone(),
         orders,
         points: measure.means.clone(),

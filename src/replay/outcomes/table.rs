@@ -18,6 +18,7 @@ impl OutcomesReport {
         for (why, count) in &self.left_out {
             let _ = writeln!(out, "left out: {count} {why}");
         }
+        self.what_if.iter().for_each(|what| _ = writeln!(out, "what if: {what}"));
         out.push('\n');
         let _ = writeln!(
             out,

@@ -98,6 +98,7 @@ impl<'a> Way<'a> {
         policy: &'a Policy,
         matrix: &'a Matrix,
         context: &'a (dyn Fn(&Policy, usize) -> Context + Sync),
+        without: &BTreeSet<String>,
     ) -> Result<Self, String> {
         let of = |model: &str| {
             matrix.models.iter().position(|m| m == model).map(|at| (model.to_owned(), at)).ok_or_else(|| {
@@ -110,8 +111,8 @@ impl<'a> Way<'a> {
             })
         };
         let columns: BTreeMap<String, usize> = policy.models().into_iter().map(of).collect::<Result<_, _>>()?;
-        let there = ModelState { available: true, ..ModelState::default() };
-        let fleet = columns.keys().map(|m| (m.clone(), there.clone())).collect();
+        let state = |model: &String| ModelState { available: !without.contains(model), ..ModelState::default() };
+        let fleet = columns.keys().map(|m| (m.clone(), state(m))).collect();
         Ok(Self { policy, matrix, columns, fleet, context })
     }
 

@@ -12,11 +12,13 @@ impl Readable for ReplayReport {
             sections.push(self.estimates());
         }
         sections.extend(self.policies.iter().map(|p| p.section()));
-        Document {
-            title: "Policies on the record".to_owned(),
-            facts: vec![("Decisions".to_owned(), self.decisions.to_string()), ("Policies".to_owned(), names)],
-            sections,
-        }
+        let mut facts = vec![
+            ("Decisions".to_owned(), self.decisions.to_string()),
+            ("Days".to_owned(), format!("{:.2}", self.days)),
+            ("Policies".to_owned(), names),
+        ];
+        facts.extend(self.what_if.iter().map(|what| ("What if".to_owned(), what.clone())));
+        Document { title: "Policies on the record".to_owned(), facts, sections }
     }
 }
 
@@ -110,6 +112,10 @@ impl ReplayedPolicy {
         let mut parts = Vec::new();
         if let Some(why) = &self.no_estimate {
             parts.push(Part::Text { text: format!("There is no estimate: {why}") });
+        }
+        if let Some(more) = self.to_one_hundredth {
+            let text = format!("{} of such a log would have its interval within 0.01 on each side.", more.told());
+            parts.push(Part::Text { text });
         }
         let mut arms = Table::new("Arms chosen", &["arm", "#decisions", "#share"]);
         for (arm, count) in &self.arms {

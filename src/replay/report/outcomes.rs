@@ -36,6 +36,7 @@ impl Readable for OutcomesReport {
             ("Cheapest model".to_owned(), self.cheapest.clone()),
             ("Orders of learning policies".to_owned(), self.orders.to_string()),
         ];
+        facts.extend(self.what_if.iter().map(|what| ("What if".to_owned(), what.clone())));
         facts.extend(self.left_out.iter().map(|(why, count)| ("Left out".to_owned(), format!("{count} {why}"))));
         let hashes = self.policies.iter().filter_map(|l| Some(format!("{} {}", l.name, l.hash.as_ref()?)));
         facts.push(("Policies".to_owned(), hashes.collect::<Vec<String>>().join(", ")));
