@@ -138,7 +138,7 @@ fn batch(rows: std::ops::Range<usize>, embedder: Option<&EmbedderIdentity>) -> R
     let candidates = json!(candidates).to_string();
     let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.context.now)).with_timezone("UTC");
     let mut columns: Vec<(&str, ArrayRef)> = vec![
-        ("id", text(&|r| uuid::Uuid::from_u128((0x0190_u128 << 112) | (7_u128 << 76) | r.number as u128).to_string())),
+        ("id", text(&|r| r.id().to_string()),
         ("time", Arc::new(times)),
         ("policy", text(&|_| "made".to_owned())),
         ("policy_hash", text(&|_| "0".repeat(64))),
@@ -218,6 +218,12 @@ impl Made {
         };
         let cost_usd = 1e-6 * f64::from(context.signals.tokens) * (1 << at) as f64;
         Self { number, arm: MODELS[at], cost_usd, feedback, context }
+    }
+
+    /// A UUIDv7 of its time and number.
+    fn id(&self) -> uuid::Uuid {
+        let milliseconds = (self.context.now / 1000) as u128;
+        uuid::Uuid::from_u128(milliseconds << 80 | 7 << 76 | 2 << 62 | self.number as u128)
     }
 
     /// A unit vector.
