@@ -138,7 +138,7 @@ fn batch(rows: std::ops::Range<usize>, embedder: Option<&EmbedderIdentity>) -> R
     let candidates = json!(candidates).to_string();
     let times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|r| r.context.now)).with_timezone("UTC");
     let mut columns: Vec<(&str, ArrayRef)> = vec![
-        ("id", text(&|r| r.id().to_string()),
+        ("id", text(&|r| r.id().to_string())),
         ("time", Arc::new(times)),
         ("policy", text(&|_| "made".to_owned())),
         ("policy_hash", text(&|_| "0".repeat(64))),
@@ -340,5 +340,62 @@ mod tests {
         assert!(entries.windows(2).all(|w| w[0].id < w[1].id));
         assert_eq!(entries[7].context.as_ref().unwrap(), &Made::of(7).context);
         assert_eq!(entries[7].could.len(), 4);
+    }
+
+    /// What an export says whose column is replaced at a row by another row's, or by a number.
+    async fn said_of(column: &str, change: impl Fn(&ArrayRef) -> Option<ArrayRef>) -> String {
+        let rows = batch(0..10, None);
+        let schema = rows.schema();
+        let columns = schema.fields().iter().zip(rows.columns()).filter_map(|(field, values)| {
+            let values = if field.name() == column { change(values)? } else { values.clone() };
+            Some((field.name().clone(), values))
+        });
+        let rows = RecordBatch::try_from_iter(columns.collect::<Vec<_>>()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log.parquet");
+        let mut writer = ArrowWriter::try_new(File::create(&path).unwrap(), rows.schema(), None).unwrap();
+        writer.write(&rows).unwrap();
+        writer.close().unwrap();
+        let mut export = match Export::open(&path, &DecisionFilter::default(), None) {
+            Ok(export) => export,
+            Err(error) => return error.to_string(),
+        };
+        let page = export.next().await.unwrap().unwrap().remove(0);
+        page.read().map_or_else(|e| e.to_string(), |entries| format!("{} entries", entries.len()))
+    }
+
+    #[tokio::test]
+    async fn a_cell_of_an_export_that_cannot_be_right_is_named() {
+        let text = |at: usize, text: &'static str| {
+            move |values: &ArrayRef| -> Option<ArrayRef> {
+                let values: &StringArray = values.as_any().downcast_ref()?;
+                let change =
+                    |(n, old): (usize, Option<&str>)| if n == at { text.to_owned() } else { old.unwrap().to_owned() };
+                Some(Arc::new(StringArray::from_iter_values(values.iter().enumerate().map(change))))
+            }
+        };
+        let number = |value: f64| {
+            move |_: &ArrayRef| -> Option<ArrayRef> { Some(Arc::new(Float64Array::from(vec![value; 10]))) }
+        };
+        assert_eq!(said_of("", |_| None).await, "10 entries");
+        let says = |said: String, what: &str| assert!(said.contains("log.parquet: ") && said.contains(what), "{said}");
+        says(
+            said_of("propensity", number(0.0)).await,
+            "row 0, column `propensity`: 0; what was taken had a probability above 0",
+        );
+        says(said_of("propensity", number(f64::NAN)).await, "row 0, column `propensity`: NaN");
+        says(said_of("cost_usd", number(f64::INFINITY)).await, "row 0, column `cost_usd`: inf is no cost");
+        says(said_of("context", text(4, "{")).await, "row 4, column `context`: ");
+        says(said_of("candidates", text(2, "none")).await, "row 2, column `candidates`: ");
+        says(said_of("decided_by", text(3, "chance")).await, "row 3, column `decided_by`: unknown variant `chance`");
+        says(said_of("id", text(5, "x")).await, "row 5, column `id`: ");
+        says(
+            said_of("feedback", |_| None).await,
+            "has no column `feedback`; `weir audit export --parquet FILE` writes it",
+        );
+        let twice = |values: &ArrayRef| -> Option<ArrayRef> {
+            arrow::compute::concat(&[&values.slice(0, 5), &values.slice(4, 5)]).ok()
+        };
+        says(said_of("id", twice).await, "is there twice, or the rows are not newest first");
     }
 }

@@ -115,7 +115,12 @@ fn print(report: &ReplayReport) {
             say!("  chose       {arm}: {count}");
         }
         if let Some(mean) = policy.mean_reward {
-            say!("  reward      {mean:.4} over {} decisions with known reward", policy.rewarded);
+            let interval =
+                policy.mean_interval.map_or_else(String::new, |(low, high)| format!(" ({low:.4} to {high:.4})"));
+            say!(
+                "  reward      {mean:.4}{interval} over {} decisions with the same arm and a known reward",
+                policy.rewarded
+            );
         }
         say!("  by rule     {} of the log", policy.by_rule);
         if let Some(e) = &policy.estimates {

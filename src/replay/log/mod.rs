@@ -54,6 +54,9 @@ pub struct ReplayedPolicy {
     /// estimate of the policy's value needs a log with uniform propensities (Li et al., theorem 1).
     pub rewarded: usize,
     pub mean_reward: Option<f64>,
+    /// 95 % bootstrap interval of it, by session.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_interval: Option<(f64, f64)>,
     /// What it would have earned per decision; absent where `no_estimate` says why.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimates: Option<Estimates>,

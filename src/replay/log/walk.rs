@@ -37,8 +37,8 @@ pub(super) struct Walk<'a> {
     taken: Vec<(f64, f64)>,
     direct: Direct,
     rows: Rows,
-    /// Of the rewards where the arm agreed.
-    sum: f64,
+    /// The replay method: rewards where the arm agreed, all alike.
+    agreed: Estimator,
     /// Of all rewards that are known: how many, and their squares.
     known: (usize, f64),
 }
@@ -54,8 +54,8 @@ pub(super) struct Part {
     /// Names of arms by their numbers here, and how often each was chosen.
     arms: Vec<(String, usize)>,
     rows: Vec<Weighed>,
-    /// Where the arm agreed and the reward is known.
-    rewards: Vec<f64>,
+    /// Where the arm agreed and the reward is known: the session, and the reward.
+    rewards: Vec<(u64, f64)>,
     /// Probabilities of what the log could not have done, where there are any.
     unsupported: Vec<f64>,
     choices: Vec<Choice>,
@@ -78,7 +78,7 @@ impl<'a> Walk<'a> {
             taken: Vec::new(),
             direct: Direct::new(DIMENSIONS, 0),
             rows: Rows::new(),
-            sum: 0.0,
+            agreed: Estimator::new(Asked { rewards: (f64::MIN, f64::MAX), ..Asked::default() }),
             known: (0, 0.0),
         }
     }
@@ -153,7 +153,18 @@ impl<'a> Walk<'a> {
         out.by_rule += part.by_rule;
         out.rewarded += part.rewards.len();
         part.skipped.into_iter().for_each(|(why, n)| *out.skipped.entry(why).or_default() += n);
-        part.rewards.iter().for_each(|r| self.sum += r);
+        for (session, reward) in part.rewards {
+            let row = super::Row {
+                session,
+                weight: 1.0,
+                reward: Some(reward),
+                observed: 1.0,
+                model_taken: 0.0,
+                model_target: 0.0,
+            };
+            // A reward that is no number is said by the other estimators.
+            let _ = self.agreed.take(&row);
+        }
         part.unsupported.iter().for_each(|p| out.unsupported += p);
         match out.decisions <= LISTED {
             true => out.choices.extend(part.choices),
@@ -200,7 +211,9 @@ impl<'a> Walk<'a> {
             (out.decisions, out.agreed) = (decisions, agreed);
             out.skipped = impossible;
         }
-        out.mean_reward = (out.rewarded > 0).then(|| self.sum / out.rewarded as f64);
+        if let Ok(agreed) = self.agreed.finish() {
+            (out.mean_reward, out.mean_interval) = (Some(agreed.snips.value), agreed.snips.interval);
+        }
         out.unsupported /= out.decisions.max(1) as f64;
         if out.unsupported > UNSUPPORTED {
             let mut why = format!(
@@ -273,7 +286,7 @@ impl Part {
         let arm = self.number(&entry.arm);
         self.arms[arm as usize].1 += 1;
         self.by_rule += usize::from(entry.decided_by == DecidedBy::Rule);
-        self.rewards.extend(entry.reward(policy));
+        self.rewards.extend(entry.reward(policy).map(|r| (entry.session, r)));
         if entry.apart().is_none() {
             self.weigh(policy, entry, arm, 1.0, vec![(arm, 1.0)]);
         }
@@ -337,7 +350,7 @@ impl Part {
         }
         self.agreed += 1;
         let reward = entry.reward(policy);
-        self.rewards.extend(reward);
+        self.rewards.extend(reward.map(|r| (entry.session, r)));
         reward
     }
 

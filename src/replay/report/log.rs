@@ -66,6 +66,7 @@ impl ReplayReport {
                 "#DM",
                 "#DR",
                 "#switch-DR",
+                "#replay method",
                 "#mean weight",
                 "#greatest weight",
             ],
@@ -76,6 +77,7 @@ impl ReplayReport {
             let each = [e.ips, e.clipped, e.snips, e.dm, e.dr, e.switch_dr];
             let mut row = vec![Cell::text(&p.policy)];
             row.extend(each.iter().map(|e| Cell::estimate(e.value, e.interval, 4)));
+            row.push(p.mean_reward.map_or(Cell::text("–"), |mean| Cell::estimate(mean, p.mean_interval, 4)));
             row.extend([Cell::number(e.overlap, 3), Cell::number(e.greatest_weight, 2)]);
             table.rows.push(row);
             series.push(Series {
@@ -98,7 +100,8 @@ impl ReplayReport {
             series,
         };
         let note = "IPS, clipped and self-normalised IPS weigh logged rewards by the ratio of probabilities; the direct method (DM) \
-                    trusts a model of the reward; the doubly robust ones correct the model by the weighed residuals.";
+                    trusts a model of the reward; the doubly robust ones correct the model by the weighed residuals. The replay \
+                    method is the mean where the arms agree; it needs a log whose arms were all alike likely.";
         Section {
             heading: "Estimates".to_owned(),
             note: note.to_owned(),
