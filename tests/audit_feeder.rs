@@ -52,8 +52,8 @@ impl AuditStore for Flaky {
     async fn decisions(&self, filter: &DecisionFilter) -> Result<Vec<DecisionRow>, StoreError> {
         self.pass()?.decisions(filter).await
     }
-    async fn decision_events(&self, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
-        self.pass()?.decision_events(id).await
+    async fn decision_events(&self, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError> {
+        self.pass()?.decision_events(ids).await
     }
     async fn ids_between(&self, a: DecisionId, b: DecisionId, n: u32) -> Result<Vec<DecisionId>, StoreError> {
         self.pass()?.ids_between(a, b, n).await

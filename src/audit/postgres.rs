@@ -94,8 +94,8 @@ impl AuditStore for PostgresStore {
         read::decisions(self.pool().await?, filter).await
     }
 
-    async fn decision_events(&self, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
-        read::decision_events(self.pool().await?, id).await
+    async fn decision_events(&self, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError> {
+        read::decision_events(self.pool().await?, ids).await
     }
 
     async fn ids_between(

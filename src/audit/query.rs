@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     explain,
     record::{Beside, Logged},
-    store::StoreError,
+    store::{StoreError, StoredEvent},
 };
 use crate::domain::{
     Attempt, Context, DecisionId, DecisionRecord, EventBody, Feedback, Hash, Micros, Outcome, PolicyVersion,
@@ -147,6 +147,15 @@ fn base64_vector<S: serde::Serializer>(vector: &Option<Vec<f32>>, s: S) -> Resul
 }
 
 impl DecisionView {
+    /// From a decision's events as stored.
+    ///
+    /// # Errors
+    /// When a record is no event of this version.
+    pub fn of(events: Vec<StoredEvent>) -> Result<Option<Self>, StoreError> {
+        let events = events.into_iter().map(StoredEvent::parse).collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::new(events))
+    }
+
     /// Puts a decision's events together; `None` when there is no decision among them.
     pub fn new(events: Vec<Logged>) -> Option<Self> {
         let mut view: Option<DecisionView> = None;

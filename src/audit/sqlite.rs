@@ -107,8 +107,8 @@ impl AuditStore for SqliteStore {
         read::decisions(&self.read, filter).await
     }
 
-    async fn decision_events(&self, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
-        read::decision_events(&self.read, id).await
+    async fn decision_events(&self, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError> {
+        read::decision_events(&self.read, ids).await
     }
 
     async fn ids_between(

@@ -140,6 +140,18 @@ pub(super) fn not_yet<'a>(batch: &'a [Logged], have: u64, head: &[u8]) -> Result
     Ok(new)
 }
 
+/// Events as [`AuditStore::decision_events`] gives them, apart by decision.
+pub fn by_decision(events: Vec<StoredEvent>) -> Vec<Vec<StoredEvent>> {
+    let mut out: Vec<Vec<StoredEvent>> = Vec::new();
+    for event in events {
+        match out.last_mut() {
+            Some(last) if last[0].decision == event.decision => last.push(event),
+            _ => out.push(vec![event]),
+        }
+    }
+    out
+}
+
 /// Where the events end up, to be asked for.
 ///
 /// Contract: `ingest` takes events of one replica in their order, is one transaction that also moves the cursor, and
@@ -164,14 +176,18 @@ pub trait AuditStore: Send + Sync {
     /// Decisions that pass the filter, newest (greatest id) first unless the filter wants the oldest.
     async fn decisions(&self, filter: &DecisionFilter) -> Result<Vec<DecisionRow>, StoreError>;
 
-    /// All events of one decision in the order in which they happened.
-    async fn decision_events(&self, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError>;
+    /// All events of decisions: by decision, in the order in which they happened.
+    async fn decision_events(&self, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError>;
+
+    /// Decisions whole, by id.
+    async fn whole(&self, ids: &[DecisionId]) -> Result<Vec<DecisionView>, StoreError> {
+        let events = self.decision_events(ids).await?;
+        by_decision(events).into_iter().filter_map(|events| DecisionView::of(events).transpose()).collect()
+    }
 
     /// One decision whole.
     async fn decision(&self, id: DecisionId) -> Result<Option<DecisionView>, StoreError> {
-        let events = self.decision_events(id).await?;
-        let events = events.into_iter().map(StoredEvent::parse).collect::<Result<Vec<_>, _>>()?;
-        Ok(DecisionView::new(events))
+        Ok(self.whole(&[id]).await?.pop())
     }
 
     /// Ids from `first` to `last`, both included; at most `limit`, in order.

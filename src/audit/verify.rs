@@ -235,7 +235,7 @@ async fn check_projection(
                     first.first().is_some_and(|found| found.seq == update.seq)
                 }
                 (body, Some(id)) => {
-                    let events = store.decision_events(id).await?;
+                    let events = store.decision_events(&[id]).await?;
                     events.into_iter().filter(|e| e.replica != logged.replica || e.seq != logged.seq).any(|event| {
                         event.parse().is_ok_and(|other| match (&other.event.body, body) {
                             (EventBody::Attempt(a), EventBody::Attempt(b)) => a.index == b.index,

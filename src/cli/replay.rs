@@ -107,9 +107,8 @@ pub(crate) async fn newest(
         let page = store.decisions(&filter).await?;
         let Some(oldest) = page.last() else { break };
         before = Some(oldest.id);
-        for row in &page {
-            views.extend(store.decision(row.id).await?);
-        }
+        let ids: Vec<_> = page.iter().map(|row| row.id).collect();
+        views.extend(store.whole(&ids).await?.into_iter().rev());
     }
     views.reverse();
     Ok(views)

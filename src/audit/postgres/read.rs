@@ -127,12 +127,13 @@ fn stored_event(row: &PgRow) -> Result<StoredEvent, StoreError> {
     })
 }
 
-pub(super) async fn decision_events(pool: &PgPool, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
+pub(super) async fn decision_events(pool: &PgPool, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError> {
     let rows = sqlx::query(
         "SELECT seq, replica, kind, decision_id, (extract(epoch FROM at) * 1000000)::bigint, hash, prev, record, \
-         context, embedding, bodies FROM events WHERE decision_id = $1 ORDER BY at, replica COLLATE \"C\", seq",
+         context, embedding, bodies FROM events WHERE decision_id = ANY($1) \
+         ORDER BY decision_id, at, replica COLLATE \"C\", seq",
     )
-    .bind(id.0)
+    .bind(ids.iter().map(|id| id.0).collect::<Vec<_>>())
     .fetch_all(pool)
     .await?;
     rows.iter().map(stored_event).collect()

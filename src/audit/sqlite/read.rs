@@ -119,16 +119,21 @@ fn stored_event(row: &SqliteRow) -> Result<StoredEvent, StoreError> {
     })
 }
 
-pub(super) async fn decision_events(pool: &SqlitePool, id: DecisionId) -> Result<Vec<StoredEvent>, StoreError> {
-    let rows = sqlx::query(
+pub(super) async fn decision_events(pool: &SqlitePool, ids: &[DecisionId]) -> Result<Vec<StoredEvent>, StoreError> {
+    let mut out = Vec::new();
+    // A statement has at most 32,766 values.
+    for ids in ids.chunks(1000) {
+        let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
         "SELECT e.position, c.replica, e.kind, e.decision_id, e.at, e.hash, e.prev, e.record, e.context, e.embedding, \
-         e.bodies FROM events e JOIN feed_cursor c ON c.number = e.position >> 44 WHERE e.decision_id = ? \
-         ORDER BY e.at, c.replica, e.position",
-    )
-    .bind(id.0)
-    .fetch_all(pool)
-    .await?;
-    rows.iter().map(stored_event).collect()
+         e.bodies FROM events e JOIN feed_cursor c ON c.number = e.position >> 44 WHERE e.decision_id IN (",
+        );
+        let mut list = query.separated(", ");
+        ids.iter().for_each(|id| _ = list.push_bind(id.0));
+        query.push(") ORDER BY e.decision_id, e.at, c.replica, e.position");
+        let rows = query.build().fetch_all(pool).await?;
+        rows.iter().try_for_each(|row| stored_event(row).map(|event| out.push(event)))?;
+    }
+    Ok(out)
 }
 
 pub(super) async fn stored_events(

@@ -178,7 +178,7 @@ impl Source for Export {
         let from = self.left.saturating_sub(2 * rayon::current_num_threads().max(1));
         let page = |group: usize| {
             let inner = Arc::clone(&self.inner);
-            Page::Unread(Box::new(move || inner.group(group)))
+            Page::of(move || inner.group(group))
         };
         let pages = (from..self.left).rev().map(page).collect();
         self.left = from;

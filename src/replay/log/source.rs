@@ -4,7 +4,7 @@ use async_trait::async_trait;
 
 use super::entry::Entry;
 use crate::{
-    audit::{AuditStore, DecisionFilter},
+    audit::{AuditStore, DecisionFilter, DecisionView, by_decision},
     domain::{DecisionId, Hash},
     replay::ReplayError,
 };
@@ -12,20 +12,18 @@ use crate::{
 /// Decisions of one page of a store.
 const PAGE: u32 = 1000;
 
-/// Some entries in a row, or how to come by them on any core.
-pub enum Page {
-    Read(Vec<Entry>),
-    Unread(Box<dyn FnOnce() -> Result<Vec<Entry>, ReplayError> + Send>),
-}
+/// How to come by some entries in a row, on any core.
+pub struct Page(Box<dyn FnOnce() -> Result<Vec<Entry>, ReplayError> + Send>);
 
 impl Page {
+    pub fn of(read: impl FnOnce() -> Result<Vec<Entry>, ReplayError> + Send + 'static) -> Self {
+        Self(Box::new(read))
+    }
+
     /// # Errors
     /// When what is read is no log.
     pub fn read(self) -> Result<Vec<Entry>, ReplayError> {
-        match self {
-            Page::Read(entries) => Ok(entries),
-            Page::Unread(read) => read(),
-        }
+        self.0()
     }
 }
 
@@ -100,10 +98,15 @@ impl Source for Record<'_> {
         let rows = self.store.decisions(&self.filter).await?;
         let Some(last) = rows.last() else { return Ok(None) };
         self.filter.after = Some(last.id);
-        let mut entries = Vec::with_capacity(rows.len());
-        for row in &rows {
-            entries.extend(self.store.decision(row.id).await?.map(Entry::of));
-        }
-        Ok(Some(vec![Page::Read(entries)]))
+        let ids: Vec<DecisionId> = rows.iter().map(|row| row.id).collect();
+        let mut decisions = by_decision(self.store.decision_events(&ids).await?).into_iter();
+        let cores = rayon::current_num_threads().max(1);
+        let share = rows.len().div_ceil(cores);
+        let pages = (0..cores).map(|_| {
+            let some: Vec<_> = decisions.by_ref().take(share).collect();
+            let entry = |events| Ok(DecisionView::of(events)?.map(Entry::of));
+            Page::of(move || some.into_iter().filter_map(|events| entry(events).transpose()).collect())
+        });
+        Ok(Some(pages.collect()))
     }
 }
