@@ -4,12 +4,112 @@
 //!
 //! What is under way is not counted until it ends, so a burst of requests can overrun a budget by what they cost together.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
 use super::{
     Policy, Target,
     select::{Offer, price::estimated_cost},
     spec::{Per, WhenSpent},
 };
-use crate::domain::{Context, Elimination, Micros};
+use crate::domain::{Context, Elimination, KeyView, Micros, SessionView};
+
+/// Sums that are kept at most before those of times gone by are dropped.
+const SUMS: usize = 200_000;
+
+/// What is counted, and over what time each.
+pub type Counted = BTreeSet<(Per, Micros)>;
+
+/// Who is behind a request; empty where it is not known.
+#[derive(Clone, Debug, Default)]
+pub struct Who {
+    pub session: String,
+    pub key: String,
+    pub tenant: String,
+}
+
+impl Who {
+    /// Of a context.
+    pub fn of(context: &Context) -> Self {
+        let Context { session, key, .. } = context;
+        Self { session: session.id.clone(), key: key.id.clone(), tenant: key.tenant.clone() }
+    }
+
+    fn name(&self, per: Per) -> &str {
+        match per {
+            Per::Request => "",
+            Per::Session => &self.session,
+            Per::Key => &self.key,
+            Per::Tenant => &self.tenant,
+        }
+    }
+}
+
+/// What was spent, by kind, length of time and name: which time, and the sum in USD.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<Sum>", into = "Vec<Sum>")]
+pub struct Spent(BTreeMap<(Per, Micros, String), (Micros, f64)>);
+
+/// A sum as it is kept.
+type Sum = ((Per, Micros, String), (Micros, f64));
+
+impl From<Vec<Sum>> for Spent {
+    fn from(sums: Vec<Sum>) -> Self {
+        Self(sums.into_iter().collect())
+    }
+}
+
+impl From<Spent> for Vec<Sum> {
+    fn from(spent: Spent) -> Self {
+        spent.0.into_iter().collect()
+    }
+}
+
+impl Spent {
+    /// Adds what a request has cost that ended at `at`.
+    pub fn add(&mut self, who: &Who, at: Micros, usd: f64, counted: &Counted) {
+        for (per, every) in counted {
+            let name = who.name(*per);
+            if name.is_empty() || usd <= 0.0 {
+                continue;
+            }
+            let time = at.div_euclid(*every);
+            let sum = self.0.entry((*per, *every, name.to_owned())).or_default();
+            match sum.0.cmp(&time) {
+                std::cmp::Ordering::Less => *sum = (time, usd),
+                std::cmp::Ordering::Equal => sum.1 += usd,
+                std::cmp::Ordering::Greater => {}
+            }
+        }
+        if self.0.len() > SUMS {
+            self.0.retain(|(_, every, _), (time, _)| *time == at.div_euclid(*every));
+        }
+    }
+
+    fn of(&self, per: Per, every: Micros, name: &str, now: Micros) -> f64 {
+        let sum = self.0.get(&(per, every, name.to_owned()));
+        sum.filter(|(time, _)| *time == now.div_euclid(every)).map_or(0.0, |(_, usd)| *usd)
+    }
+
+    /// Writes what was spent into what a policy with these budgets sees of session and key.
+    pub fn fill(
+        &self,
+        budgets: impl Iterator<Item = (Per, Micros)>,
+        now: Micros,
+        session: &mut SessionView,
+        key: &mut KeyView,
+    ) {
+        for (per, every) in budgets {
+            match per {
+                Per::Request => {}
+                Per::Session => session.spent_usd = self.of(per, every, &session.id, now),
+                Per::Key => key.spent_usd = self.of(per, every, &key.id, now),
+                Per::Tenant => key.tenant_spent_usd = self.of(per, every, &key.tenant, now),
+            }
+        }
+    }
+}
 
 /// One bound.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -46,6 +146,14 @@ impl Policy {
     /// What is counted per session, key and tenant, and over what time.
     pub fn spending(&self) -> impl Iterator<Item = (Per, Micros)> + '_ {
         self.budgets.iter().filter(|b| b.per != Per::Request).map(|b| (b.per, b.every))
+    }
+
+    /// Gives its budgets of a kind another sum; whether it has one.
+    pub fn rebudget(&mut self, per: Per, usd: f64) -> bool {
+        let mut of_kind = self.budgets.iter_mut().filter(|b| b.per == per).peekable();
+        let found = of_kind.peek().is_some();
+        of_kind.for_each(|b| b.usd = usd);
+        found
     }
 
     /// What a call of this model may cost.
@@ -102,5 +210,26 @@ impl Policy {
             }
         }
         best.map(|(_, arm, model)| (arm, model))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sum_is_of_one_time_and_one_name() {
+        let mut spent = Spent::default();
+        let who = Who { session: "s".into(), key: "k".into(), tenant: String::new() };
+        let counted = BTreeSet::from([(Per::Session, 100), (Per::Key, 1000), (Per::Tenant, 1000)]);
+        for (at, usd) in [(10, 1.0), (90, 2.0), (110, 4.0), (20, 8.0)] {
+            spent.add(&who, at, usd, &counted);
+        }
+        // What came late for a time gone by is not counted in the one that runs.
+        assert_eq!(spent.of(Per::Session, 100, "s", 150), 4.0);
+        assert_eq!(spent.of(Per::Session, 100, "s", 250), 0.0);
+        assert_eq!(spent.of(Per::Key, 1000, "k", 999), 15.0);
+        assert_eq!(spent.of(Per::Key, 1000, "other", 999), 0.0);
+        assert_eq!(spent.0.len(), 2);
     }
 }

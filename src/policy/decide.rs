@@ -14,6 +14,12 @@ use crate::domain::{CallSpec, Candidate, Context, DecidedBy, Decision, Eliminati
 impl Policy {
     /// Decides. A refusal is a decision without a plan.
     pub fn decide(&self, state: &State, context: &Context) -> Decision {
+        self.decide_expecting(state, context).0
+    }
+
+    /// Decides; and by candidate what the selector expects the arm to earn, in [`Policy::expects`]' sense. Empty where it
+    /// expects nothing.
+    pub fn decide_expecting(&self, state: &State, context: &Context) -> (Decision, Vec<f64>) {
         let ruling = self.rule(context, false);
         if let Some(n) = ruling.used
             && let Some(target) = self.rules[n].use_
@@ -25,7 +31,7 @@ impl Policy {
             self.take(&mut decision, target, model, &ruling, context, true);
             decision.propensity = 1.0;
             decision.rules = ruling.trace;
-            return decision;
+            return (decision, Vec::new());
         }
         self.select(state, context, ruling)
     }
@@ -121,7 +127,7 @@ impl Policy {
         decision.plan = Some(Plan::Call(call));
     }
 
-    fn select(&self, state: &State, context: &Context, ruling: Ruling) -> Decision {
+    fn select(&self, state: &State, context: &Context, ruling: Ruling) -> (Decision, Vec<f64>) {
         let mut decision = self.blank(state, DecidedBy::Select);
         let stands = self.stands(&ruling, context);
         let alive: Vec<bool> = stands.iter().map(Result::is_ok).collect();
@@ -129,7 +135,7 @@ impl Policy {
         let weighed = match (&decision.no_embedding, self.no_embedding) {
             (Some(_), arm) => {
                 let mass = (0..alive.len()).map(|i| if Some(i) == arm && alive[i] { 1.0 } else { 0.0 }).collect();
-                Weighed { mass, scores: vec![None; alive.len()], features: Vec::new() }
+                Weighed { mass, scores: vec![None; alive.len()], ..Weighed::default() }
             }
             (None, _) => {
                 let calls: Vec<Option<Offer<'_>>> =
@@ -189,7 +195,7 @@ impl Policy {
             })
             .collect();
         decision.rules = ruling.trace;
-        decision
+        (decision, weighed.expected)
     }
 
     /// Per arm, the model that it would call first, or why it is out.

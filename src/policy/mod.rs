@@ -33,6 +33,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::{
     artifact::Artifact,
+    budget::{Counted, Spent, Who},
     cel::variables::{Documented, reference as variables},
     compile::{compile, from_version},
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
@@ -205,6 +206,16 @@ pub struct Policy {
     tests: Vec<TestSpec>,
 }
 
+/// What a selector expects of arms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Expects {
+    /// The answer's quality, whatever it costs; of fitted selectors.
+    Quality,
+    /// The reward; of selectors that learn online.
+    Reward,
+}
+
 impl Policy {
     pub fn name(&self) -> &str {
         &self.name
@@ -331,6 +342,21 @@ impl Policy {
     /// What a request was worth; `None` when nothing may be learnt from it (yet).
     pub fn reward(&self, observed: &Observed) -> Option<f64> {
         self.reward.as_ref()?.of(observed)
+    }
+
+    /// The quality part of what was observed, 0 to 1 as a rule; `None` where no feedback counts as quality, or none came.
+    pub fn quality(&self, observed: &Observed) -> Option<f64> {
+        let (name, _) = self.awaits_feedback()?;
+        observed.feedback.get(name).copied().filter(|_| observed.status == OutcomeStatus::Ok)
+    }
+
+    /// What the numbers of [`Policy::decide_expecting`] are expectations of; `None` for selectors that expect nothing.
+    pub fn expects(&self) -> Option<Expects> {
+        match self.selector {
+            select::Selector::Fitted(_) => Some(Expects::Quality),
+            select::Selector::Linear(_) => Some(Expects::Reward),
+            _ => None,
+        }
     }
 
     /// The feedback that counts as quality and how long it is waited for, in microseconds; `None` when rewards do not

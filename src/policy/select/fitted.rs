@@ -41,6 +41,7 @@ impl Fitted {
             Some((_, best)) if self.temperature == 0.0 && i == best => 1.0,
             _ => 0.0,
         });
-        Weighed { mass: mass.collect(), scores: scores.iter().copied().map(Some).collect(), features }
+        let expected = self.models.iter().map(|m| prediction.quality[*m]).collect();
+        Weighed { mass: mass.collect(), scores: scores.iter().copied().map(Some).collect(), features, expected }
     }
 }

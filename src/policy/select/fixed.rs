@@ -11,7 +11,7 @@ pub(in crate::policy) struct Fixed {
 impl Fixed {
     pub fn weigh(&self, s: &Situation<'_>) -> Weighed {
         let mass = self.weights.iter().zip(s.alive).map(|(w, alive)| if *alive { *w } else { 0.0 }).collect();
-        Weighed { mass, scores: vec![None; self.weights.len()], features: Vec::new() }
+        Weighed { mass, scores: vec![None; self.weights.len()], ..Weighed::default() }
     }
 
     /// Whether one arm has all the weight.

@@ -35,6 +35,9 @@ pub(super) struct Weighed {
     pub scores: Vec<Option<f64>>,
     /// The feature vector, where one was made.
     pub features: Vec<f64>,
+    /// What each arm is expected to earn, NaN where nothing is known of it; empty where the family expects nothing. See
+    /// [`super::Expects`].
+    pub expected: Vec<f64>,
 }
 
 /// What a selector may look at.

@@ -62,5 +62,5 @@ fn greatest(s: &Situation<'_>, score: impl Fn(&Offer<'_>) -> f64) -> Weighed {
         }
     }
     let mass = (0..s.arms.len()).map(|i| if best.is_some_and(|(_, b)| b == i) { 1.0 } else { 0.0 }).collect();
-    Weighed { mass, scores, features: Vec::new() }
+    Weighed { mass, scores, ..Weighed::default() }
 }

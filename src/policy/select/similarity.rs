@@ -35,6 +35,6 @@ impl Similarity {
         }
         let arm = best.map_or(self.default, |(_, arm)| arm);
         let mass = (0..s.arms.len()).map(|i| if i == arm && s.alive[i] { 1.0 } else { 0.0 }).collect();
-        Weighed { mass, scores, features: Vec::new() }
+        Weighed { mass, scores, ..Weighed::default() }
     }
 }

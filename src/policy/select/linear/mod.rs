@@ -122,6 +122,7 @@ impl Linear {
         let mut z = vec![0.0; x.len()];
         let known = s.state.dimensions == x.len();
         let mut scores = Vec::with_capacity(s.arms.len());
+        let mut expected = Vec::with_capacity(s.arms.len());
         let mut mass = vec![0.0; s.arms.len()];
         let (mut tried, mut beliefs) = (Vec::new(), Vec::new());
         let (mut alive, mut cold) = (0u32, 0u32);
@@ -135,6 +136,7 @@ impl Linear {
                     price: self.price(s.state.price, arm),
                 }
             });
+            expected.push(belief.map_or(f64::NAN, |b| b.mean));
             scores.push(Some(self.score(belief.as_ref().unwrap_or(&unknown))));
             if !s.alive[i] {
                 continue;
@@ -163,7 +165,7 @@ impl Linear {
                 mass[i] = rest * share;
             }
         }
-        Weighed { mass, scores, features: x }
+        Weighed { mass, scores, features: x, expected }
     }
 
     fn score(&self, belief: &Belief) -> f64 {
