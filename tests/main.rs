@@ -20,5 +20,6 @@ mod real_model;
 mod record;
 mod reload;
 mod replay;
+mod replay_log;
 mod setups;
 mod support;

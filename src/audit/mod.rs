@@ -33,5 +33,7 @@ pub use log::{Durability, EventLog, LogError, LogOptions, Recovery};
 pub use query::{DecisionFilter, DecisionRow, DecisionView, FeedbackView};
 pub use reader::LogReader;
 pub use record::Logged;
-pub use store::{AuditStore, OpenDecision, Snapshot, StoreError, StoreTarget, StoredEvent, by_decision, open_existing, open_store};
+pub use store::{
+    AuditStore, OpenDecision, Snapshot, StoreError, StoreTarget, StoredEvent, by_decision, open_existing, open_store,
+};
 pub use verify::{Problem, VerifyReport, verify_chain, verify_log};

@@ -47,7 +47,7 @@ enum Verb {
     /// Write, check, explain and test policies.
     Policy(policy::PolicyArgs),
     /// What policies would have done and earned, on recorded decisions or measured outcomes.
-    Replay(replay::ReplayArgs),
+    Replay(Box<replay::ReplayArgs>),
     /// Read and verify the record.
     Audit(audit::AuditArgs),
     /// Models and libraries: what is there, fetch it, verify it.
@@ -82,7 +82,7 @@ pub fn main() -> ExitCode {
         Verb::Serve(args) => serve::run(args),
         Verb::Check(args) => check::run(args),
         Verb::Policy(args) => policy::run(args),
-        Verb::Replay(args) => replay::run(args),
+        Verb::Replay(args) => replay::run(&args),
         Verb::Audit(args) => audit::run(args),
         Verb::Models(args) => models::run(args),
         Verb::Bench(args) => bench::run(args),

@@ -6,7 +6,7 @@ mod explain;
 pub(super) mod fit;
 mod init;
 mod report;
-mod request;
+pub(super) mod request;
 mod state;
 mod test;
 

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -21,7 +22,7 @@ use crate::{
     domain::{Fleet, Micros},
     policy::{self, Policy, Spec},
     replay::{
-        Export, WhatIf,
+        Checkpoints, Export, WhatIf,
         report::{self, Readable},
     },
     signals::Embedder,
@@ -86,13 +87,26 @@ pub struct ReplayArgs {
     /// As if a model cost so many times as much, e.g. large=0.5; may be given several times
     #[arg(long, value_name = "MODEL=FACTOR")]
     cost: Vec<String>,
+    /// As if the policies' budget per request, session, key or tenant were this many USD, e.g. tenant=5; may be given several
+    /// times
+    #[arg(long, value_name = "KIND=USD")]
+    budget: Vec<String>,
     /// Write report.html, report.md and report.json into this directory, too
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// weir.yaml, whose fleet has the prices and capabilities that policies are to see when an export is replayed
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Keep what is done in this directory, and go on from there if a replay with the same arguments was stopped
+    #[arg(long, value_name = "DIR")]
+    resume: Option<PathBuf>,
     /// One JSON document on stdout
     #[arg(long)]
     json: bool,
 }
+
+/// Between two times that what is done is kept.
+const KEPT_EVERY: Duration = Duration::from_secs(20);
 
 /// The newest `last` decisions that `wanted` lets through, oldest first, with all that belongs to them.
 pub(crate) async fn newest(
@@ -128,12 +142,16 @@ impl ReplayArgs {
 
     /// What is to be other than it was; of models that there are.
     fn what_if(&self, models: &BTreeSet<&str>) -> anyhow::Result<WhatIf> {
-        let what_if = WhatIf::of(&self.without, &self.cost).map_err(|e| anyhow::anyhow!("--cost {e}"))?;
+        let what_if = WhatIf::of(&self.without, &self.cost, &self.budget).map_err(anyhow::Error::msg)?;
         if let Some(model) = what_if.models().find(|m| !models.contains(m.as_str())) {
             let known: Vec<&str> = models.iter().copied().collect();
             anyhow::bail!("--without and --cost: there is no model {model}; there are {}", known.join(", "));
         }
         Ok(what_if)
+    }
+
+    fn checkpoints(&self) -> anyhow::Result<Option<Checkpoints>> {
+        Ok(self.resume.as_deref().map(|dir| Checkpoints::open(dir, KEPT_EVERY)).transpose()?)
     }
 
     /// The policies as they are written.
@@ -188,7 +206,7 @@ impl ReplayArgs {
     }
 }
 
-pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     match &args.verb {
         Some(Verb::Estimate(args)) => return estimate::run(args),
         Some(Verb::Diff(args)) => return diff::run(args),
@@ -196,8 +214,8 @@ pub fn run(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     }
     let data: &Path = args.data.as_deref().context("--data is required")?;
     match data.is_file() {
-        false => log::over_record(data, &args),
-        true if Export::is_one(data) => log::over_export(data, &args),
-        true => outcomes::run(data, &args),
+        false => log::over_record(data, args),
+        true if Export::is_one(data) => log::over_export(data, args),
+        true => outcomes::run(data, args),
     }
 }

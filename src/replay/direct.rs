@@ -2,20 +2,22 @@
 //! the log itself by cross-fitting (Chernozhukov et al., "Double/debiased machine learning", 2018, section 3): a row is
 //! predicted by the fit that has not seen its session, so that q̂ is independent of the rewards that it is corrected by.
 
+use serde::{Deserialize, Serialize};
+
 use crate::policy::linalg;
 
 /// Parts of the log; a row of one is predicted by the others.
 pub const PARTS: usize = 2;
 
 /// Sums per part and arm.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Direct {
     dimensions: usize,
     /// Arms x parts.
     sums: Vec<Sums>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Sums {
     a: Vec<f64>,
     b: Vec<f64>,

@@ -54,6 +54,13 @@ pub struct Row {
     pub model_target: f64,
 }
 
+impl Row {
+    /// With a reward that is always observed, and without a model.
+    pub fn plain(session: u64, weight: f64, reward: f64) -> Self {
+        Self { session, weight, reward: Some(reward), observed: 1.0, model_taken: 0.0, model_target: 0.0 }
+    }
+}
+
 fn certain() -> f64 {
     1.0
 }
@@ -82,6 +89,13 @@ pub struct Asked {
     pub confidence: f64,
 }
 
+impl Asked {
+    /// Rewards may be anything, so there is no Bernstein bound.
+    pub fn any_reward() -> Self {
+        Self { rewards: (f64::MIN, f64::MAX), ..Self::default() }
+    }
+}
+
 impl Default for Asked {
     fn default() -> Self {
         Self {
@@ -97,7 +111,7 @@ impl Default for Asked {
 }
 
 /// A value with its interval.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     pub value: f64,
     /// Bootstrap, percentile.
@@ -106,7 +120,7 @@ pub struct Estimate {
 }
 
 /// What a log says of a target policy.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimates {
     pub rows: u64,
     /// Rows with a reward.
@@ -143,7 +157,7 @@ pub enum EstimateError {
 }
 
 /// Sums over the rows of a block, or of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Sums {
     rows: f64,
     /// Σ w/ρ, Σ w r/ρ, Σ min(w, M) r/ρ over rewarded rows.
@@ -182,8 +196,10 @@ impl Sums {
 }
 
 /// Takes rows one by one; memory does not grow with their number. Same rows in the same order give the same bytes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Estimator {
+    /// Not kept: [`Asked::any_reward`] when read again.
+    #[serde(skip, default = "Asked::any_reward")]
     asked: Asked,
     blocks: Vec<Sums>,
     rows: u64,

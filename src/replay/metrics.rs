@@ -166,6 +166,53 @@ pub fn middle(mut values: Vec<f64>, confidence: f64) -> Option<(f64, f64)> {
     Some((at(tail)?, at(1.0 - tail)?))
 }
 
+/// Of a quantity, its values weighed.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Percentiles {
+    pub p50: f64,
+    pub p90: f64,
+    pub p99: f64,
+}
+
+/// Weighed values in cells one per cent wide, so that percentiles are right to half of one; from 0.001 on, to 10^8. Memory
+/// does not grow with their number.
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
+pub struct Spread {
+    cells: Vec<f64>,
+}
+
+/// Logarithm of a cell's width, and of the least value.
+const CELL: f64 = 0.009_950_330_853_168_083;
+const LEAST: f64 = -6.907_755_278_982_137;
+const CELLS: usize = 2546;
+
+impl Spread {
+    /// Values that are no positive number are left out.
+    pub fn add(&mut self, weight: f64, value: f64) {
+        if !(value > 0.0 && weight > 0.0 && weight.is_finite()) {
+            return;
+        }
+        self.cells.resize(CELLS, 0.0);
+        let cell = ((libm::log(value) - LEAST) / CELL).clamp(0.0, (CELLS - 1) as f64) as usize;
+        self.cells[cell] += weight;
+    }
+
+    /// `None` without values.
+    pub fn percentiles(&self) -> Option<Percentiles> {
+        let total: f64 = self.cells.iter().sum();
+        let at = |share: f64| {
+            let mut sum = 0.0;
+            let reached = |weight: &f64| {
+                sum += weight;
+                *weight > 0.0 && sum >= share * total * (1.0 - 1e-12)
+            };
+            let cell = self.cells.iter().position(reached)?;
+            Some(libm::exp(LEAST + CELL * (cell as f64 + 0.5)))
+        };
+        Some(Percentiles { p50: at(0.5)?, p90: at(0.9)?, p99: at(0.99)? })
+    }
+}
+
 /// A small generator for splits and resamples (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 #[derive(Clone, Debug)]
 pub struct SplitMix(pub u64);
@@ -254,6 +301,22 @@ mod tests {
         // The standard error is 0.025.
         assert!((0.44..0.47).contains(&low) && (0.53..0.56).contains(&high), "{low} {high}");
         assert_eq!(bootstrap(400, 5, 1, |_| f64::NAN), None);
+    }
+
+    #[test]
+    fn percentiles_are_weighed_and_right_to_half_a_per_cent() {
+        let mut spread = Spread::default();
+        assert_eq!(spread.percentiles(), None);
+        (1..=1000).for_each(|ms| spread.add(1.0, f64::from(ms)));
+        let near = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 0.006, "{got} {want}");
+        let p = spread.percentiles().unwrap();
+        [(p.p50, 500.0), (p.p90, 900.0), (p.p99, 990.0)].into_iter().for_each(|(got, want)| near(got, want));
+        // Half of the weight on one value.
+        spread.add(1000.0, 2.0);
+        near(spread.percentiles().unwrap().p50, 2.0);
+        spread.add(f64::NAN, 5.0);
+        spread.add(1e9, f64::NAN);
+        near(spread.percentiles().unwrap().p90, 800.0);
     }
 
     proptest! {

@@ -4,6 +4,8 @@
 //! another policy would have chosen for the same requests, [`diff`] what one policy would do otherwise than another. None
 //! calls a model.
 
+pub mod calibration;
+mod checkpoint;
 pub mod compare;
 pub mod diff;
 pub mod direct;
@@ -17,7 +19,10 @@ mod reproduce;
 pub mod router;
 mod what_if;
 
-pub use log::{Entry, Export, Page, Record, ReplayReport, ReplayedPolicy, Setting, Source, replay_log};
+pub use checkpoint::{CheckpointError, Checkpoints};
+pub use log::{
+    BySession, Entry, Export, Measured, Page, Record, ReplayReport, ReplayedPolicy, Setting, Source, replay_log,
+};
 pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
 pub use what_if::WhatIf;
 
@@ -30,8 +35,12 @@ pub enum ReplayError {
     Learn(#[from] crate::learn::LearnError),
     #[error("a temporary file for weighed decisions cannot be used: {0}")]
     Temporary(#[from] std::io::Error),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
     #[error("decision {0} is in the log twice, or the decisions are not in their order")]
     Order(String),
+    #[error("`{0}` is no place in this log")]
+    Place(String),
     #[error("{file}: {what}")]
     Export { file: String, what: String },
     #[error("the policy {name} ({hash}) that made decision {decision} is not in the record")]

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::ReplayError;
 use crate::{
@@ -95,8 +95,8 @@ pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Resu
 #[derive(Default)]
 pub(super) struct Reproducer {
     report: ReproduceReport,
-    /// By policy: what derives, and how many were asked, the same, and impossible by reason.
-    policies: BTreeMap<Hash, Deriver>,
+    derivers: BTreeMap<Hash, Deriver>,
+    counts: BTreeMap<Hash, Counts>,
 }
 
 struct Deriver {
@@ -104,16 +104,31 @@ struct Deriver {
     state: State,
     /// Updates that were read and not folded yet.
     ahead: VecDeque<StateUpdate>,
+}
+
+/// Of one policy.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Counts {
     asked: usize,
     same: usize,
+    /// By reason.
     impossible: BTreeMap<String, usize>,
 }
 
 impl Reproducer {
+    /// One that was stopped after these.
+    pub(super) fn resumed(counts: BTreeMap<Hash, Counts>) -> Self {
+        Self { counts, ..Self::default() }
+    }
+
+    pub(super) fn counts(&self) -> &BTreeMap<Hash, Counts> {
+        &self.counts
+    }
+
     /// Of a policy: decisions that could be derived, how many came out the same, and why others could not be.
     pub(super) fn of(&self, policy: Hash) -> (usize, usize, BTreeMap<String, usize>) {
-        self.policies.get(&policy).map_or_else(Default::default, |d| {
-            (d.asked - d.impossible.values().sum::<usize>(), d.same, d.impossible.clone())
+        self.counts.get(&policy).map_or_else(Default::default, |c| {
+            (c.asked - c.impossible.values().sum::<usize>(), c.same, c.impossible.clone())
         })
     }
 
@@ -129,21 +144,16 @@ impl Reproducer {
             let Some(first) = views.first() else { continue };
             let seq = first.decision.decision.state_seq;
             // Decisions at the same time may have used an older state than one of the page before.
-            if self.policies.get(&hash).is_none_or(|known| known.state.seq > seq) {
+            if self.derivers.get(&hash).is_none_or(|known| known.state.seq > seq) {
                 let policy = recorded_policy(store, &first.decision.decision, &first.id.to_string()).await?;
                 let state = learn::restore(store, &policy, Some(seq)).await?;
                 let ahead = VecDeque::new();
-                match self.policies.get_mut(&hash) {
-                    Some(known) => (known.state, known.ahead) = (state, ahead),
-                    None => {
-                        let fresh = Deriver { policy, state, ahead, asked: 0, same: 0, impossible: BTreeMap::new() };
-                        self.policies.insert(hash, fresh);
-                    }
-                }
+                self.derivers.insert(hash, Deriver { policy, state, ahead });
             }
-            let Some(deriver) = self.policies.get_mut(&hash) else { continue };
+            let Some(deriver) = self.derivers.get_mut(&hash) else { continue };
+            let counts = self.counts.entry(hash).or_default();
             for view in &views {
-                deriver.derive(store, view, &mut self.report).await?;
+                deriver.derive(store, view, counts, &mut self.report).await?;
             }
         }
         Ok(())
@@ -170,15 +180,16 @@ impl Deriver {
         &mut self,
         store: &dyn AuditStore,
         view: &DecisionView,
+        counts: &mut Counts,
         report: &mut ReproduceReport,
     ) -> Result<(), ReplayError> {
         let recorded = &view.decision.decision;
-        self.asked += 1;
+        counts.asked += 1;
         self.reach(store, recorded.state_seq).await?;
         let context = match context_of(view) {
             Ok(context) => context,
             Err(reason) => {
-                *self.impossible.entry(reason.clone()).or_default() += 1;
+                *counts.impossible.entry(reason.clone()).or_default() += 1;
                 report.impossible.push((view.id.to_string(), reason));
                 return Ok(());
             }
@@ -197,7 +208,7 @@ impl Deriver {
         let recorded = canonical::to_bytes(recorded).unwrap_or_default();
         let derived = derived.and_then(|d| canonical::to_bytes(&d).ok()).unwrap_or_default();
         if recorded == derived {
-            self.same += 1;
+            counts.same += 1;
             report.same += 1;
         } else {
             report.differences.push(Difference {

@@ -1,9 +1,12 @@
-//! What if: a model that is not there, or that costs another price.
+//! What if: a model that is not there, or that costs another price; or another budget.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{log::Entry, matrix::Matrix};
-use crate::domain::{Fleet, ModelCard};
+use crate::{
+    domain::{Fleet, ModelCard},
+    policy::{Per, Policy},
+};
 
 /// What is other than it was.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -12,27 +15,39 @@ pub struct WhatIf {
     pub without: BTreeSet<String>,
     /// Factors on what models cost.
     pub cost: BTreeMap<String, f64>,
+    /// What the policies' budgets are, in USD.
+    pub budget: BTreeMap<Per, f64>,
+}
+
+/// `NAME=NUMBER`, the number from 0 on.
+fn named(text: &str) -> Option<(&str, f64)> {
+    let (name, number) = text.rsplit_once('=')?;
+    let number: f64 = number.parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some((name, number))
 }
 
 impl WhatIf {
-    /// From names, and from `MODEL=FACTOR` each.
+    /// From names, from `MODEL=FACTOR` each, and from `KIND=USD`.
     ///
     /// # Errors
-    /// When a factor is none.
-    pub fn of(without: &[String], cost: &[String]) -> Result<Self, String> {
+    /// When something is not of that form; names the flag.
+    pub fn of(without: &[String], cost: &[String], budget: &[String]) -> Result<Self, String> {
         let factor = |text: &String| {
-            let (model, factor) = text
-                .rsplit_once('=')
-                .and_then(|(m, f)| Some((m, f.parse::<f64>().ok()?)))
-                .ok_or_else(|| format!("`{text}`: a model and a factor on its cost are given, e.g. large=0.5"))?;
-            match factor.is_finite() && factor >= 0.0 {
-                true => Ok((model.to_owned(), factor)),
-                false => Err(format!("`{text}`: the factor is a number from 0 on")),
-            }
+            let (model, factor) =
+                named(text).ok_or_else(|| format!("--cost {text}: a model and a factor from 0 on, e.g. large=0.5"))?;
+            Ok((model.to_owned(), factor))
+        };
+        let usd = |text: &String| {
+            let kinds = [Per::Request, Per::Session, Per::Key, Per::Tenant];
+            let known = named(text).and_then(|(name, usd)| Some((*kinds.iter().find(|k| k.as_str() == name)?, usd)));
+            known.ok_or_else(|| {
+                format!("--budget {text}: request, session, key or tenant and a sum in USD from 0 on, e.g. tenant=5")
+            })
         };
         Ok(Self {
             without: without.iter().cloned().collect(),
-            cost: cost.iter().map(factor).collect::<Result<_, _>>()?,
+            cost: cost.iter().map(factor).collect::<Result<_, String>>()?,
+            budget: budget.iter().map(usd).collect::<Result<_, String>>()?,
         })
     }
 
@@ -48,7 +63,26 @@ impl WhatIf {
     /// For people, a line each.
     pub fn told(&self) -> Vec<String> {
         let without = self.without.iter().map(|m| format!("{m} is not there"));
-        without.chain(self.cost.iter().map(|(m, f)| format!("{m} costs {f} times as much"))).collect()
+        let cost = self.cost.iter().map(|(m, f)| format!("{m} costs {f} times as much"));
+        let budget = self.budget.iter().map(|(per, usd)| format!("the budget per {} is ${usd}", per.as_str()));
+        without.chain(cost).chain(budget).collect()
+    }
+
+    /// The policies with these budgets.
+    ///
+    /// # Errors
+    /// When none of them has a budget of a kind.
+    pub fn policies(&self, policies: &mut [Policy]) -> Result<(), String> {
+        for (per, usd) in &self.budget {
+            let changed = policies.iter_mut().filter_map(|p| p.rebudget(*per, *usd).then_some(())).count();
+            if changed == 0 {
+                let per = per.as_str();
+                return Err(format!(
+                    "--budget {per}={usd}: no policy here has a budget per {per} (`budget: [{{per: {per}, usd: …}}]`)"
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn factor(&self, model: &str) -> f64 {
@@ -90,12 +124,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn factors_are_numbers_from_zero_on() {
+    fn factors_and_sums_are_numbers_from_zero_on() {
         let texts = |of: &[&str]| of.iter().map(|t| (*t).to_owned()).collect::<Vec<String>>();
-        let what_if = WhatIf::of(&texts(&["gone"]), &texts(&["a=b=0.5", "c=2"])).unwrap();
-        assert_eq!(what_if.told(), ["gone is not there", "a=b costs 0.5 times as much", "c costs 2 times as much"]);
+        let what_if = WhatIf::of(&texts(&["gone"]), &texts(&["a=b=0.5", "c=2"]), &texts(&["tenant=5"])).unwrap();
+        assert_eq!(
+            what_if.told(),
+            [
+                "gone is not there",
+                "a=b costs 0.5 times as much",
+                "c costs 2 times as much",
+                "the budget per tenant is $5"
+            ]
+        );
         for bad in ["a", "a=", "a=x", "a=-1", "a=inf"] {
-            assert!(WhatIf::of(&[], &texts(&[bad])).is_err(), "{bad}");
+            assert!(WhatIf::of(&[], &texts(&[bad]), &[]).is_err(), "{bad}");
+        }
+        for bad in ["tenant", "tenant=-1", "everybody=1"] {
+            assert!(WhatIf::of(&[], &[], &texts(&[bad])).unwrap_err().starts_with("--budget"), "{bad}");
         }
         assert!(WhatIf::default().is_nothing());
     }

@@ -124,7 +124,7 @@ pub(super) async fn decision_events(pool: &SqlitePool, ids: &[DecisionId]) -> Re
     // A statement has at most 32,766 values.
     for ids in ids.chunks(1000) {
         let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
-        "SELECT e.position, c.replica, e.kind, e.decision_id, e.at, e.hash, e.prev, e.record, e.context, e.embedding, \
+            "SELECT e.position, c.replica, e.kind, e.decision_id, e.at, e.hash, e.prev, e.record, e.context, e.embedding, \
          e.bodies FROM events e JOIN feed_cursor c ON c.number = e.position >> 44 WHERE e.decision_id IN (",
         );
         let mut list = query.separated(", ");

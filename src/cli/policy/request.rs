@@ -75,6 +75,6 @@ pub(super) fn embedded(
 }
 
 /// The fleet of a weir.yaml. The rest of the file is `weir check`'s to judge.
-pub(super) fn fleet(path: &Path) -> anyhow::Result<Fleet> {
+pub(crate) fn fleet(path: &Path) -> anyhow::Result<Fleet> {
     Ok(Fleet::new(ConfigFile::read(path)?.fleet.iter().map(FleetEntry::card)))
 }

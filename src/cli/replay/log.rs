@@ -9,10 +9,10 @@ use super::{ReplayArgs, estimate::table};
 use crate::{
     app,
     audit::{AuditStore, DecisionFilter},
-    cli::policy::fit::bar,
+    cli::policy::{fit::bar, implied_fleet, request::fleet as fleet_of},
     domain::{Fleet, Hash},
     policy::{self, Policy},
-    replay::{self, Export, Record, ReplayReport, Setting, Source, replay_log},
+    replay::{self, Export, Measured, Record, ReplayReport, Setting, Source, replay_log},
 };
 
 /// Policies on a record: those that made it, or others.
@@ -30,7 +30,7 @@ pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
         let what_if = args.what_if(&names.map(String::as_str).collect())?;
         anyhow::ensure!(
             what_if.is_nothing() || !specs.is_empty(),
-            "--without and --cost: give the policies that would have decided then with --policy FILE"
+            "--without, --cost and --budget: give the policies that would have decided then with --policy FILE"
         );
         let mut policies = Vec::new();
         for (hash, first) in extent.policies.iter().filter(|_| specs.is_empty()) {
@@ -44,13 +44,14 @@ pub(super) fn over_record(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
             let policy = app::policy_for_replay(path, data, store, newest, &|fleet| what_if.fleet(fleet)).await;
             policies.push(policy.with_context(|| path.display().to_string())?);
         }
+        what_if.policies(&mut policies).map_err(anyhow::Error::msg)?;
         // Only what made all of it can be held to the states that it had.
         let own: Vec<Hash> = match &extent.policies[..] {
             [(only, _)] => vec![*only],
             _ => Vec::new(),
         };
         let bar = bar("replaying", extent.decisions);
-        let setting = Setting { store: Some(store), own: &own, what_if: &what_if };
+        let setting = Setting { store: Some(store), own: &own, what_if: &what_if, checkpoints: args.checkpoints()? };
         let report = report(setting, &mut record, &policies, &bar, args).await?;
         let broken = report.policies.iter().any(|p| p.made_the_log && p.agreed != p.decisions);
         Ok(ExitCode::from(u8::from(broken)))
@@ -73,12 +74,23 @@ pub(super) fn over_export(data: &Path, args: &ReplayArgs) -> anyhow::Result<Exit
              when exporting"
         );
         let mut export = Export::open(data, &wanted, args.last)?;
-        let fleets: Vec<Fleet> = specs.iter().map(crate::cli::policy::implied_fleet).collect();
+        let configured = args.config.as_deref().map(fleet_of).transpose()?;
+        let plain = |spec: &policy::Spec| configured.clone().unwrap_or_else(|| implied_fleet(spec));
+        let fleets: Vec<Fleet> = specs.iter().map(plain).collect();
         let what_if = args.what_if(&fleets.iter().flat_map(|f| f.0.keys()).map(String::as_str).collect())?;
-        let fleet = |spec: &policy::Spec| what_if.fleet(&crate::cli::policy::implied_fleet(spec));
-        let (policies, _) = args.compiled(&specs, &fleet).await?;
+        if let Some(spec) = specs.iter().find(|spec| !spec.budget.is_empty() && configured.is_none()) {
+            anyhow::bail!(
+                "{}: the policy {} has a budget, and an export does not say what models ask: give the configuration with their \
+                 prices (--config weir.yaml), or replay the data directory",
+                data.display(),
+                spec.policy
+            );
+        }
+        let fleet = |spec: &policy::Spec| what_if.fleet(&plain(spec));
+        let (mut policies, _) = args.compiled(&specs, &fleet).await?;
+        what_if.policies(&mut policies).map_err(anyhow::Error::msg)?;
         let bar = bar("replaying", export.decisions());
-        let setting = Setting { store: None, own: &[], what_if: &what_if };
+        let setting = Setting { store: None, own: &[], what_if: &what_if, checkpoints: args.checkpoints()? };
         report(setting, &mut export, &policies, &bar, args).await?;
         Ok(ExitCode::SUCCESS)
     })
@@ -104,9 +116,29 @@ async fn report(
     Ok(report)
 }
 
+/// Cost, energy and times, where there are any.
+fn measured(of: &Measured) {
+    let around = |i: Option<(f64, f64)>| i.map_or_else(String::new, |(l, h)| format!(" ({l:.3e} to {h:.3e})"));
+    if let Some(cost) = of.cost_usd {
+        say!("  cost        ${:.3e}{} per decision", cost.value, around(cost.interval));
+    }
+    if let Some(joules) = of.joules {
+        say!("  energy      {:.3e} J{} per decision", joules.value, around(joules.interval));
+    }
+    for (name, times) in [("time", of.latency_ms), ("first token", of.ttft_ms)] {
+        if let Some(p) = times {
+            say!("  {name:<12}p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", p.p50, p.p90, p.p99);
+        }
+    }
+}
+
 fn print(report: &ReplayReport) {
     say!("{} decisions in {:.2} days", report.decisions, report.days);
     report.what_if.iter().for_each(|what| say!("what if: {what}"));
+    if report.logged.ended > 0 {
+        say!("\nthe log");
+        measured(&report.logged);
+    }
     for policy in &report.policies {
         let made = if policy.made_the_log { ", which made them" } else { "" };
         say!("\n{} ({}{made})", policy.policy, policy.hash);
@@ -125,6 +157,20 @@ fn print(report: &ReplayReport) {
         say!("  by rule     {} of the log", policy.by_rule);
         if let Some(e) = &policy.estimates {
             say!("\nReward per decision, estimated, with 95 % intervals:\n{}", table(e, true));
+        }
+        if let Some(whole) = policy.by_session {
+            let interval = whole.reward.interval.map_or_else(String::new, |(l, h)| format!("  {l:.4} to {h:.4}"));
+            say!(
+                "{:<12}{:>8.4}{interval}  (whole sessions, up to {} turns; worth {:.0} decisions)\n",
+                "by session",
+                whole.reward.value,
+                whole.longest,
+                whole.effective
+            );
+        }
+        measured(&policy.measured);
+        if let Some(c) = &policy.calibration {
+            say!("  expected    {:.4} off on average, over {} predictions", c.error, c.predictions);
         }
         if let Some(more) = policy.to_one_hundredth {
             say!("To ±0.01: {} of such a log", more.told());

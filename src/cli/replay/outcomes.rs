@@ -40,7 +40,7 @@ pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         });
         Fleet::new(tagged.chain(others))
     };
-    let (policies, inputs) = crate::cli::runtime()?.block_on(async {
+    let (mut policies, inputs) = crate::cli::runtime()?.block_on(async {
         let (policies, embedder) = args.compiled(&specs, &fleet).await?;
         let mut inputs = None;
         if let Some(embedder) = embedder {
@@ -52,6 +52,7 @@ pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         }
         anyhow::Ok((policies, inputs))
     })?;
+    what_if.policies(&mut policies).map_err(anyhow::Error::msg)?;
     let context = |policy: &Policy, q: usize| fit::context(policy, signals[q].clone(), inputs.as_ref(), q);
     let steps = policies.iter().map(|p| if p.learns() { args.seeds.max(1) as usize } else { 1 }).sum();
     let bar = bar("replaying", steps);

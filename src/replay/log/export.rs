@@ -184,6 +184,24 @@ impl Source for Export {
         self.left = from;
         Ok(Some(pages))
     }
+
+    fn about(&self) -> Result<String, ReplayError> {
+        let Inner { name, path, filter, until, .. } = &*self.inner;
+        let failed = |e: &dyn std::fmt::Display| wrong(name, format!("cannot be read: {e}"));
+        let mut hash = blake3::Hasher::new();
+        hash.update_reader(File::open(path).map_err(|e| failed(&e))?).map_err(|e| failed(&e))?;
+        let filter = serde_json::to_string(filter).map_err(|e| failed(&e))?;
+        Ok(format!("export {} {until} {filter}", hash.finalize().to_hex()))
+    }
+
+    fn place(&self) -> String {
+        self.left.to_string()
+    }
+
+    fn go_to(&mut self, place: &str) -> Result<(), ReplayError> {
+        self.left = place.parse().map_err(|_| ReplayError::Place(place.to_owned()))?;
+        Ok(())
+    }
 }
 
 /// Columns of a batch, in the types that they are read as.

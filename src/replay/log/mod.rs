@@ -9,25 +9,37 @@
 
 mod entry;
 mod export;
+mod ledger;
+mod measures;
+mod part;
 mod rows;
+mod sessions;
 mod source;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use self::walk::{Part, Walk};
 pub use self::{
     entry::{Entry, chances},
     export::Export,
+    measures::Measured,
+    sessions::BySession,
     source::{Page, Record, Source},
 };
+use self::{
+    measures::{End, Measures},
+    part::Part,
+    rows::Rows,
+    walk::{SoFar, Walk},
+};
 use super::{
-    ReplayError, WhatIf,
-    estimate::{Estimates, Row},
-    reproduce::Reproducer,
+    CheckpointError, Checkpoints, ReplayError, WhatIf,
+    calibration::Calibration,
+    estimate::Estimates,
+    reproduce::{Counts, Reproducer},
 };
 use crate::{
     audit::AuditStore,
@@ -36,7 +48,8 @@ use crate::{
 };
 
 /// One policy's way over the log.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ReplayedPolicy {
     pub policy: String,
     pub hash: String,
@@ -62,6 +75,14 @@ pub struct ReplayedPolicy {
     pub estimates: Option<Estimates>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_estimate: Option<String>,
+    /// The reward where sessions are weighed as wholes, if there are any of several turns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub by_session: Option<BySession>,
+    /// What it would have cost and how long it would have taken.
+    pub measured: Measured,
+    /// Whether what it expects of the logged arms is what came of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// How much more of such a log would have the doubly robust interval within 0.01 on each side.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to_one_hundredth: Option<Needed>,
@@ -80,7 +101,7 @@ pub struct ReplayedPolicy {
 }
 
 /// A length of log; an interval narrows with the square root of it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Needed {
     pub decisions: f64,
     pub days: f64,
@@ -94,7 +115,7 @@ impl Needed {
 }
 
 /// A decision that another policy would hardly have made.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Differing {
     pub id: String,
     pub logged: String,
@@ -108,7 +129,7 @@ pub struct Differing {
 }
 
 /// One decision under a replayed policy.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Choice {
     pub id: String,
     pub logged: String,
@@ -122,6 +143,8 @@ pub struct ReplayReport {
     pub decisions: usize,
     /// From the first decision to the last.
     pub days: f64,
+    /// What the log itself came to.
+    pub logged: Measured,
     /// What was taken to be other than it was.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub what_if: Vec<String>,
@@ -129,13 +152,35 @@ pub struct ReplayReport {
 }
 
 /// What a log is replayed with.
-#[derive(Clone, Copy)]
 pub struct Setting<'a> {
     /// The record that the log is from, where it is from one.
     pub store: Option<&'a dyn AuditStore>,
     /// The policies that made all of the log.
     pub own: &'a [Hash],
     pub what_if: &'a WhatIf,
+    /// Where what is done is kept, and gone on from.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+/// What is kept of a replay that is not through.
+#[derive(Serialize, Deserialize)]
+struct Kept<W> {
+    /// Of the source.
+    place: String,
+    decisions: usize,
+    start: Option<DecisionId>,
+    last: Option<DecisionId>,
+    logged: Measures,
+    derived: BTreeMap<Hash, Counts>,
+    /// By policy, with the rows and bytes that are in its file.
+    walks: Vec<(W, (u64, u64))>,
+}
+
+/// Its name, and that of a policy's rows.
+const KEPT: &str = "replay.json";
+
+fn rows_of(policy: usize) -> String {
+    format!("rows-{policy}.bin")
 }
 
 /// Replays a log under each policy. The decisions of a policy that made all of it are derived from the record with the states
@@ -149,14 +194,47 @@ pub async fn replay_log(
     policies: &[Policy],
     tick: &dyn Fn(usize),
 ) -> Result<ReplayReport, ReplayError> {
-    let Setting { store, own, what_if } = setting;
+    let Setting { store, own, what_if, mut checkpoints } = setting;
     let is_own = |p: &Policy| store.is_some() && own.contains(&p.hash()) && what_if.is_nothing();
-    let mut walks: Vec<Walk<'_>> = policies.iter().map(|p| Walk::new(p, is_own(p))).collect();
-    let mut derived = Reproducer::default();
-    let mut decisions = 0;
-    let (mut start, mut last) = (None, None);
+    let (mut derived, mut logged) = (Reproducer::default(), Measures::new());
+    let (mut decisions, mut start, mut last) = (0, None, None);
+    let mut walks: Vec<Walk<'_>> = Vec::new();
+    let mut about = String::new();
+    let mut kept = None;
+    if let Some(checkpoints) = &checkpoints {
+        let hashes: Vec<String> = policies.iter().map(|p| p.hash().to_string()).collect();
+        let (version, source) = (env!("CARGO_PKG_VERSION"), source.about()?);
+        about = format!("weir {version}; {source}; {}; {}", hashes.join(" "), what_if.told().join(", "));
+        kept = checkpoints.kept::<Kept<SoFar>>(KEPT, &about)?;
+    }
+    let broken = |path: &Path| {
+        let path = path.to_owned();
+        move |source| CheckpointError::File { path, source }
+    };
+    match (kept, &checkpoints) {
+        (Some(kept), Some(checkpoints)) => {
+            for (i, (policy, (so_far, rows))) in policies.iter().zip(kept.walks).enumerate() {
+                let path = checkpoints.path(&rows_of(i));
+                walks.push(Walk::resumed(policy, so_far, Rows::kept(&path, rows).map_err(broken(&path))?));
+            }
+            source.go_to(&kept.place)?;
+            (decisions, start, last, logged) = (kept.decisions, kept.start, kept.last, kept.logged);
+            derived = Reproducer::resumed(kept.derived);
+            tick(decisions);
+        }
+        (_, checkpoints) => {
+            for (i, policy) in policies.iter().enumerate() {
+                let path = checkpoints.as_ref().map(|kept| kept.path(&rows_of(i)));
+                let rows = match &path {
+                    Some(path) => Rows::kept(path, (0, 0)).map_err(broken(path))?,
+                    None => Rows::new(),
+                };
+                walks.push(Walk::new(policy, is_own(policy), rows));
+            }
+        }
+    }
     while let Some(pages) = source.next().await? {
-        let learners = walks.iter().any(Walk::learns);
+        let ordered = walks.iter().any(Walk::in_order);
         let derives = store.filter(|_| policies.iter().any(is_own));
         // Read and judged on any core. What has to be taken in order is kept for that.
         let read = pages.into_par_iter().map(|page| {
@@ -165,14 +243,15 @@ pub async fn replay_log(
                 entries.iter_mut().for_each(|entry| what_if.entry(entry));
             }
             let parts: Vec<Option<Part>> =
-                walks.iter().map(|walk| (!walk.learns()).then(|| walk.judge(&entries))).collect();
+                walks.iter().map(|walk| (!walk.in_order()).then(|| walk.judge(&entries))).collect();
             let ends = entries.first().map(|e| e.id).zip(entries.last().map(|e| e.id));
             let count = entries.len();
-            let kept = if learners || derives.is_some() { entries } else { Vec::new() };
-            Ok((ends, count, kept, parts))
+            let measured: Vec<End> = entries.iter().filter(|e| e.apart().is_none()).filter_map(End::of).collect();
+            let kept = if ordered || derives.is_some() { entries } else { Vec::new() };
+            Ok((ends, count, measured, kept, parts))
         });
         let read: Vec<_> = read.collect::<Result<_, ReplayError>>()?;
-        for (ends, count, mut entries, parts) in read {
+        for (ends, count, measured, mut entries, parts) in read {
             if let Some((first, newest)) = ends {
                 if last.is_some_and(|last| last >= first) {
                     return Err(ReplayError::Order(first.to_string()));
@@ -181,16 +260,23 @@ pub async fn replay_log(
                 last = Some(newest);
             }
             decisions += count;
+            measured.iter().for_each(|end| logged.take(1.0, end));
             if let Some(store) = derives {
                 let views = entries.iter_mut().filter_map(|e| e.view.take()).map(|view| *view);
                 derived.take(store, views.collect()).await?;
             }
             let each = walks.par_iter_mut().zip(parts);
             each.try_for_each(|(walk, part)| {
-                let part = part.unwrap_or_else(|| walk.learn(&entries));
+                let part = part.unwrap_or_else(|| walk.follow(&entries));
                 walk.add(part)
             })?;
             tick(count);
+        }
+        if let Some(checkpoints) = checkpoints.as_mut().filter(|c| c.due()) {
+            let so_far = walks.iter_mut().map(Walk::so_far).collect::<std::io::Result<_>>()?;
+            let (place, derived) = (source.place(), derived.counts().clone());
+            let kept = Kept { place, decisions, start, last, logged: logged.clone(), derived, walks: so_far };
+            checkpoints.keep(KEPT, &about, &kept)?;
         }
     }
     let days = start.zip(last).map_or(0.0, |(start, last)| days_between(start, last));
@@ -198,8 +284,11 @@ pub async fn replay_log(
         let derived = is_own(walk.policy).then(|| derived.of(walk.policy.hash()));
         walk.finish(derived, days)
     };
-    let policies = walks.into_iter().map(finish).collect::<std::io::Result<_>>()?;
-    Ok(ReplayReport { decisions, days, what_if: what_if.told(), policies })
+    let policies: Vec<ReplayedPolicy> = walks.into_iter().map(finish).collect::<std::io::Result<_>>()?;
+    if let Some(checkpoints) = &checkpoints {
+        checkpoints.done((0..policies.len()).map(rows_of).chain([KEPT.to_owned()]));
+    }
+    Ok(ReplayReport { decisions, days, logged: logged.finish(), what_if: what_if.told(), policies })
 }
 
 /// By the times in the ids (UUIDv7, RFC 9562, section 5.7).

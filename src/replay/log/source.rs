@@ -35,6 +35,21 @@ pub trait Source: Send {
     /// # Errors
     /// When the log cannot be read.
     async fn next(&mut self) -> Result<Option<Vec<Page>>, ReplayError>;
+
+    /// What tells this log from others.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    fn about(&self) -> Result<String, ReplayError>;
+
+    /// Behind the pages that were handed out.
+    fn place(&self) -> String;
+
+    /// Goes on from a place of the same log.
+    ///
+    /// # Errors
+    /// When it is none.
+    fn go_to(&mut self, place: &str) -> Result<(), ReplayError>;
 }
 
 /// What is in a part of the record, before it is read.
@@ -51,6 +66,8 @@ pub struct Extent {
 pub struct Record<'a> {
     store: &'a dyn AuditStore,
     filter: DecisionFilter,
+    /// What it begins after.
+    from: Option<DecisionId>,
 }
 
 impl<'a> Record<'a> {
@@ -88,7 +105,8 @@ impl<'a> Record<'a> {
         filter.before =
             extent.newest.map(|(id, _)| DecisionId(uuid::Uuid::from_u128(id.0.as_u128().saturating_add(1))));
         filter.oldest_first = true;
-        Ok((Self { store, filter }, extent))
+        let from = filter.after;
+        Ok((Self { store, filter, from }, extent))
     }
 }
 
@@ -108,5 +126,21 @@ impl Source for Record<'_> {
             Page::of(move || some.into_iter().filter_map(|events| entry(events).transpose()).collect())
         });
         Ok(Some(pages.collect()))
+    }
+
+    fn about(&self) -> Result<String, ReplayError> {
+        let whole = DecisionFilter { after: self.from, ..self.filter.clone() };
+        let filter = serde_json::to_string(&whole).map_err(|e| ReplayError::Place(e.to_string()))?;
+        Ok(format!("{} record {filter}", self.store.kind()))
+    }
+
+    fn place(&self) -> String {
+        self.filter.after.map(|id| id.to_string()).unwrap_or_default()
+    }
+
+    fn go_to(&mut self, place: &str) -> Result<(), ReplayError> {
+        let wrong = |_| ReplayError::Place(place.to_owned());
+        self.filter.after = (!place.is_empty()).then(|| place.parse().map_err(wrong)).transpose()?.map(DecisionId);
+        Ok(())
     }
 }

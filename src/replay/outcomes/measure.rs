@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::{Line, Pair, Percentiles, Recovered, walk::Walk};
+use super::{Line, Pair, Recovered, walk::Walk};
 use crate::{
     policy::Policy,
     replay::{
         matrix::Matrix,
-        metrics::{Frame, Hull, Point, bootstrap_within},
+        metrics::{Frame, Hull, Percentiles, Point, bootstrap_within},
     },
 };
 
@@ -101,6 +101,7 @@ impl<'a> Measure<'a> {
             refused: (1.0 - shares.iter().sum::<f64>()).max(0.0),
             shares: matrix.models.iter().cloned().zip(shares).filter(|(_, s)| *s > 0.0).collect(),
             deviation: None,
+            calibration: None,
             regret: Vec::new(),
             tasks: tasks.collect(),
         }

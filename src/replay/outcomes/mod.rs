@@ -16,9 +16,14 @@ use serde::Serialize;
 
 use self::{
     measure::Measure,
-    walk::{Walk, Way},
+    walk::{Pass, Walk, Way},
 };
-use super::{WhatIf, matrix::Matrix, metrics::Point};
+use super::{
+    WhatIf,
+    calibration::{Calibration, Reliability},
+    matrix::Matrix,
+    metrics::{Percentiles, Point},
+};
 use crate::{
     domain::Context,
     policy::{Policy, explain},
@@ -72,6 +77,9 @@ pub struct Line {
     /// Standard deviation of the mean score over orders, for a policy that learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deviation: Option<f64>,
+    /// Whether what a policy expects of the models is what they score; over all models, whichever it would take.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
     /// Cumulative regret in score against the best single model after so many queries, in the order in which they were
     /// decided, mean over the orders; for policies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -93,14 +101,6 @@ pub struct Recovered {
     /// recovered.
     pub cpt_50: Option<f64>,
     pub cpt_80: Option<f64>,
-}
-
-/// Of a quantity over queries, each weighed by the probability of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Percentiles {
-    pub p50: f64,
-    pub p90: f64,
-    pub p99: f64,
 }
 
 /// Two policies on the same queries.
@@ -194,11 +194,12 @@ pub fn replay_outcomes(
     let mut walks = Vec::new();
     let mut lines = Vec::new();
     for way in &ways {
-        let (walk, scores, regret) = over(way, &measure, orders, tick)?;
+        let Over { walk, scores, regret, reliability } = over(way, &measure, orders, tick)?;
         let mut line = measure.line(way.policy.name().to_owned(), &walk, 0.05 / policies.len() as f64);
         line.hash = Some(way.policy.hash().short());
         line.deviation = deviation(&scores);
         line.regret = regret;
+        line.calibration = way.policy.expects().and_then(|of| reliability.finish(of));
         lines.push(line);
         walks.push(walk);
     }
@@ -229,17 +230,23 @@ pub fn replay_outcomes(
     Ok(report)
 }
 
-/// The mean over the orders, the mean score of each, and the mean regret.
-type Over = (Walk, Vec<f64>, Vec<(usize, f64)>);
+/// All orders: their mean, the mean score of each, the mean regret, and what was expected in all of them.
+struct Over {
+    walk: Walk,
+    scores: Vec<f64>,
+    regret: Vec<(usize, f64)>,
+    reliability: Reliability,
+}
 
 fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sync)) -> Result<Over, String> {
     let seeds: Vec<Option<u64>> = if way.policy.learns() { (0..orders.max(1)).map(Some).collect() } else { vec![None] };
     let mut all = Walk::new(measure.matrix.len(), measure.matrix.models.len());
     let mut scores = Vec::new();
     let mut regret: Vec<(usize, f64)> = Vec::new();
+    let mut reliability = Reliability::default();
     // As many orders as cores are in memory; they are added in their own order, so that the sums are the same everywhere.
     for some in seeds.chunks(rayon::current_num_threads().max(1)) {
-        let passes: Vec<(Walk, Vec<usize>)> = some
+        let passes: Vec<Pass> = some
             .par_iter()
             .map(|seed| {
                 let pass = way.pass(*seed, None);
@@ -247,7 +254,8 @@ fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sy
                 pass
             })
             .collect::<Result<_, String>>()?;
-        for (walk, order) in passes {
+        for Pass { walk, order, reliability: of_pass } in passes {
+            reliability.merge(&of_pass);
             all.add(&walk, 1.0 / seeds.len() as f64);
             let per_query = walk.scores(measure.matrix);
             scores.push(per_query.iter().sum::<f64>() / per_query.len().max(1) as f64);
@@ -258,7 +266,7 @@ fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sy
             }
         }
     }
-    Ok((all, scores, regret))
+    Ok(Over { walk: all, scores, regret, reliability })
 }
 
 /// Sample standard deviation; nothing of a single value.

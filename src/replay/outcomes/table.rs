@@ -54,6 +54,11 @@ impl OutcomesReport {
             let interval = p.interval.map_or_else(String::new, |(low, high)| format!(" ({low:+.4} to {high:+.4})"));
             let _ = writeln!(out, "\n{} less {}: {:+.4}{interval}", p.first, p.second, p.difference);
         }
+        for l in &self.policies {
+            if let Some(c) = &l.calibration {
+                let _ = writeln!(out, "\n{} expects: {:.4} off on average, over all models", l.name, c.error);
+            }
+        }
         let _ = writeln!(
             out,
             "\nmix: what models drawn at random score at that cost. regret: what the best model would have earned more, as it grows.\n\

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 
 use crate::{
     domain::{Context, DecidedBy, Decision, Micros, ModelState, StateUpdate},
-    policy::{Policy, State},
-    replay::{matrix::Matrix, metrics::SplitMix},
+    policy::{Expects, Policy, State},
+    replay::{calibration::Reliability, matrix::Matrix, metrics::SplitMix},
 };
 
 /// Time between two queries, for policies that forget by time.
@@ -81,6 +81,14 @@ impl Walk {
 /// What hears of the decisions on certain queries.
 pub(super) type Watch<'a> = (&'a BTreeSet<usize>, &'a mut dyn FnMut(usize, &Decision, &Context));
 
+/// One pass over the queries.
+pub(super) struct Pass {
+    pub(super) walk: Walk,
+    /// Of the queries.
+    pub(super) order: Vec<usize>,
+    pub(super) reliability: Reliability,
+}
+
 /// A policy over a matrix.
 pub(super) struct Way<'a> {
     pub(super) policy: &'a Policy,
@@ -121,7 +129,7 @@ impl<'a> Way<'a> {
     ///
     /// # Errors
     /// When an update does not fold.
-    pub(super) fn pass(&self, seed: Option<u64>, mut watch: Option<Watch<'_>>) -> Result<(Walk, Vec<usize>), String> {
+    pub(super) fn pass(&self, seed: Option<u64>, mut watch: Option<Watch<'_>>) -> Result<Pass, String> {
         let n = self.matrix.len();
         let mut rng = SplitMix(seed.unwrap_or(0) ^ 0x7265_706c);
         let order: Vec<usize> = seed.map_or_else(|| (0..n).collect(), |_| rng.order(n));
@@ -129,11 +137,13 @@ impl<'a> Way<'a> {
         let steps: Vec<(Micros, usize, u64)> =
             (0i64..).zip(&order).map(|(step, q)| (step * APART, *q, rng.next_u64())).collect();
         let mut walk = Walk::new(n, self.matrix.models.len());
+        let mut reliability = Reliability::default();
         let mut state = self.policy.initial_state();
         if self.policy.learns() {
             for step in &steps {
-                let (context, decision) = self.decide(&state, step);
+                let (context, decision, expected) = self.decide(&state, step);
                 self.put(&decision, walk.row(step.1))?;
+                self.expect(&mut reliability, step.1, &decision, &expected)?;
                 if let Some((watched, hear)) = &mut watch
                     && watched.contains(&step.1)
                 {
@@ -143,24 +153,32 @@ impl<'a> Way<'a> {
             }
         } else if let Some((watched, hear)) = watch {
             for step in steps.iter().filter(|(_, q, _)| watched.contains(q)) {
-                let (context, decision) = self.decide(&state, step);
+                let (context, decision, _) = self.decide(&state, step);
                 hear(step.1, &decision, &context);
             }
         } else {
             let models = self.matrix.models.len();
             let rows = walk.chances.par_chunks_mut(SHARE * models.max(1));
-            rows.zip(steps.par_chunks(SHARE)).try_for_each(|(rows, steps)| {
-                let mut each = rows.chunks_exact_mut(models.max(1)).zip(steps);
-                each.try_for_each(|(row, step)| self.put(&self.decide(&state, step).1, row))
-            })?;
+            let parts = rows.zip(steps.par_chunks(SHARE)).map(|(rows, steps)| {
+                let mut part = Reliability::default();
+                for (row, step) in rows.chunks_exact_mut(models.max(1)).zip(steps) {
+                    let (_, decision, expected) = self.decide(&state, step);
+                    self.put(&decision, row)?;
+                    self.expect(&mut part, step.1, &decision, &expected)?;
+                }
+                Ok(part)
+            });
+            // In their order, so that sums are the same however many cores there are.
+            let parts: Vec<Reliability> = parts.collect::<Result<_, String>>()?;
+            parts.iter().for_each(|part| reliability.merge(part));
         }
-        Ok((walk, order))
+        Ok(Pass { walk, order, reliability })
     }
 
-    fn decide(&self, state: &State, &(now, q, seed): &(Micros, usize, u64)) -> (Context, Decision) {
+    fn decide(&self, state: &State, &(now, q, seed): &(Micros, usize, u64)) -> (Context, Decision, Vec<f64>) {
         let context = Context { now, seed, fleet: self.fleet.clone(), ..(self.context)(self.policy, q) };
-        let decision = self.policy.decide(state, &context);
-        (context, decision)
+        let (decision, expected) = self.policy.decide_expecting(state, &context);
+        (context, decision, expected)
     }
 
     fn column(&self, model: Option<&str>) -> Result<usize, String> {
@@ -179,6 +197,21 @@ impl<'a> Way<'a> {
         for c in decision.candidates.iter().filter(|c| c.propensity > 0.0) {
             let m = if c.arm == decision.arm { taken } else { self.column(self.policy.first_model(&c.arm))? };
             row[m] += c.propensity;
+        }
+        Ok(())
+    }
+
+    /// What was expected of each arm that could be taken, beside what its model's answer was worth.
+    fn expect(&self, to: &mut Reliability, q: usize, decision: &Decision, expected: &[f64]) -> Result<(), String> {
+        let Some(of) = self.policy.expects() else { return Ok(()) };
+        for (c, expected) in decision.candidates.iter().zip(expected).filter(|(c, _)| c.eliminated.is_none()) {
+            let m = self.column(self.policy.first_model(&c.arm))?;
+            let (score, cost_usd) = (self.matrix.scores(q)[m], self.matrix.costs(q)[m]);
+            let came = match of {
+                Expects::Quality => Some(score),
+                Expects::Reward => self.policy.reward(&self.policy.outcome(score, cost_usd)),
+            };
+            came.into_iter().for_each(|came| to.take(*expected, came));
         }
         Ok(())
     }

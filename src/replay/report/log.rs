@@ -1,7 +1,10 @@
 //! The report from the record, for people.
 
-use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, chart::Dot};
-use crate::replay::log::{ReplayReport, ReplayedPolicy};
+use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot};
+use crate::replay::{
+    log::{Measured, ReplayReport, ReplayedPolicy},
+    metrics::Percentiles,
+};
 
 impl Readable for ReplayReport {
     fn document(&self) -> Document {
@@ -10,6 +13,11 @@ impl Readable for ReplayReport {
         let mut sections = vec![self.summary()];
         if self.policies.iter().any(|p| p.estimates.is_some()) {
             sections.push(self.estimates());
+        }
+        sections.push(self.measured());
+        let calibrated = || self.policies.iter().filter_map(|p| Some((p.policy.as_str(), p.calibration.as_ref()?)));
+        if calibrated().next().is_some() {
+            sections.push(calibration::section(calibrated(), "of the logged arms"));
         }
         sections.extend(self.policies.iter().map(|p| p.section()));
         let mut facts = vec![
@@ -53,6 +61,42 @@ impl ReplayReport {
         let note = "What each policy would have chosen for the recorded requests, and its reward per decision, estimated from the \
                     logged probabilities.";
         Section { heading: "Policies".to_owned(), note: note.to_owned(), parts: vec![Part::Table(table)] }
+    }
+
+    fn measured(&self) -> Section {
+        let joules = self.logged.joules.is_some();
+        let ttft = self.logged.ttft_ms.is_some();
+        let mut columns = vec!["policy", "#decisions with an end", "#USD per decision"];
+        if joules {
+            columns.push("#joules per decision");
+        }
+        columns.extend(["#p50 ms", "#p90 ms", "#p99 ms"]);
+        if ttft {
+            columns.extend(["#first token p50 ms", "#p90 ms", "#p99 ms"]);
+        }
+        let mut table = Table::new("Cost and time", &columns);
+        let row = |name: String, m: &Measured| {
+            let usd = m.cost_usd.map_or(Cell::text("–"), |e| Cell::usd_estimate(e.value, e.interval));
+            let mut row = vec![Cell::text(name), Cell::number(m.ended as f64, 0), usd];
+            if joules {
+                row.push(m.joules.map_or(Cell::text("–"), |e| Cell::estimate(e.value, e.interval, 2)));
+            }
+            let mut times = |of: Option<Percentiles>| {
+                let each = [of.map(|p| p.p50), of.map(|p| p.p90), of.map(|p| p.p99)];
+                row.extend(each.map(|v| Cell::number(v, 1)));
+            };
+            times(m.latency_ms);
+            if ttft {
+                times(m.ttft_ms);
+            }
+            row
+        };
+        table.rows.push(row("the log".to_owned(), &self.logged));
+        let estimated = self.policies.iter().filter(|p| p.measured.ended > 0);
+        table.rows.extend(estimated.map(|p| row(format!("{} {}", p.policy, p.hash), &p.measured)));
+        let note = "Estimated from the logged ends by self-normalised weights, with 95 % intervals; percentiles are right to half a per \
+                    cent. Times are those of the machines and the load that the log was made with.";
+        Section { heading: "Cost and time".to_owned(), note: note.to_owned(), parts: vec![Part::Table(table)] }
     }
 
     fn estimates(&self) -> Section {
@@ -118,6 +162,16 @@ impl ReplayedPolicy {
         }
         if let Some(more) = self.to_one_hundredth {
             let text = format!("{} of such a log would have its interval within 0.01 on each side.", more.told());
+            parts.push(Part::Text { text });
+        }
+        if let Some(whole) = &self.by_session {
+            let interval =
+                whole.reward.interval.map_or_else(String::new, |(low, high)| format!(" ({low:.4} to {high:.4})"));
+            let text = format!(
+                "With whole sessions weighed, of up to {} turns: a reward of {:.4}{interval} per decision, from what is worth {:.0} \
+                 decisions. It differs from the estimates above where what is done in one turn changes the next.",
+                whole.longest, whole.reward.value, whole.effective
+            );
             parts.push(Part::Text { text });
         }
         let mut arms = Table::new("Arms chosen", &["arm", "#decisions", "#share"]);

@@ -1,6 +1,7 @@
 //! Reports for people: a document of texts, tables and charts, written as one HTML file that needs nothing else, and as
 //! Markdown. The same report gives the same bytes: no time, no path and no machine is in it.
 
+mod calibration;
 mod chart;
 mod html;
 mod log;
@@ -99,6 +100,13 @@ impl Cell {
     /// Money, of any size.
     pub fn usd(value: f64) -> Self {
         Self { text: dollars(value), value: Some(value), shade: None }
+    }
+
+    /// Money with the interval around it.
+    pub fn usd_estimate(value: f64, interval: Option<(f64, f64)>) -> Self {
+        let around =
+            interval.map_or_else(String::new, |(low, high)| format!(" ({} to {})", dollars(low), dollars(high)));
+        Self { text: dollars(value) + &around, value: Some(value), shade: None }
     }
 
     /// A share as per cent; nothing for none.

@@ -1,6 +1,6 @@
 //! The report over outcomes, for people.
 
-use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, chart::Dot};
+use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot};
 use crate::replay::{
     metrics::Point,
     outcomes::{Differing, Line, OutcomesReport},
@@ -22,6 +22,10 @@ impl Readable for OutcomesReport {
         }
         if self.policies.iter().any(|l| !l.regret.is_empty()) {
             sections.push(self.regret_section());
+        }
+        let calibrated = || self.policies.iter().filter_map(|l| Some((l.name.as_str(), l.calibration.as_ref()?)));
+        if calibrated().next().is_some() {
+            sections.push(calibration::section(calibrated(), "over all models, whichever was taken"));
         }
         if !self.differing.is_empty() {
             sections.push(self.differing_section());
