@@ -87,7 +87,7 @@ fn policies_earn_over_outcomes_what_they_earn_on_paper() {
             assert_eq!(code, 0, "{errors}");
             let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
             assert_eq!(serde_json::from_str::<Value>(&read("report.json")).unwrap(), report);
-            assert!(read("report.md").contains("| even | 0.7500 ("), "{}", read("report.md"));
+            assert!(read("report.md").contains("| even | ours | 0.7500 ("), "{}", read("report.md"));
             read("report.html") + &read("report.md") + &read("report.json")
         })
         .to_vec();
@@ -102,6 +102,14 @@ fn policies_earn_over_outcomes_what_they_earn_on_paper() {
     close(&of("oracle")["pair"]["cpt_50"], 0.25);
     close(&of("first-large")["shares"]["strong"], 0.4425);
     assert_eq!(report["zero_hull"].as_array().unwrap().len(), 2);
+    // Whose they are, and whether what a policy expects is what comes.
+    assert_eq!((&even["origin"], &of("random")["origin"]), (&json!("ours"), &json!("computed")));
+    assert!(even["calibration"].is_null() && bandit["calibration"]["error"].as_f64() < Some(0.1), "{bandit}");
+    assert_eq!(bandit["calibration"]["of"], "reward");
+    let quoted = dir.path().join("quoted.jsonl");
+    std::fs::write(&quoted, "{\"name\": \"theirs\", \"source\": \"a paper, table 2\", \"apgr\": 0.6}\n").unwrap();
+    let (_, table, _) = replay(&["--quoted", quoted.to_str().unwrap()]);
+    assert!(table.contains("quoted, not computed here (a paper, table 2): theirs: APGR 0.6"), "{table}");
     // The queries where they differ, explained by each.
     let differing = &report["differing"][0]["policies"];
     assert!(differing[0]["explanation"].as_str().unwrap().contains("weak    probability 0.5"), "{differing}");
@@ -253,4 +261,41 @@ fn outcomes_that_cannot_be_right_are_named_by_file_row_and_column() {
     std::fs::write(&path, "").unwrap();
     let (code, _, err) = weir::run(&["replay", "--policy", &one, "--data", path.to_str().unwrap()]);
     assert!(code == 1 && err.contains("bad.parquet: is empty"), "{err}");
+}
+
+#[test]
+fn orders_that_are_done_are_not_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("made.parquet");
+    outcomes(&data, &["weak", "strong"], 0, 4000);
+    let bandit = write(
+        dir.path(),
+        "bandit",
+        "select: {arms: [weak, strong], thompson: {}, features: [tokens, complexity]}\nreward: {quality: {weight: 1, from: \
+         feedback.score}}\n",
+    );
+    let kept = dir.path().join("kept");
+    let plain = ["replay", "--data", data.to_str().unwrap(), "--seeds", "12", "--policy", &bandit, "--json"];
+    let resumed = [&plain[..], &["--resume", kept.to_str().unwrap()]].concat();
+    let mut stopped = weir::program().args(&resumed).spawn().unwrap();
+    let files = || -> Vec<std::path::PathBuf> {
+        let of = std::fs::read_dir(&kept).into_iter().flatten().map(|entry| entry.unwrap().path());
+        of.filter(|path| path.extension().is_some_and(|e| e == "json")).collect()
+    };
+    while files().len() < 2 && stopped.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    stopped.kill().unwrap();
+    stopped.wait().unwrap();
+    let done = files();
+    assert!((2..12).contains(&done.len()), "{} orders were done when it was stopped", done.len());
+    let text = std::fs::read_to_string(&done[0]).unwrap();
+    // It is read: as another replay's, it is not taken.
+    std::fs::write(&done[0], text.replacen("weir", "another", 1)).unwrap();
+    let (code, out, errors) = weir::run(&resumed);
+    assert!(code == 1 && out.is_empty() && errors.contains("the middle of another replay"), "{errors}");
+    std::fs::write(&done[0], &text).unwrap();
+    let whole = document(weir::run(&plain));
+    assert_eq!(document(weir::run(&resumed)), whole);
+    assert!(!kept.exists());
 }

@@ -3,13 +3,7 @@
 
 use std::{collections::BTreeMap, fs::File, path::Path, time::Duration};
 
-use arrow::{
-    array::{AsArray, RecordBatch},
-    datatypes::{Float64Type, Int64Type},
-};
-use async_trait::async_trait;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use weir::{
+use ::weir::{
     audit::DecisionFilter,
     bench::replay::write_log,
     domain::{Capabilities, Fleet, ModelCard, Price},
@@ -20,6 +14,14 @@ use weir::{
         replay_log,
     },
 };
+use arrow::{
+    array::{AsArray, RecordBatch},
+    datatypes::{Float64Type, Int64Type},
+};
+use async_trait::async_trait;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+use crate::support::weir;
 
 /// Newest first in an export; 20,000 fill ten row groups.
 const DECISIONS: usize = 20_000;
@@ -212,4 +214,48 @@ async fn a_budget_is_spent_by_the_policy_that_has_it() {
     // Refusals cost nothing, so what is small still fits now and then.
     let (large, refused) = (arms(1, "large"), arms(1, ""));
     assert!(large > 1000 && refused > 10_000 && large + arms(1, "small") + refused == DECISIONS, "{large} {refused}");
+}
+
+#[test]
+fn an_export_has_no_prices_for_a_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("made.parquet");
+    write_log(&log, 2000, None, &|_| {}).unwrap();
+    let at = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let log = log.to_str().unwrap();
+    let spends = at(
+        "spends.yaml",
+        &format!(
+            "policy: spends\nmodels: {{large: {{name: large}}, small: {{name: small}}}}\nbudget: [{{per: tenant, usd: 1, when_spent: \
+             cheapest}}]\nselect: {{arms: [small, large], static: large}}\n{REWARD}\n"
+        ),
+    );
+    let run = |more: &[&str]| weir::run(&[&["replay", "--data", log, "--json", "--policy", &spends], more].concat());
+    let refused = |more: &[&str]| {
+        let (code, out, errors) = run(more);
+        assert!(code == 1 && out.is_empty(), "{out}{errors}");
+        errors
+    };
+    assert!(refused(&[]).contains("the policy spends has a budget, and an export does not say what models ask"));
+    let config = at(
+        "weir.yaml",
+        "fleet:\n  - {name: small, price: {input: 1, output: 0}, scripted: {rules: [{reply: {text: small}}]}}\n  - {name: large, price: \
+         {input: 4, output: 0}, scripted: {rules: [{reply: {text: large}}]}}\n",
+    );
+    let large = |more: &[&str]| {
+        let (code, out, errors) = run(&[&["--config", &config], more].concat());
+        assert_eq!(code, 0, "{errors}");
+        let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+        report["policies"][0]["arms"]["large"].as_u64().unwrap()
+    };
+    let (one, two) = (large(&[]), large(&["--budget", "tenant=2"]));
+    assert!(one > 300 && two as f64 > 1.6 * one as f64 && two < 2000, "{one} {two}");
+    assert!(refused(&["--config", &config, "--budget", "key=2"]).contains("no policy here has a budget per key"));
+    assert!(
+        refused(&["--config", &config, "--budget", "key"]).contains("--budget key: request, session, key or tenant")
+    );
 }

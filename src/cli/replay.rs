@@ -94,6 +94,10 @@ pub struct ReplayArgs {
     /// Write report.html, report.md and report.json into this directory, too
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Rows that others have published, to be shown beside those over outcomes: JSON lines with name, source, and what there is
+    /// of on, score, cost_usd, pgr, aiq, apgr, cpt_50, cpt_80
+    #[arg(long, value_name = "FILE")]
+    quoted: Option<PathBuf>,
     /// weir.yaml, whose fleet has the prices and capabilities that policies are to see when an export is replayed
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

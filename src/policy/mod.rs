@@ -344,6 +344,11 @@ impl Policy {
         self.reward.as_ref()?.of(observed)
     }
 
+    /// Whether another weighs what was observed as this one does, so that their rewards can be compared.
+    pub fn rewards_like(&self, other: &Self) -> bool {
+        self.reward == other.reward
+    }
+
     /// The quality part of what was observed, 0 to 1 as a rule; `None` where no feedback counts as quality, or none came.
     pub fn quality(&self, observed: &Observed) -> Option<f64> {
         let (name, _) = self.awaits_feedback()?;

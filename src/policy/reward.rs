@@ -4,7 +4,7 @@ use super::Observed;
 use crate::domain::{Micros, OutcomeStatus};
 
 /// A measured quantity's part.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Scaled {
     pub weight: f64,
     pub scale: f64,
@@ -17,7 +17,7 @@ impl Scaled {
 }
 
 /// Feedback as quality.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Quality {
     pub weight: f64,
     /// Name of the feedback.
@@ -26,7 +26,7 @@ pub(super) struct Quality {
 }
 
 /// The parts of the reward.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Reward {
     pub quality: Option<Quality>,
     pub cost_usd: Option<Scaled>,

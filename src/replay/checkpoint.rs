@@ -48,16 +48,20 @@ impl Checkpoints {
         self.dir.join(name)
     }
 
-    /// Whether it is time for another.
-    pub(super) fn due(&self) -> bool {
-        self.newest.elapsed() >= self.every
+    /// Whether it is time for another; if so, the time begins again.
+    pub(super) fn due(&mut self) -> bool {
+        let due = self.newest.elapsed() >= self.every;
+        if due {
+            self.newest = Instant::now();
+        }
+        due
     }
 
     /// Keeps a value under a name: all of it, or what was there before.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn keep(&mut self, name: &str, about: &str, value: &impl Serialize) -> Result<(), CheckpointError> {
+    pub(super) fn keep(&self, name: &str, about: &str, value: &impl Serialize) -> Result<(), CheckpointError> {
         let (path, fresh) = (self.path(name), self.path(&format!("{name}.part")));
         let write = || {
             let mut file = BufWriter::new(fs::File::create(&fresh)?);
@@ -65,9 +69,7 @@ impl Checkpoints {
             file.into_inner().map_err(io::IntoInnerError::into_error)?.flush()?;
             fs::rename(&fresh, &path)
         };
-        write().map_err(|source| CheckpointError::File { path: path.clone(), source })?;
-        self.newest = Instant::now();
-        Ok(())
+        write().map_err(|source| CheckpointError::File { path: path.clone(), source })
     }
 
     /// What was kept under a name; nothing where nothing was.
@@ -92,7 +94,11 @@ impl Checkpoints {
 
     /// Removes what was kept under these names, and the directory, if nothing else is in it.
     pub(super) fn done(&self, names: impl Iterator<Item = String>) {
-        names.for_each(|name| _ = fs::remove_file(self.path(&name)));
+        for name in names {
+            let _ = fs::remove_file(self.path(&name));
+            // Of one that was stopped while it wrote.
+            let _ = fs::remove_file(self.path(&format!("{name}.part")));
+        }
         let _ = fs::remove_dir(&self.dir);
     }
 }

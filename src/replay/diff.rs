@@ -1,23 +1,20 @@
 //! Two policies on the same recorded requests: what would have moved, and what that would have been worth.
 //!
 //! Both decide every request with the state that they have; requests are weighed by the exact probability of each arm, so
-//! no draw adds noise to what moved. Worth is estimated from the log alone by self-normalised importance sampling
-//! (Swaminathan, Joachims, "The self-normalized estimator for counterfactual learning", NeurIPS 2015):
-//! V(π) = Σ w r / Σ w with w = π(a | x) / p(a | x), a and p as logged. It is consistent where the log gave every arm that π
-//! takes a probability above 0, and the state of π does not depend on the very rewards that are weighed.
+//! no draw adds noise to what moved. Worth is estimated from the log alone by SNIPS ([`super::estimate`]). It is consistent
+//! where the log gave every arm that a policy takes a probability above 0, and the state of the policy does not depend on
+//! the very rewards that are weighed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use super::{
+    estimate::{Asked, EstimateError, Estimator, Row, Which},
     log::{Entry, chances},
-    metrics::bootstrap,
 };
 use crate::policy::{Policy, State};
 
-/// Resamples of the interval.
-const RESAMPLES: usize = 2000;
 /// Requests that are shown.
 const SHOWN: usize = 10;
 
@@ -83,14 +80,6 @@ pub struct Effect {
     pub overlap: f64,
 }
 
-/// A rewarded decision under both policies.
-struct Weighed {
-    session: usize,
-    old: f64,
-    new: f64,
-    reward: f64,
-}
-
 /// Compares two policies on logged decisions, each deciding with the state given.
 pub fn diff(entries: &[Entry], (old, old_state): (&Policy, &State), (new, new_state): (&Policy, &State)) -> DiffReport {
     let name = |p: &Policy| format!("{} {}", p.name(), p.hash().short());
@@ -108,8 +97,8 @@ pub fn diff(entries: &[Entry], (old, old_state): (&Policy, &State), (new, new_st
         no_effect: None,
     };
     let mut flows: BTreeMap<(String, String), f64> = BTreeMap::new();
-    let mut weighed: Vec<Weighed> = Vec::new();
-    let mut sessions: BTreeMap<u64, usize> = BTreeMap::new();
+    let mut estimators = [Estimator::new(Asked::any_reward()), Estimator::new(Asked::any_reward())];
+    let mut wrong = None;
     for logged in entries {
         if let Some(why) = logged.apart() {
             *report.skipped.entry(why.to_owned()).or_default() += 1;
@@ -150,10 +139,12 @@ pub fn diff(entries: &[Entry], (old, old_state): (&Policy, &State), (new, new_st
         }
         let reward = logged.reward(new).or_else(|| logged.reward(old));
         if let Some(reward) = reward.filter(|_| logged.propensity > 0.0) {
-            let next = sessions.len();
-            let session = *sessions.entry(logged.session).or_insert(next);
-            let weight = |c: &BTreeMap<String, f64>| of(c, &logged.arm) / logged.propensity;
-            weighed.push(Weighed { session, old: weight(&was), new: weight(&is), reward });
+            for (estimator, chances) in estimators.iter_mut().zip([&was, &is]) {
+                let weight = of(chances, &logged.arm) / logged.propensity;
+                if let Err(error) = estimator.take(&Row::plain(logged.session, weight, reward)) {
+                    wrong.get_or_insert(error);
+                }
+            }
         }
     }
     let n = report.compared.max(1) as f64;
@@ -163,51 +154,36 @@ pub fn diff(entries: &[Entry], (old, old_state): (&Policy, &State), (new, new_st
     report.flows.sort_by(|a, b| b.share.total_cmp(&a.share).then_with(|| a.from.cmp(&b.from)));
     report.requests.sort_by(|a, b| b.moved.total_cmp(&a.moved).then_with(|| a.id.cmp(&b.id)));
     report.requests.truncate(SHOWN);
-    match effect(&weighed, sessions.len()) {
+    match wrong.map_or_else(|| effect(&estimators), |error| Err(error.to_string())) {
         Ok(effect) => report.effect = Some(effect),
         Err(why) => report.no_effect = Some(why),
     }
     report
 }
 
-fn effect(weighed: &[Weighed], sessions: usize) -> Result<Effect, String> {
-    if weighed.is_empty() {
-        return Err("no compared decision has a known reward: give feedback, or a reward that needs none".to_owned());
-    }
-    let sums = |of: fn(&Weighed) -> f64, each: &mut dyn Iterator<Item = &Weighed>| {
-        let (mut w, mut wr, mut ww) = (0.0, 0.0, 0.0);
-        for x in each {
-            w += of(x);
-            wr += of(x) * x.reward;
-            ww += of(x) * of(x);
-        }
-        (w, wr, ww)
+fn effect([old, new]: &[Estimator; 2]) -> Result<Effect, String> {
+    let of = |estimator: &Estimator, which: &str| {
+        estimator.finish().map_err(|error| match error {
+            EstimateError::NoReward => {
+                "no compared decision has a known reward: give feedback, or a reward that needs none".to_owned()
+            }
+            EstimateError::NoOverlap => format!(
+                "the {which} policy would have taken none of the rewarded decisions: without `min_propensity` the log says \
+                 nothing about other arms"
+            ),
+            error => error.to_string(),
+        })
     };
-    let (old, new) = (sums(|x| x.old, &mut weighed.iter()), sums(|x| x.new, &mut weighed.iter()));
-    if old.0 <= 0.0 || new.0 <= 0.0 {
-        let which = if new.0 <= 0.0 { "new" } else { "old" };
-        return Err(format!(
-            "the {which} policy would have taken none of the rewarded decisions: without `min_propensity` the log says \
-             nothing about other arms"
-        ));
-    }
-    let mut by_session: Vec<Vec<&Weighed>> = vec![Vec::new(); sessions];
-    weighed.iter().for_each(|x| by_session[x.session].push(x));
-    let by_session: Vec<Vec<&Weighed>> = by_session.into_iter().filter(|s| !s.is_empty()).collect();
-    let interval = bootstrap(by_session.len(), RESAMPLES, 0x6469_6666, |sample| {
-        let drawn = || sample.iter().flat_map(|s| by_session[*s].iter().copied());
-        let (old, new) = (sums(|x| x.old, &mut drawn()), sums(|x| x.new, &mut drawn()));
-        new.1 / new.0 - old.1 / old.0
-    });
+    let (was, is) = (of(old, "old")?, of(new, "new")?);
     Ok(Effect {
-        rewarded: weighed.len(),
-        old: old.1 / old.0,
-        new: new.1 / new.0,
-        difference: new.1 / new.0 - old.1 / old.0,
-        interval: interval.filter(|_| by_session.len() > 1),
-        effective_old: old.0 * old.0 / old.2,
-        effective_new: new.0 * new.0 / new.2,
-        overlap: new.0 / weighed.len() as f64,
+        rewarded: is.rewarded as usize,
+        old: was.snips.value,
+        new: is.snips.value,
+        difference: is.snips.value - was.snips.value,
+        interval: new.less(old, Which::Snips, 0.95).and_then(|less| less.interval),
+        effective_old: was.effective,
+        effective_new: is.effective,
+        overlap: is.overlap,
     })
 }
 
@@ -217,15 +193,21 @@ mod tests {
 
     #[test]
     fn the_effect_is_the_difference_of_self_normalised_means() {
-        let one = |session, old, new, reward| Weighed { session, old, new, reward };
+        let of = |rows: &[(u64, f64, f64, f64)]| {
+            let mut made = [Estimator::new(Asked::any_reward()), Estimator::new(Asked::any_reward())];
+            for (session, old, new, reward) in rows {
+                made[0].take(&Row::plain(*session, *old, *reward)).unwrap();
+                made[1].take(&Row::plain(*session, *new, *reward)).unwrap();
+            }
+            effect(&made)
+        };
         // Two arms, logged with a half each; the old policy takes them evenly, the new one only the second.
-        let log = [one(0, 1.0, 0.0, 0.0), one(1, 1.0, 2.0, 1.0), one(2, 1.0, 0.0, 0.2), one(3, 1.0, 2.0, 0.8)];
-        let e = effect(&log, 4).unwrap();
+        let e = of(&[(0, 1.0, 0.0, 0.0), (1, 1.0, 2.0, 1.0), (2, 1.0, 0.0, 0.2), (3, 1.0, 2.0, 0.8)]).unwrap();
         assert!((e.old - 0.5).abs() < 1e-12 && (e.new - 0.9).abs() < 1e-12 && (e.difference - 0.4).abs() < 1e-12);
         assert_eq!((e.effective_old, e.effective_new, e.overlap), (4.0, 2.0, 1.0));
         let (low, high) = e.interval.unwrap();
         assert!(low <= 0.4 && 0.4 <= high, "{low} {high}");
-        assert!(effect(&[one(0, 1.0, 0.0, 1.0)], 1).unwrap_err().contains("min_propensity"));
-        assert!(effect(&[], 0).unwrap_err().contains("reward"));
+        assert!(of(&[(0, 1.0, 0.0, 1.0)]).unwrap_err().contains("min_propensity"));
+        assert!(of(&[]).unwrap_err().contains("reward"));
     }
 }

@@ -110,6 +110,17 @@ impl Default for Asked {
     }
 }
 
+/// An estimator, in the order of [`Estimates`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    Ips,
+    Clipped,
+    Snips,
+    Dm,
+    Dr,
+    SwitchDr,
+}
+
 /// A value with its interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
@@ -314,6 +325,37 @@ impl Estimator {
         })
     }
 
+    /// What the estimates of this are above those of another over the same log, with percentile intervals of the differences:
+    /// the same blocks of sessions are drawn for both, so what they have in common is not counted twice. In the order of
+    /// [`Estimates`]; `None` where either has no estimate.
+    pub fn less(&self, other: &Self, which: Which, confidence: f64) -> Option<Estimate> {
+        let usable = |e: &Self| e.rewarded > 0 && e.rewarded_weights > 0.0;
+        if !usable(self) || !usable(other) {
+            return None;
+        }
+        let blocks: Vec<(&Sums, &Sums)> =
+            self.blocks.iter().zip(&other.blocks).filter(|(a, b)| a.rows > 0.0 || b.rows > 0.0).collect();
+        let of = |(a, b): (Sums, Sums)| a.values()[which as usize] - b.values()[which as usize];
+        let mut sums = (Sums::default(), Sums::default());
+        let add = |sums: &mut (Sums, Sums), (a, b): (&Sums, &Sums)| {
+            sums.0.add(a);
+            sums.1.add(b);
+        };
+        blocks.iter().for_each(|pair| add(&mut sums, *pair));
+        let mut interval = None;
+        if blocks.len() > 1 && self.asked.resamples > 0 {
+            let mut rng = SplitMix(self.asked.seed);
+            let mut draw = || {
+                let mut sums = (Sums::default(), Sums::default());
+                (0..blocks.len()).for_each(|_| add(&mut sums, blocks[rng.below(blocks.len())]));
+                of(sums)
+            };
+            let drawn = (0..self.asked.resamples).map(|_| draw()).collect();
+            interval = middle(drawn, confidence);
+        }
+        Some(Estimate { value: of(sums), interval })
+    }
+
     /// Percentile intervals of the six, resampling blocks of sessions.
     fn intervals(&self) -> Option<[(f64, f64); 6]> {
         let blocks: Vec<&Sums> = self.blocks.iter().filter(|b| b.rows > 0.0).collect();
@@ -387,6 +429,27 @@ mod tests {
         assert!((e.overlap - 14.0 / 3.0).abs() < 1e-12);
         // Three rows with such weights bound nothing.
         assert_eq!(e.bernstein, Some((0.0, 1.0)));
+    }
+
+    #[test]
+    fn a_difference_is_paired() {
+        let mut rng = SplitMix(11);
+        let (mut a, mut b) = (Estimator::new(Asked::default()), Estimator::new(Asked::default()));
+        for session in 0..500 {
+            let reward = rng.unit();
+            // Two policies that do nearly the same: what they share does not widen the difference.
+            let taken = rng.below(2) as f64;
+            a.take(&row(session, 1.0 + 0.1 * (taken - 0.5), reward, 0.0, 0.0)).unwrap();
+            b.take(&row(session, 1.0 - 0.1 * (taken - 0.5), reward, 0.0, 0.0)).unwrap();
+        }
+        let (first, second) = (a.finish().unwrap(), b.finish().unwrap());
+        let less = a.less(&b, Which::Snips, 0.95).unwrap();
+        assert!((less.value - (first.snips.value - second.snips.value)).abs() < 1e-12);
+        let width = |e: Estimate| e.interval.map(|(low, high)| high - low).unwrap();
+        assert!(width(less) < 0.5 * width(first.snips), "{less:?} {first:?}");
+        assert!((a.less(&b, Which::Dr, 0.95).unwrap().value - (first.dr.value - second.dr.value)).abs() < 1e-12);
+        assert_eq!(a.less(&a, Which::Ips, 0.95).unwrap().interval, Some((0.0, 0.0)));
+        assert_eq!(a.less(&Estimator::new(Asked::default()), Which::Ips, 0.95), None);
     }
 
     #[test]

@@ -174,6 +174,18 @@ pub struct Percentiles {
     pub p99: f64,
 }
 
+/// Two policies on the same requests.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Pair {
+    pub first: String,
+    pub second: String,
+    /// The first's mean score, or estimated reward, less the second's, with the paired 95 % bootstrap interval over queries or
+    /// sessions, widened for the number of pairs (Bonferroni).
+    pub difference: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<(f64, f64)>,
+}
+
 /// Weighed values in cells one per cent wide, so that percentiles are right to half of one; from 0.001 on, to 10^8. Memory
 /// does not grow with their number.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]

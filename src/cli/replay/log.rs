@@ -182,4 +182,8 @@ fn print(report: &ReplayReport) {
             say!("  left out    {count}: {reason}");
         }
     }
+    for p in report.pairs.iter().filter(|_| report.policies.len() < 5) {
+        let interval = p.interval.map_or_else(String::new, |(low, high)| format!(" ({low:+.4} to {high:+.4})"));
+        say!("\n{} less {}: {:+.4}{interval}", p.first, p.second, p.difference);
+    }
 }

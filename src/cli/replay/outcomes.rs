@@ -1,20 +1,25 @@
 //! `weir replay` over outcomes: what every model would have answered is known.
 
-use std::{path::Path, process::ExitCode};
+use std::{path::Path, process::ExitCode, sync::Arc};
 
 use super::ReplayArgs;
 use crate::{
+    app,
     cli::policy::fit::bar,
     domain::{Capabilities, Energy, Fleet, ModelCard, Price, Signals},
     fit::{self, embed},
-    policy::{Policy, Spec},
-    replay::{matrix::Matrix, outcomes::replay_outcomes},
+    policy::{Artifact, Policy, Spec},
+    replay::{
+        matrix::Matrix,
+        outcomes::{Origin, OutcomesSetting, Quoted, replay_outcomes},
+    },
 };
 
 /// Policies on a matrix of outcomes.
 pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(!args.policy.is_empty(), "{}: outcomes were made by no policy; give --policy FILE", data.display());
     let mut matrix = Matrix::read(data, &args.inputs.how()?)?;
+    let quoted = args.quoted.as_deref().map(Quoted::read).transpose().map_err(anyhow::Error::msg)?.unwrap_or_default();
     let what_if = args.what_if(&matrix.models.iter().map(String::as_str).collect())?;
     what_if.outcomes(&mut matrix);
     let signals: Vec<Signals> = matrix.queries.iter().map(|q| embed::measured(&q.text)).collect();
@@ -56,9 +61,27 @@ pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let context = |policy: &Policy, q: usize| fit::context(policy, signals[q].clone(), inputs.as_ref(), q);
     let steps = policies.iter().map(|p| if p.learns() { args.seeds.max(1) as usize } else { 1 }).sum();
     let bar = bar("replaying", steps);
-    let report = replay_outcomes(&matrix, &policies, &context, args.seeds, &what_if, &|| bar.inc(1));
+    let checkpoints = args.checkpoints()?;
+    let setting = OutcomesSetting {
+        matrix: &matrix,
+        policies: &policies,
+        context: &context,
+        orders: args.seeds,
+        what_if: &what_if,
+        checkpoints: checkpoints.as_ref(),
+    };
+    let report = replay_outcomes(&setting, &|| bar.inc(1));
     bar.finish_and_clear();
-    let report = report.map_err(|e| anyhow::anyhow!("{}: {e}", data.display()))?;
+    let mut report = report.map_err(|e| anyhow::anyhow!("{}: {e}", data.display()))?;
+    let fitted_here = |spec: &Spec| {
+        let of = |artifact: &Arc<Artifact>| artifact.card.data.hash == report.hash;
+        app::read_artifacts(spec).values().flatten().any(of)
+    };
+    let fitted: Vec<bool> = specs.iter().map(fitted_here).collect();
+    for (line, _) in report.policies.iter_mut().zip(fitted).filter(|(_, fitted)| *fitted) {
+        line.origin = Origin::InDistribution;
+    }
+    report.quoted = quoted;
     args.write(&report)?;
     match args.json {
         true => say!("{}", serde_json::to_string_pretty(&report)?),

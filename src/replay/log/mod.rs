@@ -38,7 +38,8 @@ use self::{
 use super::{
     CheckpointError, Checkpoints, ReplayError, WhatIf,
     calibration::Calibration,
-    estimate::Estimates,
+    estimate::{Estimates, Estimator, Which},
+    metrics::Pair,
     reproduce::{Counts, Reproducer},
 };
 use crate::{
@@ -149,6 +150,9 @@ pub struct ReplayReport {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub what_if: Vec<String>,
     pub policies: Vec<ReplayedPolicy>,
+    /// Every two policies that weigh rewards alike, doubly robust.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pairs: Vec<Pair>,
 }
 
 /// What a log is replayed with.
@@ -272,7 +276,9 @@ pub async fn replay_log(
             })?;
             tick(count);
         }
-        if let Some(checkpoints) = checkpoints.as_mut().filter(|c| c.due()) {
+        if let Some(checkpoints) = &mut checkpoints
+            && checkpoints.due()
+        {
             let so_far = walks.iter_mut().map(Walk::so_far).collect::<std::io::Result<_>>()?;
             let (place, derived) = (source.place(), derived.counts().clone());
             let kept = Kept { place, decisions, start, last, logged: logged.clone(), derived, walks: so_far };
@@ -284,11 +290,28 @@ pub async fn replay_log(
         let derived = is_own(walk.policy).then(|| derived.of(walk.policy.hash()));
         walk.finish(derived, days)
     };
-    let policies: Vec<ReplayedPolicy> = walks.into_iter().map(finish).collect::<std::io::Result<_>>()?;
+    let ended: Vec<(ReplayedPolicy, Option<Estimator>)> =
+        walks.into_par_iter().map(finish).collect::<std::io::Result<_>>()?;
+    let pairs = pairs(policies, &ended);
+    let policies: Vec<ReplayedPolicy> = ended.into_iter().map(|(policy, _)| policy).collect();
     if let Some(checkpoints) = &checkpoints {
         checkpoints.done((0..policies.len()).map(rows_of).chain([KEPT.to_owned()]));
     }
-    Ok(ReplayReport { decisions, days, logged: logged.finish(), what_if: what_if.told(), policies })
+    Ok(ReplayReport { decisions, days, logged: logged.finish(), what_if: what_if.told(), policies, pairs })
+}
+
+fn pairs(policies: &[Policy], ended: &[(ReplayedPolicy, Option<Estimator>)]) -> Vec<Pair> {
+    let known: Vec<(&Policy, &Estimator)> =
+        policies.iter().zip(ended).filter_map(|(policy, (_, estimator))| Some((policy, estimator.as_ref()?))).collect();
+    let each = known.iter().enumerate().flat_map(|(i, a)| known[i + 1..].iter().map(move |b| (a, b)));
+    let like: Vec<_> = each.filter(|(a, b)| a.0.rewards_like(b.0)).collect();
+    let confidence = 1.0 - 0.05 / like.len().max(1) as f64;
+    let pair = |((first, a), (second, b)): (&(&Policy, &Estimator), &(&Policy, &Estimator))| {
+        let less = a.less(b, Which::Dr, confidence)?;
+        let name = |policy: &Policy| policy.name().to_owned();
+        Some(Pair { first: name(first), second: name(second), difference: less.value, interval: less.interval })
+    };
+    like.into_par_iter().filter_map(|(a, b)| pair((a, b))).collect()
 }
 
 /// By the times in the ids (UUIDv7, RFC 9562, section 5.7).

@@ -212,7 +212,7 @@ impl<'a> Walk<'a> {
         self,
         derived: Option<(usize, usize, BTreeMap<String, usize>)>,
         days: f64,
-    ) -> io::Result<ReplayedPolicy> {
+    ) -> io::Result<(ReplayedPolicy, Option<Estimator>)> {
         let SoFar { mut out, arms, taken, mut direct, agreed, known, measures, sessions, reliability, .. } =
             self.so_far;
         if let Some((decisions, agreed, impossible)) = derived {
@@ -234,14 +234,14 @@ impl<'a> Walk<'a> {
                 why += &format!("; {} of such traffic would then tell to ±0.01", in_days(days));
             }
             out.no_estimate = Some(why);
-            return Ok(out);
+            return Ok((out, None));
         }
         out.measured = measures.finish();
         direct.reach(arms.len());
         let fitted = direct.fit();
         let mut estimator = Estimator::new(Asked::any_reward());
         let mut whole = (sessions.longest > 1).then(|| Estimator::new(Asked::any_reward()));
-        let mut wrong = None;
+        let (mut wrong, mut estimated) = (None, None);
         self.rows.read(|row| {
             let model = |arm: u32| fitted.predict(half(row.session), arm as usize, &row.features);
             let (taken, seen) = taken[row.arm as usize];
@@ -269,6 +269,7 @@ impl<'a> Walk<'a> {
                     Needed { decisions: times * out.decisions as f64, days: times * days }
                 });
                 out.estimates = Some(estimates);
+                estimated = Some(estimator);
             }
             Err(why) => out.no_estimate = Some(why.to_string()),
         }
@@ -277,7 +278,7 @@ impl<'a> Walk<'a> {
             effective: e.effective,
             longest: sessions.longest,
         });
-        Ok(out)
+        Ok((out, estimated))
     }
 }
 

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::{Line, Pair, Recovered, walk::Walk};
+use super::{Line, Origin, Recovered, walk::Walk};
 use crate::{
     policy::Policy,
     replay::{
         matrix::Matrix,
-        metrics::{Frame, Hull, Percentiles, Point, bootstrap_within},
+        metrics::{Frame, Hull, Pair, Percentiles, Point, bootstrap_within},
     },
 };
 
@@ -84,6 +84,7 @@ impl<'a> Measure<'a> {
         });
         Line {
             name,
+            origin: Origin::Computed,
             hash: None,
             mean_score: point.score,
             score_interval: intervals[0],

@@ -6,6 +6,7 @@
 //! told that model's score as the feedback that it waits for, and goes over the queries in several shuffled orders.
 
 mod measure;
+mod quoted;
 mod table;
 mod walk;
 
@@ -14,15 +15,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use rayon::prelude::*;
 use serde::Serialize;
 
+pub use self::quoted::Quoted;
 use self::{
     measure::Measure,
     walk::{Pass, Walk, Way},
 };
 use super::{
-    WhatIf,
+    Checkpoints, WhatIf,
     calibration::{Calibration, Reliability},
     matrix::Matrix,
-    metrics::{Percentiles, Point},
+    metrics::{Pair, Percentiles, Point},
 };
 use crate::{
     domain::Context,
@@ -32,10 +34,36 @@ use crate::{
 /// Queries that are shown, of those where policies differ most.
 const SHOWN: usize = 12;
 
+/// How a line came about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// A policy of ours, decided here; nothing of it was fitted on these outcomes.
+    #[default]
+    Ours,
+    /// A policy with an artifact that was fitted on this very file: in distribution, and partly on what it was fitted to, so
+    /// no forecast. The fit's own figures are on what was held out.
+    InDistribution,
+    /// Computed here from the outcomes.
+    Computed,
+}
+
+impl Origin {
+    /// For people.
+    pub fn told(self) -> &'static str {
+        match self {
+            Origin::Ours => "ours",
+            Origin::InDistribution => "ours, fitted on this file",
+            Origin::Computed => "computed",
+        }
+    }
+}
+
 /// A policy, or something to compare it with.
 #[derive(Clone, Debug, Serialize)]
 pub struct Line {
     pub name: String,
+    pub origin: Origin,
     /// Of a policy; absent for what it is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
@@ -103,18 +131,6 @@ pub struct Recovered {
     pub cpt_80: Option<f64>,
 }
 
-/// Two policies on the same queries.
-#[derive(Clone, Debug, Serialize)]
-pub struct Pair {
-    pub first: String,
-    pub second: String,
-    /// The first's mean score less the second's, with the paired 95 % bootstrap interval over queries, widened for the
-    /// number of pairs (Bonferroni).
-    pub difference: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interval: Option<(f64, f64)>,
-}
-
 /// A query on which policies differ.
 #[derive(Clone, Debug, Serialize)]
 pub struct Differing {
@@ -169,35 +185,47 @@ pub struct OutcomesReport {
     pub aiq: Option<f64>,
     pub policies: Vec<Line>,
     pub baselines: Vec<Line>,
+    /// What others have published.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quoted: Vec<Quoted>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pairs: Vec<Pair>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub differing: Vec<Differing>,
 }
 
-/// Replays `policies` over `matrix` on all cores. `context` has the query's signals and its embedding, and what of them
-/// depends on the policy; `orders` is for those that learn. The matrix has the costs that are asked for already. `tick` hears of every order that is through.
+/// What outcomes are replayed with.
+pub struct OutcomesSetting<'a> {
+    /// With the costs that are asked for already.
+    pub matrix: &'a Matrix,
+    pub policies: &'a [Policy],
+    /// The query's signals and its embedding, and what of them depends on the policy.
+    pub context: &'a (dyn Fn(&Policy, usize) -> Context + Sync),
+    /// For policies that learn.
+    pub orders: u64,
+    pub what_if: &'a WhatIf,
+    /// Where what is done is kept, and gone on from.
+    pub checkpoints: Option<&'a Checkpoints>,
+}
+
+/// Replays policies over a matrix on all cores. `tick` hears of every order that is through.
 ///
 /// # Errors
-/// When a policy can reach a model without outcomes, or an update does not fold.
-pub fn replay_outcomes(
-    matrix: &Matrix,
-    policies: &[Policy],
-    context: &(dyn Fn(&Policy, usize) -> Context + Sync),
-    orders: u64,
-    what_if: &WhatIf,
-    tick: &(dyn Fn() + Sync),
-) -> Result<OutcomesReport, String> {
+/// When a policy can reach a model without outcomes, an update does not fold, or what is done cannot be kept.
+pub fn replay_outcomes(setting: &OutcomesSetting<'_>, tick: &(dyn Fn() + Sync)) -> Result<OutcomesReport, String> {
+    let OutcomesSetting { matrix, policies, context, orders, what_if, checkpoints } = *setting;
     let way = |policy| Way::new(policy, matrix, context, &what_if.without);
     let ways: Vec<Way<'_>> = policies.iter().map(way).collect::<Result<_, _>>()?;
     let measure = Measure::new(matrix);
+    let done = checkpoints.map(|kept| Done { kept, about: about(matrix, what_if) });
     let mut walks = Vec::new();
     let mut lines = Vec::new();
     for way in &ways {
-        let Over { walk, scores, regret, reliability } = over(way, &measure, orders, tick)?;
+        let Over { walk, scores, regret, reliability } = over(way, &measure, orders, done.as_ref(), tick)?;
         let mut line = measure.line(way.policy.name().to_owned(), &walk, 0.05 / policies.len() as f64);
         line.hash = Some(way.policy.hash().short());
         line.deviation = deviation(&scores);
+        line.origin = Origin::Ours;
         line.regret = regret;
         line.calibration = way.policy.expects().and_then(|of| reliability.finish(of));
         lines.push(line);
@@ -223,9 +251,14 @@ pub fn replay_outcomes(
         hull: hull.points().to_vec(),
         policies: lines,
         baselines,
+        quoted: Vec::new(),
         pairs: measure.pairs(policies, &walks),
         differing: differing(&measure, &ways, &walks)?,
     };
+    if let Some(kept) = checkpoints {
+        let names = policies.iter().flat_map(|p| seeds(p, orders).into_iter().map(|seed| Done::name(p, seed)));
+        kept.done(names);
+    }
     report.policies.iter_mut().chain(&mut report.baselines).for_each(|l| l.gap_to_oracle = oracle - l.mean_score);
     Ok(report)
 }
@@ -238,8 +271,55 @@ struct Over {
     reliability: Reliability,
 }
 
-fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sync)) -> Result<Over, String> {
-    let seeds: Vec<Option<u64>> = if way.policy.learns() { (0..orders.max(1)).map(Some).collect() } else { vec![None] };
+/// What is done of the orders.
+struct Done<'a> {
+    kept: &'a Checkpoints,
+    about: String,
+}
+
+impl Done<'_> {
+    fn name(policy: &Policy, seed: Option<u64>) -> String {
+        let order = seed.map_or_else(|| "file".to_owned(), |seed| seed.to_string());
+        format!("order-{}-{order}.json", policy.hash())
+    }
+
+    /// The pass, as it was, or as it is now.
+    fn or(&self, way: &Way<'_>, seed: Option<u64>) -> Result<Pass, String> {
+        let name = Self::name(way.policy, seed);
+        if let Some(pass) = self.kept.kept(&name, &self.about).map_err(|e| e.to_string())? {
+            return Ok(pass);
+        }
+        let pass = way.pass(seed, None)?;
+        self.kept.keep(&name, &self.about, &pass).map_err(|e| e.to_string())?;
+        Ok(pass)
+    }
+}
+
+/// What tells these outcomes from others.
+fn about(matrix: &Matrix, what_if: &WhatIf) -> String {
+    let mut hash = blake3::Hasher::new();
+    hash.update(matrix.hash.as_bytes());
+    for q in 0..matrix.len() {
+        for number in matrix.scores(q).iter().chain(matrix.costs(q)) {
+            hash.update(&number.to_le_bytes());
+        }
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    format!("weir {version}; outcomes {}; {}", hash.finalize().to_hex(), what_if.told().join(", "))
+}
+
+fn seeds(policy: &Policy, orders: u64) -> Vec<Option<u64>> {
+    if policy.learns() { (0..orders.max(1)).map(Some).collect() } else { vec![None] }
+}
+
+fn over(
+    way: &Way<'_>,
+    measure: &Measure<'_>,
+    orders: u64,
+    done: Option<&Done<'_>>,
+    tick: &(dyn Fn() + Sync),
+) -> Result<Over, String> {
+    let seeds = seeds(way.policy, orders);
     let mut all = Walk::new(measure.matrix.len(), measure.matrix.models.len());
     let mut scores = Vec::new();
     let mut regret: Vec<(usize, f64)> = Vec::new();
@@ -249,7 +329,7 @@ fn over(way: &Way<'_>, measure: &Measure<'_>, orders: u64, tick: &(dyn Fn() + Sy
         let passes: Vec<Pass> = some
             .par_iter()
             .map(|seed| {
-                let pass = way.pass(*seed, None);
+                let pass = done.map_or_else(|| way.pass(*seed, None), |done| done.or(way, *seed));
                 tick();
                 pass
             })

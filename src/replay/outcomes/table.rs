@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::OutcomesReport;
+use super::{Origin, OutcomesReport};
 use crate::replay::report::{outcomes::LUCK, sparkline};
 
 /// Bars of a curve.
@@ -49,6 +49,23 @@ impl OutcomesReport {
                 sparkline(&curve),
                 shares.join(", ")
             );
+        }
+        for l in self.policies.iter().filter(|l| l.origin == Origin::InDistribution) {
+            let _ = writeln!(out, "\n{} was fitted on these very outcomes: no forecast", l.name);
+        }
+        for q in &self.quoted {
+            let figure = |name: &str, of: Option<f64>| of.map(|v| format!("{name} {v}"));
+            let figures = [
+                figure("score", q.score),
+                figure("USD", q.cost_usd),
+                figure("PGR", q.pgr),
+                figure("AIQ", q.aiq),
+                figure("APGR", q.apgr),
+                figure("CPT(50)", q.cpt_50),
+                figure("CPT(80)", q.cpt_80),
+            ];
+            let figures: Vec<String> = figures.into_iter().flatten().collect();
+            let _ = writeln!(out, "\nquoted, not computed here ({}): {}: {}", q.source, q.told(), figures.join(", "));
         }
         for p in self.pairs.iter().filter(|_| self.policies.len() < 5) {
             let interval = p.interval.map_or_else(String::new, |(low, high)| format!(" ({low:+.4} to {high:+.4})"));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{Context, DecidedBy, Decision, Micros, ModelState, StateUpdate},
@@ -16,7 +17,7 @@ const APART: Micros = 1_000_000;
 const SHARE: usize = 512;
 
 /// Probabilities of the models, queries x models; a query that was refused has none.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Walk {
     models: usize,
     chances: Vec<f64>,
@@ -82,6 +83,7 @@ impl Walk {
 pub(super) type Watch<'a> = (&'a BTreeSet<usize>, &'a mut dyn FnMut(usize, &Decision, &Context));
 
 /// One pass over the queries.
+#[derive(Serialize, Deserialize)]
 pub(super) struct Pass {
     pub(super) walk: Walk,
     /// Of the queries.

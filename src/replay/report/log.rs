@@ -1,6 +1,6 @@
 //! The report from the record, for people.
 
-use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot};
+use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot, pairs};
 use crate::replay::{
     log::{Measured, ReplayReport, ReplayedPolicy},
     metrics::Percentiles,
@@ -13,6 +13,9 @@ impl Readable for ReplayReport {
         let mut sections = vec![self.summary()];
         if self.policies.iter().any(|p| p.estimates.is_some()) {
             sections.push(self.estimates());
+        }
+        if !self.pairs.is_empty() {
+            sections.push(pairs(&self.pairs, "reward", "sessions"));
         }
         sections.push(self.measured());
         let calibrated = || self.policies.iter().filter_map(|p| Some((p.policy.as_str(), p.calibration.as_ref()?)));

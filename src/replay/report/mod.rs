@@ -13,6 +13,7 @@ use std::{fs, path::Path};
 use serde::Serialize;
 
 use self::chart::{Chart, Mark, Series};
+use super::metrics::Pair;
 
 /// A report.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -134,6 +135,25 @@ impl Table {
         };
         Self { caption: caption.to_owned(), columns: columns.iter().map(column).collect(), rows: Vec::new() }
     }
+}
+
+/// Every two policies: the difference `of` something, over queries or sessions.
+fn pairs(pairs: &[Pair], of: &str, over: &str) -> Section {
+    let column = format!("#{of}, first less second");
+    let mut table = Table::new("Every two policies", &["first", "second", &column, "verdict"]);
+    for p in pairs {
+        let verdict = match p.interval {
+            Some((low, _)) if low > 0.0 => "the first is better",
+            Some((_, high)) if high < 0.0 => "the second is better",
+            _ => "not told apart",
+        };
+        let difference = Cell::estimate(p.difference, p.interval, 4);
+        table.rows.push(vec![Cell::text(&p.first), Cell::text(&p.second), difference, Cell::text(verdict)]);
+    }
+    let note = format!(
+        "Differences on the same {over}, with 95 % bootstrap intervals widened for the number of pairs (Bonferroni)."
+    );
+    Section { heading: "Pairs".to_owned(), note, parts: vec![Part::Table(table)] }
 }
 
 /// A report that people read.

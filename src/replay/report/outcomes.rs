@@ -1,6 +1,6 @@
 //! The report over outcomes, for people.
 
-use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot};
+use super::{Cell, Chart, Document, Mark, Part, Readable, Section, Series, Table, calibration, chart::Dot, pairs};
 use crate::replay::{
     metrics::Point,
     outcomes::{Differing, Line, OutcomesReport},
@@ -14,7 +14,7 @@ impl Readable for OutcomesReport {
     fn document(&self) -> Document {
         let mut sections = vec![self.policies_section(), self.curve_section()];
         if !self.pairs.is_empty() {
-            sections.push(self.pairs_section());
+            sections.push(pairs(&self.pairs, "score", "queries"));
         }
         sections.push(self.shares_section());
         if self.policies.iter().any(|l| !l.tasks.is_empty()) {
@@ -56,6 +56,7 @@ impl OutcomesReport {
     fn policies_section(&self) -> Section {
         let mut columns = vec![
             "policy",
+            "whose",
             "#score",
             "#USD per query",
             "#gain over the best model",
@@ -82,6 +83,7 @@ impl OutcomesReport {
         for l in self.lines() {
             let mut row = vec![
                 Cell::text(&l.name),
+                Cell::text(l.origin.told()),
                 Cell::estimate(l.mean_score, l.score_interval, 4),
                 Cell::usd(l.mean_cost_usd),
                 Cell::estimate(l.gain, l.interval, 4),
@@ -107,12 +109,32 @@ impl OutcomesReport {
             }
             table.rows.push(row);
         }
+        for q in &self.quoted {
+            let usd = q.cost_usd.map_or(Cell::text("–"), Cell::usd);
+            let mut row = vec![
+                Cell::text(q.told()),
+                Cell::text(format!("quoted: {}", q.source)),
+                Cell::number(q.score, 4),
+                usd,
+                Cell::text("–"),
+                Cell::text("–"),
+                Cell::number(q.pgr, 4),
+                Cell::number(q.aiq, 4),
+                Cell::text("–"),
+            ];
+            if pair {
+                row.extend([q.apgr, q.cpt_50, q.cpt_80].map(|v| Cell::number(v, 4)));
+            }
+            row.resize(columns.len(), Cell::text("–"));
+            table.rows.push(row);
+        }
         let zero = self.aiq_zero.map_or_else(String::new, |aiq| format!(" The zero router's AIQ is {aiq:.4}."));
         let note = format!(
             "Scores with 95 % bootstrap intervals over queries; the gain's interval is paired and widened for the number of \
              policies. Mix: what models drawn at random score at that cost (the zero router). PGR: share of the gap between the cheapest \
              and the best model that is recovered. AIQ: mean height of the hull of the line and the single models, over costs from the \
-             cheapest to the best model's.{zero} {LUCK}"
+             cheapest to the best model's.{zero} Rows are ours, computed here from the outcomes, or quoted; one fitted on this very file is no \
+             forecast. {LUCK}"
         );
         Section { heading: "Policies".to_owned(), note, parts: vec![Part::Table(table)] }
     }
@@ -155,25 +177,6 @@ impl OutcomesReport {
              have 95 % intervals."
         );
         Section { heading: "Quality and cost".to_owned(), note, parts: vec![Part::Chart(chart)] }
-    }
-
-    fn pairs_section(&self) -> Section {
-        let mut table = Table::new("Every two policies", &["first", "second", "#score, first less second", "verdict"]);
-        for p in &self.pairs {
-            let verdict = match p.interval {
-                Some((low, _)) if low > 0.0 => "the first is better",
-                Some((_, high)) if high < 0.0 => "the second is better",
-                _ => "not told apart",
-            };
-            table.rows.push(vec![
-                Cell::text(&p.first),
-                Cell::text(&p.second),
-                Cell::estimate(p.difference, p.interval, 4),
-                Cell::text(verdict),
-            ]);
-        }
-        let note = "Differences on the same queries, with 95 % bootstrap intervals widened for the number of pairs (Bonferroni).";
-        Section { heading: "Pairs".to_owned(), note: note.to_owned(), parts: vec![Part::Table(table)] }
     }
 
     fn shares_section(&self) -> Section {
