@@ -33,6 +33,14 @@ pub struct Group {
     pub came: f64,
 }
 
+impl Group {
+    fn add(&mut self, other: &Self) {
+        self.predictions += other.predictions;
+        self.predicted += other.predicted;
+        self.came += other.came;
+    }
+}
+
 /// Takes predictions one by one; memory does not grow with their number.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reliability(Vec<Group>);
@@ -54,10 +62,7 @@ impl Reliability {
 
     /// Sums here.
     fn add(&mut self, cell: usize, of: Group) {
-        let cell = &mut self.0[cell];
-        cell.predictions += of.predictions;
-        cell.predicted += of.predicted;
-        cell.came += of.came;
+        self.0[cell].add(&of);
     }
 
     pub fn merge(&mut self, other: &Self) {
@@ -67,21 +72,24 @@ impl Reliability {
     /// `None` where there was no prediction.
     pub fn finish(&self, of: Expects) -> Option<Calibration> {
         let predictions: u64 = self.0.iter().map(|g| g.predictions).sum();
+        let share = (predictions as f64 / GROUPS as f64).max(1.0);
+        // Sums; a group ends where it has its share, and what is left in the end goes to the last.
         let mut groups: Vec<Group> = Vec::new();
-        let mut sum = Group::default();
-        let mut seen = 0;
-        for cell in &self.0 {
-            seen += cell.predictions;
-            sum.predictions += cell.predictions;
-            sum.predicted += cell.predicted;
-            sum.came += cell.came;
-            // A group ends where its share of all predictions is reached.
-            let due = predictions as usize * (groups.len() + 1) / GROUPS;
-            if sum.predictions > 0 && seen as usize >= due {
-                let n = sum.predictions as f64;
-                groups.push(Group { predicted: sum.predicted / n, came: sum.came / n, ..sum });
-                sum = Group::default();
+        for cell in self.0.iter().filter(|cell| cell.predictions > 0) {
+            match groups.last_mut() {
+                Some(last) if (last.predictions as f64) < share => last.add(cell),
+                _ => groups.push(*cell),
             }
+        }
+        if let [.., before, last] = &mut groups[..]
+            && (last.predictions as f64) < 0.5 * share
+        {
+            before.add(last);
+            groups.pop();
+        }
+        for g in &mut groups {
+            let n = g.predictions as f64;
+            *g = Group { predicted: g.predicted / n, came: g.came / n, ..*g };
         }
         let off: f64 = groups.iter().map(|g| g.predictions as f64 * (g.predicted - g.came).abs()).sum();
         (predictions > 0).then(|| Calibration { of, predictions, error: off / predictions as f64, groups })
@@ -105,12 +113,15 @@ mod tests {
             bold.take(if p > 0.5 { 0.99 } else { 0.01 }, came);
         }
         right.take(f64::NAN, 1.0);
+        // A few that are far off are not a group of their own.
+        (0..5).for_each(|_| bold.take(1.9, 0.0));
         let right = right.finish(Expects::Quality).unwrap();
         assert_eq!((right.predictions, right.groups.len()), (100_000, 10));
         assert!(right.error < 0.01, "{}", right.error);
         let bold = bold.finish(Expects::Quality).unwrap();
         assert_eq!(bold.groups.len(), 2);
         assert!((bold.error - 0.24).abs() < 0.01, "{}", bold.error);
+        assert_eq!(bold.groups.iter().map(|g| g.predictions).sum::<u64>(), 100_005);
         assert_eq!(Reliability::default().finish(Expects::Reward), None);
     }
 

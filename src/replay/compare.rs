@@ -67,6 +67,12 @@ pub fn figures(file: &str, text: &str) -> Result<BTreeMap<String, Figures>, Gate
             ("reward_low", "/estimates/dr/interval/0"),
             ("reward_high", "/estimates/dr/interval/1"),
             ("effective", "/estimates/effective"),
+            ("reward_by_session", "/by_session/reward/value"),
+            ("cost_usd", "/measured/cost_usd/value"),
+            ("joules", "/measured/joules/value"),
+            ("p90_ms", "/latency_ms/p90"),
+            ("p90_ms", "/measured/latency_ms/p90"),
+            ("calibration", "/calibration/error"),
         ];
         let found = places.into_iter().filter_map(|(name, at)| Some((name, policy.pointer(at)?.as_f64()?)));
         let figures: Figures = found.collect();

@@ -14,7 +14,8 @@ use crate::replay::compare::{Comparison, compare, figures};
   weir replay --data outcomes.parquet --policy policies/*.yaml --json > after.json
   weir replay diff before.json after.json --fail-if 'score < baseline - 0.01'
 
-Figures over outcomes: score, cost_usd, gain, pgr, refused; from a log: reward, reward_low, reward_high, effective. With
+Figures over outcomes: score, cost_usd, gain, pgr, refused; from a log: reward, reward_low, reward_high, effective,
+reward_by_session, cost_usd, joules; from either, where there are times or expectations: p90_ms, calibration. With
 several in one condition, say baseline.score and so on. Ends with 1 where a condition holds or a policy is gone.")]
 pub struct DiffArgs {
     /// The report to compare with

@@ -12,7 +12,7 @@ use crate::{
     cli::policy::{fit::bar, implied_fleet, request::fleet as fleet_of},
     domain::{Fleet, Hash},
     policy::{self, Policy},
-    replay::{self, Export, Measured, Record, ReplayReport, Setting, Source, replay_log},
+    replay::{self, Export, Measured, Record, ReplayReport, Setting, Source, replay_log, report::significant},
 };
 
 /// Policies on a record: those that made it, or others.
@@ -118,16 +118,18 @@ async fn report(
 
 /// Cost, energy and times, where there are any.
 fn measured(of: &Measured) {
-    let around = |i: Option<(f64, f64)>| i.map_or_else(String::new, |(l, h)| format!(" ({l:.3e} to {h:.3e})"));
+    let short = |v: f64| significant(v, 3);
+    let around =
+        |i: Option<(f64, f64)>| i.map_or_else(String::new, |(l, h)| format!(" ({} to {})", short(l), short(h)));
     if let Some(cost) = of.cost_usd {
-        say!("  cost        ${:.3e}{} per decision", cost.value, around(cost.interval));
+        say!("  cost        ${}{} per decision", short(cost.value), around(cost.interval));
     }
     if let Some(joules) = of.joules {
-        say!("  energy      {:.3e} J{} per decision", joules.value, around(joules.interval));
+        say!("  energy      {} J{} per decision", short(joules.value), around(joules.interval));
     }
     for (name, times) in [("time", of.latency_ms), ("first token", of.ttft_ms)] {
         if let Some(p) = times {
-            say!("  {name:<12}p50 {:.1} ms, p90 {:.1} ms, p99 {:.1} ms", p.p50, p.p90, p.p99);
+            say!("  {name:<12}p50 {} ms, p90 {} ms, p99 {} ms", short(p.p50), short(p.p90), short(p.p99));
         }
     }
 }

@@ -86,7 +86,7 @@ impl ReplayReport {
             }
             let mut times = |of: Option<Percentiles>| {
                 let each = [of.map(|p| p.p50), of.map(|p| p.p90), of.map(|p| p.p99)];
-                row.extend(each.map(|v| Cell::number(v, 1)));
+                row.extend(each.map(Cell::ms));
             };
             times(m.latency_ms);
             if ttft {

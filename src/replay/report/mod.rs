@@ -110,6 +110,11 @@ impl Cell {
         Self { text: dollars(value) + &around, value: Some(value), shade: None }
     }
 
+    /// A time in milliseconds, of any size.
+    pub fn ms(value: Option<f64>) -> Self {
+        value.map_or(Self::text("–"), |v| Self { text: significant(v, 3), value: Some(v), shade: None })
+    }
+
     /// A share as per cent; nothing for none.
     pub fn share(value: f64) -> Self {
         let text = if value > 0.0 { format!("{:.1} %", 100.0 * value) } else { String::new() };
@@ -119,10 +124,15 @@ impl Cell {
 
 /// USD with four significant digits.
 pub(super) fn dollars(value: f64) -> String {
-    if value == 0.0 {
-        return "0".to_owned();
+    significant(value, 4)
+}
+
+/// A number of any size with as many significant digits, never in powers of ten.
+pub fn significant(value: f64, digits: u32) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return value.to_string();
     }
-    let decimals = 3 - libm::log10(value.abs()).floor() as i64;
+    let decimals = i64::from(digits) - 1 - libm::log10(value.abs()).floor() as i64;
     format!("{value:.*}", decimals.clamp(0, 12) as usize)
 }
 
@@ -199,6 +209,7 @@ mod tests {
             [0.0, 0.000_012_345_6, 0.012_345_6, 1.5, 12_345.6].map(dollars),
             ["0", "0.00001235", "0.01235", "1.500", "12346"]
         );
+        assert_eq!([0.004_21, 87.65, 1234.5].map(|v| significant(v, 3)), ["0.00421", "87.7", "1234"]);
     }
 
     #[test]
