@@ -5,7 +5,12 @@ use std::{path::PathBuf, sync::OnceLock};
 use weir::{
     assets::{Assets, Options},
     domain::{FinishReason, Message, Role, TokenLogprob, Usage},
-    engine::{Choosing, Engine, EngineError, EngineOptions, Format, Generate, GenerateEvent, Prompt},
+    engine::{
+        Choosing, Engine, EngineError, EngineOptions, Format, Generate, GenerateEvent, Level, Prompt,
+        gguf::Gguf,
+        model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
+        ops::{Ops, Pool},
+    },
 };
 
 const GREEDY: Choosing = Choosing { temperature: 0.0, top_p: 1.0, seed: 0 };
@@ -216,4 +221,40 @@ fn figures() {
             );
         }
     }
+}
+
+/// Against PyTorch's `transformers` on the same weights in f32 (`src/engine/model/goldens/make.py`): 192 positions of text of no
+/// meaning and of running ids.
+#[test]
+fn smollm2_says_what_transformers_says() {
+    let goldens: serde_json::Value =
+        serde_json::from_str(include_str!("../src/engine/model/goldens/logits.json")).unwrap();
+    let golden = &goldens["smollm2"];
+    let tokens: Vec<u32> = serde_json::from_value(golden["tokens"].clone()).unwrap();
+    let top: Vec<Vec<usize>> = serde_json::from_value(golden["top"].clone()).unwrap();
+    let logprobs: Vec<Vec<f64>> = serde_json::from_value(golden["logprobs"].clone()).unwrap();
+    let gguf = Gguf::open(&model_file()).unwrap();
+    let config = Config::read(&gguf).unwrap();
+    let vocabulary = config.vocabulary;
+    let model = Llama::load(&gguf, config, Format::Native).unwrap();
+    let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
+    let (mut kv, mut w) = (Kv::default(), Workspace::default());
+    let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];
+    let batch = Batch { tokens: tokens.clone(), pieces, logits: (0..tokens.len()).collect() };
+    model.forward(&ops, &batch, &mut [&mut kv], &mut w);
+    let (mut divergence, mut same) = (0.0, 0);
+    for ((row, top), want) in w.logits.chunks_exact(vocabulary).zip(&top).zip(&logprobs) {
+        let greatest = f64::from(row.iter().copied().fold(f32::MIN, f32::max));
+        let log = greatest + row.iter().map(|l| (f64::from(*l) - greatest).exp()).sum::<f64>().ln();
+        let got: Vec<f64> = top.iter().map(|id| f64::from(row[*id]) - log).collect();
+        // What is not among the greatest is one more outcome.
+        let rest = |of: &[f64]| (1.0 - of.iter().map(|l| l.exp()).sum::<f64>()).max(1e-12);
+        let (p, q) = (rest(want), rest(&got));
+        divergence += want.iter().zip(&got).map(|(p, q)| p.exp() * (p - q)).sum::<f64>() + p * (p / q).ln();
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        same += usize::from(best == top[0]);
+    }
+    let (mean, share) = (divergence / tokens.len() as f64, same as f64 / tokens.len() as f64);
+    println!("mean divergence {mean:.2e}, the same best token in {:.1} %", 100.0 * share);
+    assert!(mean < 1e-3 && share >= 0.99, "mean divergence {mean}, same best token {share}");
 }

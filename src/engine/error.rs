@@ -17,7 +17,7 @@ pub enum EngineError {
     )]
     Corrupt { path: PathBuf, reason: String },
     /// The file is sound, but this engine cannot run it.
-    #[error("{}: this model cannot be run: {reason}; choose a GGUF file of a llama-architecture model with a byte-level BPE tokenizer", path.display())]
+    #[error("{}: this model cannot be run: {reason}; choose a GGUF file of a llama, qwen2 or qwen3 model", path.display())]
     UnsupportedModel { path: PathBuf, reason: String },
     /// Options that make no sense together with the model.
     #[error("engine options: {0}")]

@@ -1,4 +1,6 @@
-//! From text to token ids and back, by the vocabulary in a GGUF file (byte-level BPE).
+//! From text to token ids and back, by the vocabulary in a GGUF file: byte-level BPE (`gpt2`), or SentencePiece's BPE with
+//! a score per token (`llama`: Llama 2, TinyLlama, Mistral), where the neighbours whose union has the greatest score are
+//! merged first, spaces are `▁`, and what has no token falls apart into bytes.
 //!
 //! Special tokens are never found in text that a user wrote: [`Tokenizer::encode_text`] knows none, and
 //! [`Tokenizer::encode_template`] recognises them only where the caller says the template put them. The splitting
@@ -21,14 +23,26 @@ use super::{
     gguf::{Gguf, Value},
 };
 
-/// GGUF's `tokenizer.ggml.token_type` of control tokens and of tokens that users defined.
+/// GGUF's `tokenizer.ggml.token_type` of unknown text, of control tokens, of tokens that users defined, and of bytes.
+const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
+/// A space, to SentencePiece.
+const SPACE: char = '▁';
+
+/// How a text is cut before tokens are merged.
+enum Cut {
+    /// Into words, whose bytes are characters.
+    Words(PreTokenizerWrapper),
+    /// Not at all; spaces are [`SPACE`], and one may be put before the text.
+    Spaces { before: bool },
+}
 
 /// A model's vocabulary.
 pub struct Tokenizer {
     model: BPE,
-    split: PreTokenizerWrapper,
+    cut: Cut,
     /// The bytes of each token; empty for control tokens.
     bytes: Vec<Box<[u8]>>,
     /// Names of tokens that only templates may use, longest first.
@@ -54,10 +68,13 @@ impl Tokenizer {
     /// fit together.
     pub fn read(gguf: &Gguf, vocabulary: usize) -> Result<Self, EngineError> {
         let missing = |key: &str| gguf.corrupt(format!("metadata `{key}` is missing"));
-        match gguf.text("tokenizer.ggml.model")?.ok_or_else(|| missing("tokenizer.ggml.model"))? {
-            "gpt2" => {}
-            other => return Err(gguf.unsupported(format!("its tokenizer is of the kind `{other}`, not `gpt2`"))),
-        }
+        let scored = match gguf.text("tokenizer.ggml.model")?.ok_or_else(|| missing("tokenizer.ggml.model"))? {
+            "gpt2" => false,
+            "llama" => true,
+            other => {
+                return Err(gguf.unsupported(format!("its tokenizer is of the kind `{other}`, not `gpt2` or `llama`")));
+            }
+        };
         let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
         if tokens.len() != vocabulary {
             return Err(gguf.corrupt(format!(
@@ -67,23 +84,24 @@ impl Tokenizer {
         }
         let types = types(gguf, tokens.len())?;
         let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
-        let mut merges = Vec::new();
-        for merge in texts(gguf, "tokenizer.ggml.merges")? {
-            let pair = merge.split_once(' ').filter(|(a, b)| {
-                vocab.contains_key(*a) && vocab.contains_key(*b) && vocab.contains_key(&format!("{a}{b}"))
-            });
-            let Some((a, b)) = pair else {
-                return Err(gguf.corrupt(format!("merge {} of the tokenizer is of unknown tokens", merges.len())));
-            };
-            merges.push((a.to_owned(), b.to_owned()));
-        }
-        let pre = gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
-        let split = pre_tokenizer(pre).map_err(|reason| gguf.unsupported(reason))?;
-        let model = BpeBuilder::new()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(pre == "llama-bpe")
-            .build()
-            .map_err(|e| gguf.corrupt(format!("its tokenizer cannot be built: {e}")))?;
+        let built = |builder: BpeBuilder| {
+            builder.build().map_err(|e| gguf.corrupt(format!("its tokenizer cannot be built: {e}")))
+        };
+        let (model, cut) = if scored {
+            let merges = merges_by_score(&tokens, &types, &scores(gguf, tokens.len())?, &vocab);
+            let mut builder = BpeBuilder::new().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
+            if let Some(unknown) = types.iter().position(|kind| *kind == UNKNOWN) {
+                builder = builder.unk_token(tokens[unknown].to_owned());
+            }
+            let before = gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+            (built(builder)?, Cut::Spaces { before })
+        } else {
+            let pre = gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
+            let split = pre_tokenizer(pre).map_err(|reason| gguf.unsupported(reason))?;
+            let merges = listed_merges(gguf, &vocab)?;
+            let builder = BpeBuilder::new().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe");
+            (built(builder)?, Cut::Words(split))
+        };
 
         let id = |key: &str| -> Result<Option<u32>, EngineError> {
             match gguf.u64(key)? {
@@ -121,6 +139,8 @@ impl Tokenizer {
             .zip(&types)
             .map(|(token, kind)| match *kind {
                 CONTROL => Box::default(),
+                BYTE if scored => byte_named(token).map_or_else(Box::default, |byte| [byte].into()),
+                _ if scored => token.replace(SPACE, " ").into_bytes().into(),
                 USER_DEFINED => token.as_bytes().into(),
                 _ => bytes_of(token),
             })
@@ -129,12 +149,12 @@ impl Tokenizer {
         Ok(Self {
             longest: bytes.iter().map(|b| b.len()).max().unwrap_or(1).max(1),
             model,
-            split,
+            cut,
             bytes,
             special,
             special_first,
             bos,
-            add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(false) && bos.is_some(),
+            add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(scored) && bos.is_some(),
             ends,
             bos_text: text(bos),
             eos_text: text(eos),
@@ -177,8 +197,20 @@ impl Tokenizer {
             return Ok(());
         }
         let fail = |e: tokenizers::Error| EngineError::Tokenizer(e.to_string());
+        let split = match &self.cut {
+            Cut::Words(split) => split,
+            Cut::Spaces { before } => {
+                let mut spaced = String::with_capacity(text.len() + SPACE.len_utf8());
+                if *before {
+                    spaced.push(SPACE);
+                }
+                spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+                ids.extend(self.model.tokenize(&spaced).map_err(fail)?.iter().map(|token| token.id));
+                return Ok(());
+            }
+        };
         let mut pieces = PreTokenizedString::from(NormalizedString::from(text));
-        self.split.pre_tokenize(&mut pieces).map_err(fail)?;
+        split.pre_tokenize(&mut pieces).map_err(fail)?;
         pieces.tokenize(|piece| self.model.tokenize(piece.get())).map_err(fail)?;
         for (_, _, tokens) in pieces.get_splits(OffsetReferential::Original, OffsetType::None) {
             ids.extend(tokens.iter().flatten().map(|token| token.id));
@@ -249,6 +281,57 @@ fn types(gguf: &Gguf, tokens: usize) -> Result<Vec<u64>, EngineError> {
             _ => Err(gguf.corrupt(format!("metadata `{key}` is not a list of whole numbers"))),
         })
         .collect()
+}
+
+fn scores(gguf: &Gguf, tokens: usize) -> Result<Vec<f64>, EngineError> {
+    let key = "tokenizer.ggml.scores";
+    let list = gguf.list(key)?.ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is missing")))?;
+    let score = |value: &Value| match value {
+        Value::Float(x) => Some(*x),
+        _ => None,
+    };
+    let scores: Option<Vec<f64>> = list.iter().map(score).collect();
+    scores
+        .filter(|scores| scores.len() == tokens && scores.iter().all(|s| !s.is_nan()))
+        .ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is not a list of {tokens} numbers")))
+}
+
+fn listed_merges(gguf: &Gguf, vocab: &Vocab) -> Result<Vec<(String, String)>, EngineError> {
+    let mut merges = Vec::new();
+    for merge in texts(gguf, "tokenizer.ggml.merges")? {
+        let pair = merge.split_once(' ').filter(|(a, b)| {
+            vocab.contains_key(*a) && vocab.contains_key(*b) && vocab.contains_key(&format!("{a}{b}"))
+        });
+        let Some((a, b)) = pair else {
+            return Err(gguf.corrupt(format!("merge {} of the tokenizer is of unknown tokens", merges.len())));
+        };
+        merges.push((a.to_owned(), b.to_owned()));
+    }
+    Ok(merges)
+}
+
+/// All ways in which a token is made of two others, those of the greatest score first.
+fn merges_by_score(tokens: &[&str], types: &[u64], scores: &[f64], vocab: &Vocab) -> Vec<(String, String)> {
+    let mut merges: Vec<(f64, u32, u32)> = Vec::new();
+    for ((token, _), score) in
+        tokens.iter().zip(types).zip(scores).filter(|((_, kind), _)| !matches!(**kind, CONTROL | BYTE | UNKNOWN))
+    {
+        for (at, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(at);
+            if let (Some(left), Some(right)) = (vocab.get(left), vocab.get(right)) {
+                merges.push((*score, *left, *right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
+    let text = |id: u32| tokens[id as usize].to_owned();
+    merges.into_iter().map(|(_, left, right)| (text(left), text(right))).collect()
+}
+
+/// The byte that a token of the form `<0x0A>` stands for.
+fn byte_named(token: &str) -> Option<u8> {
+    let hex = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(hex, 16).ok()
 }
 
 /// How a model cuts text into words, by the name that llama.cpp gives it.

@@ -122,7 +122,7 @@ fn other_models_are_refused_with_what_they_are() {
     };
     let cases = [
         ("general.architecture", Value::Text("gemma3".into()), "its architecture is `gemma3`"),
-        ("tokenizer.ggml.model", Value::Text("llama".into()), "tokenizer is of the kind `llama`"),
+        ("tokenizer.ggml.model", Value::Text("t5".into()), "tokenizer is of the kind `t5`"),
         ("tokenizer.ggml.pre", Value::Text("chatglm".into()), "splits text by `chatglm`"),
         ("llama.expert_count", Value::Unsigned(8), "mixture of experts"),
         ("llama.rope.scaling.type", Value::Text("yarn".into()), "scaled by `yarn`"),
@@ -141,6 +141,8 @@ fn other_models_are_refused_with_what_they_are() {
         ("tokenizer.ggml.merges", Value::List(vec![Value::Text("zz qq".into())])),
         ("tokenizer.ggml.tokens", Value::List(vec![Value::Text("a".into())])),
         ("tokenizer.ggml.eos_token_id", Value::Unsigned(1 << 20)),
+        // Without scores.
+        ("tokenizer.ggml.model", Value::Text("llama".into())),
     ];
     for (key, value) in cases {
         let error = refuse(key, value);

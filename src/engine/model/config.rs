@@ -1,11 +1,42 @@
-//! The sizes and constants of a llama-architecture model, read from GGUF metadata and checked for sense.
+//! The architecture, sizes and constants of a model, read from GGUF metadata and checked for sense.
 
 use crate::engine::{EngineError, gguf::Gguf, ops::attention::Heads};
+
+/// What the forward pass knows. They differ in little: see [`super::llama`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama 2 and 3, SmolLM2, TinyLlama, Mistral.
+    Llama,
+    /// Qwen 2 and 2.5: biases on queries, keys and values.
+    Qwen2,
+    /// Qwen 3: queries and keys are normalised head by head.
+    Qwen3,
+}
+
+impl Architecture {
+    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+
+    /// As GGUF files name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
+        }
+    }
+
+    /// Whether the file's query and key rows are in two halves, of which the i-th of each are a pair that is rotated. Files
+    /// of llama models have the two of a pair beside each other.
+    pub fn in_halves(self) -> bool {
+        self != Self::Llama
+    }
+}
 
 /// A model's sizes. All are above zero.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub name: String,
+    pub architecture: Architecture,
     pub hidden: usize,
     pub layers: usize,
     pub feed_forward: usize,
@@ -32,32 +63,38 @@ impl Config {
         let architecture = gguf
             .text("general.architecture")?
             .ok_or_else(|| gguf.corrupt("metadata `general.architecture` is missing"))?;
-        if architecture != "llama" {
-            return Err(gguf.unsupported(format!("its architecture is `{architecture}`, not `llama`")));
-        }
-        if gguf.u64("llama.expert_count")?.is_some_and(|n| n > 0) {
+        let known = Architecture::ALL.into_iter().find(|known| known.name() == architecture);
+        let Some(architecture) = known else {
+            let names = Architecture::ALL.map(Architecture::name).join(", ");
+            return Err(gguf.unsupported(format!("its architecture is `{architecture}`, and there are {names}")));
+        };
+        let key = |rest: &str| format!("{}.{rest}", architecture.name());
+        if gguf.u64(&key("expert_count"))?.is_some_and(|n| n > 0) {
             return Err(gguf.unsupported("it is a mixture of experts"));
         }
-        let size = |key: &str| -> Result<usize, EngineError> {
-            match gguf.need_u64(key)? {
+        let size = |rest: &str| -> Result<usize, EngineError> {
+            let key = key(rest);
+            match gguf.need_u64(&key)? {
                 n if n == 0 || n > MOST => Err(gguf.corrupt(format!("metadata `{key}` is {n}"))),
                 n => Ok(n as usize),
             }
         };
-        let hidden = size("llama.embedding_length")?;
-        let layers = size("llama.block_count")?;
-        let feed_forward = size("llama.feed_forward_length")?;
-        let context = size("llama.context_length")?;
-        let queries = size("llama.attention.head_count")?;
-        let keys = match gguf.u64("llama.attention.head_count_kv")? {
-            Some(_) => size("llama.attention.head_count_kv")?,
+        let hidden = size("embedding_length")?;
+        let layers = size("block_count")?;
+        let feed_forward = size("feed_forward_length")?;
+        // Beyond its window a model that slides one sees less than all; up to there it is like any other.
+        let window = gguf.u64(&key("attention.sliding_window"))?.filter(|n| *n > 0).unwrap_or(u64::MAX);
+        let context = size("context_length")?.min(usize::try_from(window).unwrap_or(usize::MAX));
+        let queries = size("attention.head_count")?;
+        let keys = match gguf.u64(&key("attention.head_count_kv"))? {
+            Some(_) => size("attention.head_count_kv")?,
             None => queries,
         };
-        let head = match gguf.u64("llama.attention.key_length")? {
-            Some(_) => size("llama.attention.key_length")?,
+        let head = match gguf.u64(&key("attention.key_length"))? {
+            Some(_) => size("attention.key_length")?,
             None => hidden / queries,
         };
-        let value_head = gguf.u64("llama.attention.value_length")?.unwrap_or(head as u64);
+        let value_head = gguf.u64(&key("attention.value_length"))?.unwrap_or(head as u64);
         if value_head != head as u64 {
             return Err(gguf.unsupported(format!("its keys have {head} elements and its values {value_head}")));
         }
@@ -67,18 +104,18 @@ impl Config {
         if head % 16 != 0 {
             return Err(gguf.unsupported(format!("its heads have {head} elements, not a multiple of 16")));
         }
-        if gguf.u64("llama.rope.dimension_count")?.is_some_and(|n| n != head as u64) {
+        if gguf.u64(&key("rope.dimension_count"))?.is_some_and(|n| n != head as u64) {
             return Err(gguf.unsupported("only a part of each head is rotated"));
         }
-        let rope_scale = match gguf.text("llama.rope.scaling.type")? {
+        let rope_scale = match gguf.text(&key("rope.scaling.type"))? {
             None | Some("none") => 1.0,
-            Some("linear") => gguf.f64("llama.rope.scaling.factor")?.unwrap_or(1.0),
+            Some("linear") => gguf.f64(&key("rope.scaling.factor"))?.unwrap_or(1.0),
             Some(other) => return Err(gguf.unsupported(format!("its rotary embedding is scaled by `{other}`"))),
         };
-        let rope_base = gguf.f64("llama.rope.freq_base")?.unwrap_or(10_000.0);
-        let rms_epsilon = gguf
-            .f64("llama.attention.layer_norm_rms_epsilon")?
-            .ok_or_else(|| gguf.corrupt("metadata `llama.attention.layer_norm_rms_epsilon` is missing"))?;
+        let rope_base = gguf.f64(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let rms_epsilon = gguf.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
+            gguf.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
+        })?;
         if rope_base <= 0.0 || rope_scale <= 0.0 || rms_epsilon < 0.0 {
             return Err(gguf.corrupt(format!(
                 "rotary base {rope_base}, its scale {rope_scale} or the norms' epsilon {rms_epsilon} is out of range"
@@ -99,6 +136,7 @@ impl Config {
         };
         Ok(Self {
             name: gguf.text("general.name")?.unwrap_or_default().to_owned(),
+            architecture,
             hidden,
             layers,
             feed_forward,

@@ -1,9 +1,11 @@
-//! The forward pass of the llama architecture over a batch of tokens of any number of sequences.
+//! The forward pass of the llama architecture and its kin over a batch of tokens of any number of sequences.
 //!
-//! RMS norm, grouped-query attention with rotary positions, SwiGLU, residuals; weights as [`Linear`]. Nothing here
-//! knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
+//! RMS norm, grouped-query attention with rotary positions, SwiGLU, residuals; weights as [`Linear`]. Qwen 2 adds biases
+//! to queries, keys and values, Qwen 3 normalises the heads of queries and keys. Which two elements of a head are rotated
+//! together differs between files; as scores do not depend on the order of a head's elements, rows are brought into one
+//! order at load. Nothing here knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
 
-use super::{Config, Kv};
+use super::{Architecture, Config, Kv};
 use crate::engine::{
     EngineError,
     gguf::{Gguf, TensorType},
@@ -15,14 +17,22 @@ use crate::engine::{
 
 struct Layer {
     attention_norm: Vec<f32>,
-    query: Linear,
-    key: Linear,
-    value: Linear,
+    query: Projection,
+    key: Projection,
+    value: Projection,
     output: Linear,
     feed_forward_norm: Vec<f32>,
     gate: Linear,
     up: Linear,
     down: Linear,
+}
+
+/// A matrix with what comes after it: an empty vector is none.
+struct Projection {
+    weight: Linear,
+    bias: Vec<f32>,
+    /// Of a head.
+    norm: Vec<f32>,
 }
 
 /// The weights of a model and the tables that follow from its sizes.
@@ -69,6 +79,7 @@ pub struct Workspace {
     gate: Vec<f32>,
     up: Vec<f32>,
     projected: Vec<f32>,
+    heads: Vec<f32>,
     /// Of the rotary angles, `[tokens][half a head]`.
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -82,9 +93,13 @@ impl Llama {
     ///
     /// # Errors
     /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
-    /// [`EngineError::UnsupportedModel`] for biases, which other architectures have.
+    /// [`EngineError::UnsupportedModel`] for parts that its architecture does not have.
     pub fn load(gguf: &Gguf, config: Config, format: Format) -> Result<Self, EngineError> {
-        if let Some(name) = gguf.tensors.keys().find(|name| name.ends_with(".bias")) {
+        let known = |name: &str| {
+            let of_attention = ["attn_q.bias", "attn_k.bias", "attn_v.bias"].iter().any(|end| name.ends_with(end));
+            !name.ends_with(".bias") || of_attention
+        };
+        if let Some(name) = gguf.tensors.keys().find(|name| !known(name)) {
             return Err(gguf.unsupported(format!("it has biases (`{name}`)")));
         }
         let c = &config;
@@ -95,9 +110,9 @@ impl Llama {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
             layers.push(Layer {
                 attention_norm: load_vector(gguf, &name("attn_norm"), c.hidden)?,
-                query: matrix(&name("attn_q"), q, c.hidden)?,
-                key: matrix(&name("attn_k"), kv, c.hidden)?,
-                value: matrix(&name("attn_v"), kv, c.hidden)?,
+                query: load_projection(gguf, c, i, "attn_q", q, format)?,
+                key: load_projection(gguf, c, i, "attn_k", kv, format)?,
+                value: load_projection(gguf, c, i, "attn_v", kv, format)?,
                 output: matrix(&name("attn_output"), c.hidden, q)?,
                 feed_forward_norm: load_vector(gguf, &name("ffn_norm"), c.hidden)?,
                 gate: matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
@@ -132,7 +147,7 @@ impl Llama {
         let layers: usize = self
             .layers
             .iter()
-            .flat_map(|l| [&l.query, &l.key, &l.value, &l.output, &l.gate, &l.up, &l.down])
+            .flat_map(|l| [&l.query.weight, &l.key.weight, &l.value.weight, &l.output, &l.gate, &l.up, &l.down])
             .map(Linear::bytes)
             .sum();
         layers + self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes)
@@ -215,8 +230,23 @@ impl Llama {
             &w.normed,
             rows,
             &mut w.quantised,
-            &mut [(&layer.query, &mut w.query), (&layer.key, &mut w.key), (&layer.value, &mut w.value)],
+            &mut [
+                (&layer.query.weight, &mut w.query),
+                (&layer.key.weight, &mut w.key),
+                (&layer.value.weight, &mut w.value),
+            ],
         );
+        let projections = [(&layer.query, &mut w.query), (&layer.key, &mut w.key), (&layer.value, &mut w.value)];
+        for (projection, out) in projections {
+            if !projection.bias.is_empty() {
+                elementwise::add_bias(ops.level, out, &projection.bias);
+            }
+            if !projection.norm.is_empty() {
+                w.heads.resize(out.len(), 0.0);
+                elementwise::rms_norm(ops.level, out, &projection.norm, c.rms_epsilon, &mut w.heads);
+                std::mem::swap(out, &mut w.heads);
+            }
+        }
         let (q, kv, half) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size, c.heads.size / 2);
         for piece in &batch.pieces {
             let cache = &mut *caches[piece.cache];
@@ -254,10 +284,73 @@ fn read<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<(TensorType, Ve
     Ok((info.kind, gguf.read(name)?.ok_or_else(missing)?))
 }
 
+/// Queries, keys or values of layer `i`; those that are rotated in the order in which [`elementwise::rope`] wants them.
+fn load_projection(
+    gguf: &Gguf,
+    c: &Config,
+    i: usize,
+    part: &str,
+    rows: usize,
+    format: Format,
+) -> Result<Projection, EngineError> {
+    let name = |what: &str, end: &str| format!("blk.{i}.{what}.{end}");
+    let there = |name: &String| gguf.tensors.contains_key(name);
+    let turned = c.architecture.in_halves() && part != "attn_v";
+    let head = c.heads.size;
+    let weight = name(part, "weight");
+    let (kind, mut raw) = read(gguf, &weight, &[c.hidden as u64, rows as u64])?;
+    if turned {
+        raw = in_pairs(&raw, raw.len() / rows, head);
+    }
+    let vector = |name: String, length: usize| -> Result<Vec<f32>, EngineError> {
+        if !there(&name) {
+            return Ok(Vec::new());
+        }
+        let values = load_vector(gguf, &name, length)?;
+        Ok(if turned { in_pairs(&values, 1, head) } else { values })
+    };
+    let out = Projection {
+        weight: pack(gguf, &weight, kind, &raw, (rows, c.hidden), format)?,
+        bias: vector(name(part, "bias"), rows)?,
+        norm: vector(name(&format!("{part}_norm"), "weight"), head)?,
+    };
+    // A file that lacks them would answer nonsense.
+    let missing = match c.architecture {
+        Architecture::Qwen2 => out.bias.is_empty().then(|| name(part, "bias")),
+        Architecture::Qwen3 => (out.norm.is_empty() && turned).then(|| name(&format!("{part}_norm"), "weight")),
+        Architecture::Llama => None,
+    };
+    missing.map_or(Ok(out), |name| Err(gguf.corrupt(format!("tensor `{name}` is missing"))))
+}
+
+/// Rows of heads that are in two halves, so that the i-th of both are neighbours.
+fn in_pairs<T: Copy>(rows: &[T], width: usize, head: usize) -> Vec<T> {
+    let mut out = Vec::with_capacity(rows.len());
+    for head in rows.chunks_exact(head * width) {
+        let (first, second) = head.split_at(head.len() / 2);
+        for (a, b) in first.chunks_exact(width).zip(second.chunks_exact(width)) {
+            out.extend_from_slice(a);
+            out.extend_from_slice(b);
+        }
+    }
+    out
+}
+
+fn pack(
+    gguf: &Gguf,
+    name: &str,
+    kind: TensorType,
+    raw: &[u8],
+    (rows, columns): (usize, usize),
+    format: Format,
+) -> Result<Linear, EngineError> {
+    Linear::pack(kind, raw, rows, columns, format)
+        .map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
+}
+
 fn load_matrix(gguf: &Gguf, name: &str, rows: usize, columns: usize, format: Format) -> Result<Linear, EngineError> {
     let (kind, raw) = read(gguf, name, &[columns as u64, rows as u64])?;
-    Linear::pack(kind, &raw, rows, columns, format)
-        .map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
+    pack(gguf, name, kind, &raw, (rows, columns), format)
 }
 
 fn load_vector(gguf: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {
@@ -270,5 +363,8 @@ fn load_vector(gguf: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, Engin
     Ok(values)
 }
 
+#[cfg(test)]
+#[path = "goldens/goldens.rs"]
+mod goldens;
 #[cfg(test)]
 mod tests;

@@ -84,6 +84,17 @@ versions! {
 }
 
 versions! {
+    /// Adds `bias` to every row of `x`.
+    pub fn add_bias(x: &mut [f32], bias: &[f32]) {
+        for row in x.chunks_exact_mut(bias.len()) {
+            for (x, b) in row.iter_mut().zip(bias) {
+                *x += b;
+            }
+        }
+    }
+}
+
+versions! {
     /// SwiGLU: `gate = silu(gate) * up`, with silu(x) = x / (1 + e^-x).
     pub fn silu_mul(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
@@ -93,8 +104,8 @@ versions! {
 }
 
 versions! {
-    /// Rotates neighbouring pairs of each head by the angles whose cosines and sines are given (half a head each), as
-    /// GGUF files of the llama architecture expect: their query and key rows are permuted for it.
+    /// Rotates neighbouring pairs of each head by the angles whose cosines and sines are given (half a head each). GGUF files
+    /// of the llama architecture have their query and key rows in that order; of others they are brought into it at load.
     pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
         for head in x.chunks_exact_mut(cos.len() * 2) {
             let (pairs, _) = head.as_chunks_mut::<2>();

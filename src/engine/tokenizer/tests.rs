@@ -83,3 +83,34 @@ fn what_ends_an_answer_is_known_by_id_and_by_name() {
     assert!(!tokenizer.ends(1));
     assert!(tokenizer.bytes(2).is_empty() && tokenizer.bytes(u32::MAX).is_empty());
 }
+
+/// A file with the vocabulary that SentencePiece was trained to, and what it makes of some texts.
+fn scored() -> (Tokenizer, serde_json::Value) {
+    let golden: serde_json::Value = serde_json::from_str(include_str!("../model/goldens/sentencepiece.json")).unwrap();
+    let list = |key: &str| golden[key].as_array().unwrap().clone();
+    let mut w = tiny(TensorType::F32, TensorType::F32);
+    w.set("tokenizer.ggml.model", Value::Text("llama".into()));
+    let texts = list("tokens").iter().map(|t| Value::Text(t.as_str().unwrap().into())).collect();
+    w.set("tokenizer.ggml.tokens", Value::List(texts));
+    let scores = list("scores").iter().map(|s| Value::Float(s.as_f64().unwrap())).collect();
+    w.set("tokenizer.ggml.scores", Value::List(scores));
+    let types = list("types").iter().map(|t| Value::Signed(t.as_i64().unwrap())).collect();
+    w.set("tokenizer.ggml.token_type", Value::List(types));
+    let dir = tempfile::tempdir().unwrap();
+    let gguf = Gguf::open(&w.write(dir.path())).unwrap();
+    let tokens = golden["tokens"].as_array().unwrap().len();
+    (Tokenizer::read(&gguf, tokens).unwrap(), golden)
+}
+
+#[test]
+fn scored_vocabularies_give_what_sentencepiece_gives() {
+    let (tokenizer, golden) = scored();
+    for case in golden["texts"].as_array().unwrap() {
+        let text = case["text"].as_str().unwrap();
+        let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(encode(&tokenizer, text), ids, "{text:?}");
+        // Back, with the space that was put before it.
+        assert_eq!(String::from_utf8(decode(&tokenizer, &ids)).unwrap(), format!(" {text}"));
+    }
+    assert!(tokenizer.add_bos);
+}

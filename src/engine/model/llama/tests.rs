@@ -150,8 +150,8 @@ fn missing_tensors_and_wrong_shapes_are_named() {
     w.tensor("blk.0.attn_k.weight", TensorType::F32, &[64, 16], &[0.0; 1024]);
     assert!(fail(&w).contains("has the shape [64, 16] instead of [64, 32]"));
     let mut w = whole.clone();
-    w.tensor("blk.0.attn_q.bias", TensorType::F32, &[64], &[0.0; 64]);
-    assert!(fail(&w).contains("it has biases (`blk.0.attn_q.bias`)"));
+    w.tensor("blk.0.attn_output.bias", TensorType::F32, &[64], &[0.0; 64]);
+    assert!(fail(&w).contains("it has biases (`blk.0.attn_output.bias`)"));
     let mut w = whole;
     w.tensors.retain(|(name, ..)| name != "output_norm.weight");
     w.tensor("output_norm.weight", TensorType::F32, &[64], &[f32::NAN; 64]);

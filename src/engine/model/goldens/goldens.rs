@@ -1,0 +1,219 @@
+//! Logits against PyTorch's `transformers`, for every architecture and every format of weights: `make.py` says how.
+
+use std::path::PathBuf;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use half::f16;
+use serde_json::Value as Json;
+
+use super::*;
+use crate::engine::{
+    gguf::Value,
+    ops::{Level, Pool},
+    testing::{Writer, numbers},
+};
+
+const VOCABULARY: usize = 288;
+
+/// Sizes of a made model.
+#[derive(Clone, Copy)]
+struct Sizes {
+    hidden: usize,
+    layers: usize,
+    heads: usize,
+    keys: usize,
+    head: usize,
+    feed_forward: usize,
+}
+
+const SMALL: Sizes = Sizes { hidden: 64, layers: 2, heads: 4, keys: 2, head: 16, feed_forward: 96 };
+const WIDE: Sizes = Sizes { hidden: 256, layers: 1, heads: 4, keys: 2, head: 64, feed_forward: 256 };
+
+/// Type code, elements and bytes of a block, and where in it f16 numbers stand that are this part of the size.
+type Form = (u32, usize, usize, &'static [(usize, f64)]);
+
+fn form(kind: &str) -> Form {
+    match kind {
+        "F32" => (0, 1, 4, &[]),
+        "F16" => (1, 1, 2, &[]),
+        "BF16" => (30, 1, 2, &[]),
+        "Q4_0" => (2, 32, 18, &[(0, 1.0 / 8.0)]),
+        "Q4_1" => (3, 32, 20, &[(0, 1.0 / 8.0), (2, -1.0)]),
+        "Q5_0" => (6, 32, 22, &[(0, 1.0 / 16.0)]),
+        "Q8_0" => (8, 32, 34, &[(0, 1.0 / 128.0)]),
+        "Q4_K" => (12, 256, 144, &[(0, 1.0 / 400.0), (2, 1.0 / 60.0)]),
+        "Q6_K" => (14, 256, 210, &[(208, 1.0 / 2000.0)]),
+        other => panic!("no form {other}"),
+    }
+}
+
+/// The tensors in the order in which `make.py` makes them.
+struct Made {
+    writer: Writer,
+    seed: u64,
+}
+
+impl Made {
+    fn matrix(&mut self, name: &str, kind: &str, rows: usize, columns: usize, size: f64) {
+        self.seed += 1;
+        let n = rows * columns;
+        let (code, elements, length, heads) = form(kind);
+        let plain = || numbers(n, self.seed).into_iter().map(|v| v * size as f32);
+        let bytes: Vec<u8> = match kind {
+            "F32" => plain().flat_map(f32::to_le_bytes).collect(),
+            "F16" => plain().flat_map(|v| f16::from_f32(v).to_le_bytes()).collect(),
+            "BF16" => plain().flat_map(|v| ((v.to_bits() >> 16) as u16).to_le_bytes()).collect(),
+            _ => {
+                // The lowest byte of what `numbers` draws.
+                let byte = |v: f32| ((v + 1.0) * (1u32 << 23) as f32) as u32 as u8;
+                let mut bytes: Vec<u8> = numbers(n / elements * length, self.seed).into_iter().map(byte).collect();
+                for block in bytes.chunks_exact_mut(length) {
+                    for (at, part) in heads {
+                        block[*at..at + 2].copy_from_slice(&f16::from_f64(size * part).to_le_bytes());
+                    }
+                }
+                bytes
+            }
+        };
+        self.writer.tensors.push((name.to_owned(), code, vec![columns as u64, rows as u64], bytes));
+    }
+
+    fn vector(&mut self, name: &str, n: usize, middle: f32, size: f32) {
+        self.seed += 1;
+        let values: Vec<f32> = numbers(n, self.seed).iter().map(|v| middle + v * size).collect();
+        self.writer.tensor(name, TensorType::F32, &[n as u64], &values);
+    }
+}
+
+/// A file as `make.py`'s model of the same name.
+fn made(name: &str, kind: &str, s: Sizes, factors: Option<Vec<f32>>) -> Writer {
+    let architecture = if name.starts_with("qwen") { name } else { "llama" };
+    let mut made = Made { writer: Writer::default(), seed: 1000 };
+    let w = &mut made.writer;
+    w.set("general.architecture", Value::Text(architecture.into()));
+    for (key, n) in [
+        ("embedding_length", s.hidden),
+        ("block_count", s.layers),
+        ("feed_forward_length", s.feed_forward),
+        ("context_length", 4096),
+        ("attention.head_count", s.heads),
+        ("attention.head_count_kv", s.keys),
+        ("attention.key_length", s.head),
+        ("attention.value_length", s.head),
+    ] {
+        w.set(&format!("{architecture}.{key}"), Value::Unsigned(n as u64));
+    }
+    w.set(&format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::Float(1e-5));
+    let base = if name == "llama" { 10_000.0 } else { 500_000.0 };
+    w.set(&format!("{architecture}.rope.freq_base"), Value::Float(base));
+    if let Some(factors) = factors {
+        w.tensor("rope_freqs.weight", TensorType::F32, &[factors.len() as u64], &factors);
+    }
+    let (q, kv) = (s.heads * s.head, s.keys * s.head);
+    made.matrix("token_embd.weight", if kind == "F32" { "F32" } else { "Q8_0" }, VOCABULARY, s.hidden, 0.25);
+    let size = 2.0 / (s.hidden as f64).sqrt();
+    for i in 0..s.layers {
+        let of = |part: &str| format!("blk.{i}.{part}");
+        for (part, rows, columns) in [
+            ("attn_q.weight", q, s.hidden),
+            ("attn_k.weight", kv, s.hidden),
+            ("attn_v.weight", kv, s.hidden),
+            ("attn_output.weight", s.hidden, q),
+            ("ffn_gate.weight", s.feed_forward, s.hidden),
+            ("ffn_up.weight", s.feed_forward, s.hidden),
+            ("ffn_down.weight", s.hidden, s.feed_forward),
+        ] {
+            made.matrix(&of(part), kind, rows, columns, size);
+        }
+        made.vector(&of("attn_norm.weight"), s.hidden, 1.0, 0.25);
+        made.vector(&of("ffn_norm.weight"), s.hidden, 1.0, 0.25);
+        if name == "qwen2" {
+            [("attn_q.bias", q), ("attn_k.bias", kv), ("attn_v.bias", kv)]
+                .iter()
+                .for_each(|(part, n)| made.vector(&of(part), *n, 0.0, 0.5));
+        }
+        if name == "qwen3" {
+            ["attn_q_norm.weight", "attn_k_norm.weight"]
+                .iter()
+                .for_each(|part| made.vector(&of(part), s.head, 1.0, 0.25));
+        }
+    }
+    made.vector("output_norm.weight", s.hidden, 1.0, 0.25);
+    if ["llama3", "mistral", "qwen3"].contains(&name) {
+        made.matrix("output.weight", kind, VOCABULARY, s.hidden, 0.25);
+    }
+    made.writer
+}
+
+fn load(path: &std::path::Path, format: Format) -> Result<Llama, EngineError> {
+    let gguf = Gguf::open(path)?;
+    let config = Config::read(&gguf)?;
+    Llama::load(&gguf, config, format)
+}
+
+fn logits(model: &Llama, tokens: &[u32], rows: &[usize]) -> Vec<f32> {
+    let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
+    let (mut kv, mut w) = (Kv::default(), Workspace::default());
+    let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];
+    let batch = Batch { tokens: tokens.to_vec(), pieces, logits: rows.to_vec() };
+    model.forward(&ops, &batch, &mut [&mut kv], &mut w);
+    w.logits
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let greatest = logits.iter().copied().fold(f32::MIN, f32::max);
+    let sum: f64 = logits.iter().map(|l| f64::from(l - greatest).exp()).sum();
+    logits.iter().map(|l| f64::from(l - greatest) - sum.ln()).collect()
+}
+
+#[test]
+fn every_architecture_and_format_computes_what_transformers_does() {
+    let goldens: Json = serde_json::from_str(include_str!("logits.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
+    let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = 0;
+    for (case, golden) in goldens.as_object().unwrap() {
+        let Some((name, kind)) = case.split_once(' ') else { continue };
+        seen += 1;
+        let sizes = match (name, kind) {
+            ("qwen3", _) => Sizes { head: 32, ..SMALL },
+            (_, "Q4_K" | "Q6_K") => WIDE,
+            _ => SMALL,
+        };
+        let factors = golden.get("factors").map(|f| serde_json::from_value(f.clone()).unwrap());
+        let path: PathBuf = made(name, kind, sizes, factors).write(dir.path());
+        let raw = STANDARD.decode(golden["logits"].as_str().unwrap()).unwrap();
+        let (words, _) = raw.as_chunks::<4>();
+        let want: Vec<f32> = words.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        assert_eq!(want.len(), rows.len() * VOCABULARY);
+        let exact = logits(&load(&path, Format::F32).unwrap(), &tokens, &rows);
+        let apart = exact.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-4, "{case}: {apart} from transformers' logits");
+        let native = logits(&load(&path, Format::Native).unwrap(), &tokens, &rows);
+        for (got, want) in native.chunks_exact(VOCABULARY).zip(want.chunks_exact(VOCABULARY)) {
+            let (p, q) = (log_softmax(want), log_softmax(got));
+            let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+            assert!(divergence < 1e-3, "{case}: a divergence of {divergence}");
+            let best = |of: &[f64]| (0..of.len()).max_by(|a, b| of[*a].total_cmp(&of[*b])).unwrap();
+            assert_eq!(best(&p), best(&q), "{case}");
+        }
+    }
+    assert_eq!(seen, 14);
+}
+
+#[test]
+fn what_an_architecture_needs_is_missed() {
+    let dir = tempfile::tempdir().unwrap();
+    let refused = |name: &str, part: &str| {
+        let mut writer = made(name, "F32", SMALL, None);
+        writer.tensors.retain(|(tensor, ..)| tensor != part);
+        load(&writer.write(dir.path()), Format::F32).err().unwrap().to_string()
+    };
+    assert!(refused("qwen2", "blk.1.attn_k.bias").contains("tensor `blk.1.attn_k.bias` is missing"));
+    assert!(refused("qwen3", "blk.0.attn_q_norm.weight").contains("tensor `blk.0.attn_q_norm.weight` is missing"));
+    let mut other = made("llama", "F32", SMALL, None);
+    other.set("general.architecture", Value::Text("gemma3".into()));
+    let said = load(&other.write(dir.path()), Format::F32).err().unwrap().to_string();
+    assert!(said.contains("its architecture is `gemma3`, and there are llama, qwen2, qwen3"), "{said}");
+}
