@@ -1,4 +1,4 @@
-//! In-process inference, an island: GGUF models of the llama architecture on the CPU, several requests at once.
+//! In-process inference, an island: GGUF models of the llama and Qwen architectures on the CPU, several requests at once.
 //!
 //! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
 //! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
@@ -9,6 +9,7 @@ mod error;
 pub mod gguf;
 pub mod model;
 pub mod ops;
+mod prefix_cache;
 mod runner;
 pub mod sampler;
 mod scheduler;
@@ -21,7 +22,11 @@ mod worker;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
 };
 
@@ -58,7 +63,8 @@ pub struct EngineOptions {
     pub context: Option<u32>,
     /// Tokens of one step: more make long prompts faster, fewer keep streams smoother.
     pub step_tokens: usize,
-    /// Bytes that keys and values of all running sequences may take; at least one whole context is always allowed.
+    /// Bytes that keys and values may take: of all running sequences first, and what they leave of prompts and answers before,
+    /// to be reused. At least one whole context is always allowed.
     pub cache_bytes: usize,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
@@ -107,6 +113,19 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
+}
+
+/// Tokens since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Of prompts, that were computed.
+    pub prefilled: u64,
+    /// Of prompts, whose keys and values were there already.
+    pub reused: u64,
+    /// Of answers.
+    pub decoded: u64,
+    /// Tokens whose keys and values are kept for reuse now.
+    pub kept: u64,
 }
 
 /// One request.
@@ -176,7 +195,7 @@ impl Engine {
         let info = ModelInfo {
             path: path.to_owned(),
             name: config.name.clone(),
-            architecture: "llama".to_owned(),
+            architecture: config.architecture.name().to_owned(),
             parameters: gguf.tensors.values().map(gguf::TensorInfo::elements).sum(),
             quantisation: quantisation(&gguf).to_owned(),
             context,
@@ -228,6 +247,13 @@ impl Engine {
     /// Sequences that run and requests that wait, at this moment.
     pub fn load_state(&self) -> (usize, usize) {
         (self.load.running.load(Ordering::Relaxed), self.load.waiting.load(Ordering::Relaxed))
+    }
+
+    /// What has been computed and reused since the start.
+    pub fn counters(&self) -> Counters {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let Load { prefilled, reused, decoded, kept, .. } = &*self.load;
+        Counters { prefilled: of(prefilled), reused: of(reused), decoded: of(decoded), kept: of(kept) }
     }
 
     /// Whether the engine's thread lives.

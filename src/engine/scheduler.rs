@@ -3,7 +3,8 @@
 //! next token by one bounded step at a time. Touches no tensor.
 //!
 //! A request is admitted when its choices fit the bound on sequences and all positions that it may ever fill fit the
-//! bound on the cache: an admitted request never has to give way. Admission is first come, first served.
+//! bound on the cache: an admitted request never has to give way. Admission is first come, first served. What the bound
+//! leaves keeps the blocks of prompts and answers before ([`PrefixCache`]), with which a request begins as far as they go.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -12,6 +13,8 @@ use std::{
 
 use super::{
     model::Kv,
+    ops::attention::POSITIONS,
+    prefix_cache::PrefixCache,
     sequence::{Request, Sequence, Tally},
 };
 
@@ -51,6 +54,9 @@ pub struct Scheduler {
     pub running: Vec<Sequence>,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
+    prefixes: PrefixCache,
+    /// Tokens of prompts that were there already, since the start.
+    reused: u64,
     /// Requests that have left the queue since [`take_left`](Self::take_left).
     left: usize,
 }
@@ -63,6 +69,8 @@ impl Scheduler {
             running: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
+            prefixes: PrefixCache::default(),
+            reused: 0,
             left: 0,
         }
     }
@@ -88,13 +96,13 @@ impl Scheduler {
         self.left += queued - self.waiting.len();
         let before = self.running.len();
         let mut gone = Vec::new();
-        self.running.retain(|sequence| {
-            let keep = !sequence.abandoned();
-            if !keep {
-                gone.push(sequence.ticket);
+        for index in 0..before {
+            if self.running[index].abandoned() {
+                gone.push(self.running[index].ticket);
+                self.keep(index);
             }
-            keep
-        });
+        }
+        self.running.retain(|sequence| !sequence.abandoned());
         for ticket in gone {
             self.tickets.remove(&ticket);
         }
@@ -118,9 +126,40 @@ impl Scheduler {
             self.left += 1;
             let ticket = self.next_ticket;
             self.next_ticket += 1;
-            self.tickets.insert(ticket, Ticket { open: choices, positions: wanted, tally: Tally::default() });
-            self.running.push(Sequence::new(request, ticket, 0));
+            // The last token is computed in any case: its logits are what is sampled from.
+            let most = (request.prompt.len() - 1) / POSITIONS;
+            let mut sequence = Sequence::new(request, ticket, 0);
+            sequence.kv = Kv::of(self.prefixes.find(&sequence.request.prompt, most));
+            let tally = Tally { reused: sequence.kv.len() as u32, ..Tally::default() };
+            self.reused += u64::from(tally.reused);
+            self.tickets.insert(ticket, Ticket { open: choices, positions: wanted, tally });
+            self.running.push(sequence);
+            self.make_room();
         }
+    }
+
+    /// Keeps what a running sequence has computed, for those that begin alike.
+    pub fn keep(&mut self, index: usize) {
+        let sequence = &self.running[index];
+        self.prefixes.keep(&sequence.computed(), sequence.kv.blocks());
+        self.make_room();
+    }
+
+    /// What is kept may take what the running requests leave.
+    fn make_room(&mut self) {
+        let running: usize = self.tickets.values().map(|ticket| ticket.positions.next_multiple_of(POSITIONS)).sum();
+        self.prefixes.shrink(self.limits.positions.saturating_sub(running) / POSITIONS);
+    }
+
+    /// Tokens of prompts that were there already, since the start, and tokens that are kept now.
+    pub fn reuse(&self) -> (u64, u64) {
+        (self.reused, (self.prefixes.len() * POSITIONS) as u64)
+    }
+
+    /// How many tokens of a prompt a part computes.
+    pub fn prefills(&self, part: &Part) -> usize {
+        let sequence = &self.running[part.sequence];
+        part.count.min(sequence.request.prompt.len().saturating_sub(sequence.kv.len()))
     }
 
     /// The parts of the next step: at least one when anything runs.
@@ -153,6 +192,7 @@ impl Scheduler {
 
     /// Counts a finished choice; gives its request's tally when it was the last.
     pub fn finished(&mut self, index: usize) -> Option<Tally> {
+        self.keep(index);
         let sequence = &mut self.running[index];
         // Its cache is free at once, its place in `running` after the step.
         sequence.kv = Kv::default();

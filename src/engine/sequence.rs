@@ -36,6 +36,8 @@ impl Request {
 pub struct Tally {
     pub finished: u32,
     pub completion_tokens: u32,
+    /// Tokens of the prompt that need not be computed.
+    pub reused: u32,
 }
 
 /// One choice under way.
@@ -81,6 +83,11 @@ impl Sequence {
     /// Whether the client has gone.
     pub fn abandoned(&self) -> bool {
         self.request.events.is_closed()
+    }
+
+    /// The tokens whose keys and values are in the cache.
+    pub fn computed(&self) -> Vec<u32> {
+        self.request.prompt.iter().chain(&self.generated).take(self.kv.len()).copied().collect()
     }
 
     /// Tokens that are not in the cache yet.
@@ -153,7 +160,7 @@ impl Sequence {
     pub fn usage(&self, tally: &Tally) -> Usage {
         Usage {
             prompt_tokens: self.request.prompt.len() as u32,
-            cached_tokens: 0,
+            cached_tokens: tally.reused,
             completion_tokens: tally.completion_tokens,
             source: UsageSource::Reported,
         }

@@ -42,11 +42,20 @@ fn collect(mut events: UnboundedReceiver<GenerateEvent>, n: usize) -> Answer {
                 answer.logprobs[choice as usize].extend(logprobs);
             }
             GenerateEvent::Finish { choice, reason } => answer.finish[choice as usize] = Some(reason),
-            GenerateEvent::Usage(usage) => answer.usage = Some(usage),
+            // What was there already depends on what was asked before; nothing else does.
+            GenerateEvent::Usage(usage) => {
+                answer.usage = Some(Usage { cached_tokens: 0, ..usage });
+                CACHED.set(usage.cached_tokens);
+            }
             GenerateEvent::Failed(error) => panic!("{error}"),
         }
     }
     answer
+}
+
+thread_local! {
+    /// Cached tokens of the last answer that this thread has collected.
+    static CACHED: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
 fn ask(engine: &Engine, g: Generate) -> Answer {
@@ -104,6 +113,64 @@ fn choices_of_one_request_are_those_of_their_own_streams() {
     let shown: usize = answer.logprobs.iter().map(Vec::len).sum();
     let ended = answer.finish.iter().filter(|f| **f == Some(FinishReason::Stop)).count();
     assert_eq!(usage.completion_tokens as usize, shown + ended);
+}
+
+#[test]
+fn a_beginning_that_was_computed_is_reused_and_changes_nothing() {
+    let fresh = || engine(EngineOptions::default());
+    let one = fresh();
+    let Prompt::Tokens(first) = prompt(70, 3) else { panic!() };
+    let g =
+        |tokens: &[u32], n| Generate { n, logprobs: Some(2), ..generate(Prompt::Tokens(tokens.to_vec()), WARM, 12) };
+    let answer = ask(&one, g(&first, 1));
+    assert_eq!((CACHED.get(), one.counters().prefilled), (0, 70));
+    // Two blocks of 32 are whole; the same bits come out.
+    assert_eq!(ask(&one, g(&first, 1)), answer);
+    assert_eq!((CACHED.get(), one.counters().prefilled), (64, 76));
+    assert_eq!(one.counters().reused, 64);
+    // A conversation that goes on, after an answer; and one that begins alike.
+    let mut next = first.clone();
+    next.extend((0..40).map(|i| 7 + i % 90));
+    let mut other = first[..40].to_vec();
+    other.extend((0..40).map(|i| 9 + i % 80));
+    for (tokens, cached) in [(&next, 64), (&other, 32)] {
+        let want = ask(&fresh(), g(tokens, 2));
+        assert_eq!(CACHED.get(), 0);
+        assert_eq!(ask(&one, g(tokens, 2)), want);
+        assert_eq!(CACHED.get(), cached);
+    }
+    // A prompt of whole blocks: the last is computed all the same.
+    ask(&one, g(&next[..96], 1));
+    ask(&one, g(&next[..96], 1));
+    assert_eq!(CACHED.get(), 64);
+}
+
+#[test]
+fn five_samples_cost_one_prefill() {
+    let engine = engine(EngineOptions::default());
+    ask(&engine, Generate { n: 5, ..generate(prompt(100, 8), WARM, 10) });
+    let counters = engine.counters();
+    assert_eq!((counters.prefilled, counters.reused), (100, 0));
+    assert!(counters.decoded <= 50);
+}
+
+#[test]
+fn what_is_kept_makes_way_for_what_runs() {
+    let config = {
+        let dir = tempfile::tempdir().unwrap();
+        Config::read(&Gguf::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap()).unwrap()
+    };
+    // Room for two contexts.
+    let bytes = 2 * CONTEXT * config.kv_bytes_per_token();
+    let small = engine(EngineOptions { cache_bytes: bytes, ..EngineOptions::default() });
+    let large = engine(EngineOptions::default());
+    for round in 0..40u32 {
+        let g = generate(prompt(60 + (round as usize * 13) % 60, round % 2), GREEDY, 20);
+        assert_eq!(ask(&small, g.clone()), ask(&large, g), "round {round}");
+        assert!(small.counters().kept as usize <= 2 * CONTEXT, "{:?}", small.counters());
+    }
+    assert!(small.counters().reused > 0, "nothing was reused");
+    assert!(small.counters().reused < large.counters().reused, "nothing had to go");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     mpsc::{Receiver, TryRecvError},
 };
 
@@ -24,6 +24,11 @@ pub struct Load {
     /// Requests accepted and not yet admitted.
     pub waiting: AtomicUsize,
     pub stop: AtomicBool,
+    /// What [`super::Counters`] gives out.
+    pub prefilled: AtomicU64,
+    pub reused: AtomicU64,
+    pub decoded: AtomicU64,
+    pub kept: AtomicU64,
 }
 
 /// The state of the engine's thread.
@@ -72,10 +77,15 @@ impl Worker {
     fn publish(&mut self) {
         self.load.running.store(self.scheduler.running.len(), Ordering::Relaxed);
         self.load.waiting.fetch_sub(self.scheduler.take_left(), Ordering::Relaxed);
+        let (reused, kept) = self.scheduler.reuse();
+        self.load.reused.store(reused, Ordering::Relaxed);
+        self.load.kept.store(kept, Ordering::Relaxed);
     }
 
     fn step(&mut self) {
         let parts = self.scheduler.plan();
+        let prefilled: usize = parts.iter().map(|part| self.scheduler.prefills(part)).sum();
+        self.load.prefilled.fetch_add(prefilled as u64, Ordering::Relaxed);
         self.runner.run(&mut self.scheduler, &parts);
         let mut finished = Vec::new();
         for (row, part) in parts.iter().filter(|part| part.samples).enumerate() {
@@ -87,12 +97,17 @@ impl Worker {
     /// Samples for a part, and for the choices that fork from it when its prompt has just ended.
     fn sample(&mut self, row: usize, part: &Part, finished: &mut Vec<usize>) {
         let forks = match self.scheduler.running[part.sequence].generated.is_empty() {
-            true => self.scheduler.fork(part.sequence),
+            true => {
+                // Whoever comes with the same prompt while this one is answered need not wait for the end.
+                self.scheduler.keep(part.sequence);
+                self.scheduler.fork(part.sequence)
+            }
             false => 0..0,
         };
         for index in std::iter::once(part.sequence).chain(forks) {
             let sequence = &mut self.scheduler.running[index];
             let request = Arc::clone(&sequence.request);
+            self.load.decoded.fetch_add(1, Ordering::Relaxed);
             let sampled = sample(
                 self.runner.logits(row),
                 request.choosing,

@@ -14,6 +14,11 @@ pub struct Kv {
 }
 
 impl Kv {
+    /// Of full blocks that were computed before.
+    pub fn of(blocks: Vec<Block>) -> Self {
+        Self { length: blocks.len() * POSITIONS, blocks }
+    }
+
     /// Positions that are filled in all layers.
     pub fn len(&self) -> usize {
         self.length
