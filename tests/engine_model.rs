@@ -52,7 +52,8 @@ fn ask(engine: &Engine, g: Generate) -> Answer {
                 answer.logprobs.extend(logprobs);
             }
             GenerateEvent::Finish { reason, .. } => answer.finish = Some(reason),
-            GenerateEvent::Usage(usage) => answer.usage = Some(usage),
+            // What is there already depends on what was asked before.
+            GenerateEvent::Usage(usage) => answer.usage = Some(Usage { cached_tokens: 0, ..usage }),
             GenerateEvent::Failed(error) => panic!("{error}"),
         }
     }
