@@ -126,6 +126,8 @@ async fn a_diff_says_what_would_move_and_what_it_would_be_worth() {
     for _ in 0..40 {
         ask(&weir).await;
     }
+    let (_, listed) = weir.get("/v1/audit/decisions?limit=40").await;
+    assert_eq!(listed["data"].as_array().map(Vec::len), Some(40), "{listed}");
     stop(weir);
     let old = dir.path().join("old.yaml");
     let new = dir.path().join("new.yaml");
@@ -148,8 +150,20 @@ async fn a_diff_says_what_would_move_and_what_it_would_be_worth() {
     assert_eq!(report["flows"][0]["from"], "cheap");
     let effect = &report["effect"];
     let [was, is, by] = ["old", "new", "difference"].map(|k| effect[k].as_f64().unwrap());
-    // `dear` is always worth 1 and `cheap` nothing: the share of `dear` is the value, up to what self-normalising adds.
-    assert!((0.3..0.7).contains(&was) && (0.55..0.95).contains(&is) && (is - was - by).abs() < 1e-9, "{effect}");
+    // `dear` is always worth 1 and `cheap` nothing: a weighted share of `dear`, by the probabilities that were logged.
+    let share = |cheap: f64, dear: f64| {
+        let (mut all, mut liked) = (0.0, 0.0);
+        for row in listed["data"].as_array().unwrap() {
+            let is_dear = row["arm"] == "dear";
+            let weight = if is_dear { dear } else { cheap } / row["propensity"].as_f64().unwrap();
+            all += weight;
+            liked += if is_dear { weight } else { 0.0 };
+        }
+        liked / all
+    };
+    for (got, want) in [(was, share(0.5, 0.5)), (is, share(0.25, 0.75)), (by, is - was)] {
+        assert!((got - want).abs() < 1e-9, "{effect}");
+    }
     // The policy that made the log against itself: nothing moves.
     let same = args(&old)["report"].take();
     assert_eq!((&same["moved"], &same["effect"]["difference"]), (&json!(0.0), &json!(0.0)), "{same}");

@@ -2,13 +2,15 @@
 
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::{DataDir, policy::fit::InputArgs};
 use crate::{
     app,
+    assets::{self, Assets},
     bench::{
-        BenchError, bandits, bare_proxy, decide,
+        BenchError, bandits, bare_proxy, decide, engine,
         gateway::Plan,
         load::Mode,
         mock_upstream, ope, policies, replay,
@@ -39,6 +41,8 @@ enum What {
     Decide(DecideArgs),
     /// How fast logged decisions are replayed, and in how much memory
     Replay(ReplayArgs),
+    /// Tokens per second of an in-process model
+    Engine(EngineArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -176,6 +180,37 @@ struct ReplayArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  weir bench engine --threads 1 2 --out eval/runs/today")]
+struct EngineArgs {
+    /// An in-process model of `weir models list`, or a GGUF file
+    #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
+    model: String,
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2])]
+    threads: Vec<usize>,
+    /// Times that each is measured, in turn; the median is reported
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    repeats: usize,
+    /// Lengths of prompts
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [512, 2048])]
+    prefill: Vec<usize>,
+    /// Positions at which one sequence goes on
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [0, 512, 2048])]
+    depths: Vec<usize>,
+    /// Sequences that go on together
+    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 4, 16])]
+    batches: Vec<usize>,
+    /// Directory for the raw results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   weir bench decide
   weir bench decide --verify 10000      one hash over that many decisions per selector: the same in every build")]
@@ -249,6 +284,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Ope(args) => return estimate_often(&args),
         What::Decide(args) => return decide_often(&args),
         What::Replay(args) => return replay_much(args),
+        What::Engine(args) => return run_engine(args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -373,6 +409,33 @@ fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let report = report?;
     publish(&report, &report.markdown(), "replay", args.out.as_deref(), args.json)
+}
+
+fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.threads.iter().chain(&args.batches).all(|n| *n > 0), "at least 1 thread and 1 sequence");
+    let model = match PathBuf::from(&args.model) {
+        file if file.is_file() => file,
+        _ => {
+            let assets =
+                Assets::new(&args.data_dir.path(), assets::Options { offline: true, ..assets::Options::from_env() });
+            let files = assets.ensure(&args.model)?.files;
+            files.get("model").cloned().with_context(|| format!("{} is no in-process model", args.model))?
+        }
+    };
+    let cases = args.prefill.len() + args.depths.len() + args.batches.len();
+    let bar = super::policy::fit::bar("measuring", cases * args.threads.len() * args.repeats.max(1));
+    let plan = engine::Plan {
+        model,
+        threads: args.threads,
+        repeats: args.repeats,
+        prefill: args.prefill,
+        depths: args.depths,
+        batches: args.batches,
+    };
+    let report = engine::run(plan, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let report = report?;
+    publish(&report, &report.markdown(), "engine", args.out.as_deref(), args.json)
 }
 
 fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
