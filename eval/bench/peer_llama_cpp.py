@@ -1,7 +1,7 @@
 """llama.cpp's tokens per second for the cases of `weir bench engine`, through llama-cpp-python's low-level API.
 
     python3 -m venv V && CMAKE_ARGS=-DGGML_NATIVE=ON V/bin/pip install --no-binary llama-cpp-python llama-cpp-python
-    V/bin/python llama_cpp.py MODEL.gguf [--threads 1 2] [--repeats 5] [--requantise DIR] > peer.json
+    V/bin/python peer_llama_cpp.py MODEL.gguf [--threads 1 2] [--repeats 5] [--requantise DIR] > peer.json
 
 With --requantise the same weights are run as Q4_0, too, which llama.cpp has repacked kernels for.
 """
