@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use serde::Serialize;
 
-use super::{BenchError, report::Machine};
+use super::{
+    BenchError,
+    report::{Machine, median},
+};
 use crate::engine::{
     EngineError, Format, Level,
     gguf::Gguf,
@@ -155,11 +158,6 @@ fn bandwidth(pool: &Pool, memory: &[u64]) -> f64 {
     (parts * part * 8) as f64 / begun.elapsed().as_secs_f64()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
 /// Measures.
 ///
 /// # Errors
@@ -205,7 +203,7 @@ pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
         let greatest = read.iter().copied().fold(0.0, f64::max);
         best.insert(*threads, greatest / 1e9);
         for (case, seen) in cases.iter().zip(seen) {
-            let tokens_per_s = median(seen);
+            let tokens_per_s = median(seen.into_iter());
             let reads = match case {
                 Case::Prefill(_) => None,
                 Case::Depth(_) => Some(weights * tokens_per_s),

@@ -27,7 +27,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{BenchError, process, report::Machine};
+use super::{
+    BenchError, process,
+    report::{Machine, median},
+};
 use crate::{
     domain::{Context, EmbedderIdentity, ModelState, SessionView},
     replay::metrics::SplitMix,
@@ -258,12 +261,8 @@ pub fn run(plan: Plan, say: &dyn Fn(&str), tick: &dyn Fn(u64)) -> Result<Report,
             fs::write(&file, yaml).map_err(BenchError::io(file.display().to_string()))?;
             let runs = (0..plan.repeats.max(1)).map(|_| once(&log, &file, &plan.data_dir, decisions));
             let runs: Vec<(f64, process::Usage)> = runs.collect::<Result<_, _>>()?;
-            let median = |of: &dyn Fn(&(f64, process::Usage)) -> f64| {
-                let mut values: Vec<f64> = runs.iter().map(of).collect();
-                values.sort_by(f64::total_cmp);
-                values[values.len() / 2]
-            };
-            let (wall_s, cpu_s) = (median(&|r| r.0), median(&|r| r.1.cpu_s));
+            let of = |figure: fn(&(f64, process::Usage)) -> f64| median(runs.iter().map(figure));
+            let (wall_s, cpu_s) = (of(|r| r.0), of(|r| r.1.cpu_s));
             rows.push(Row {
                 policy: name,
                 decisions,
@@ -272,7 +271,7 @@ pub fn run(plan: Plan, say: &dyn Fn(&str), tick: &dyn Fn(u64)) -> Result<Report,
                 cpu_s,
                 rows_per_core_s: decisions as f64 / cpu_s,
                 rows_per_s: decisions as f64 / wall_s,
-                peak_mib: median(&|r| r.1.rss_peak as f64 / f64::from(1 << 20)),
+                peak_mib: of(|r| r.1.rss_peak as f64 / f64::from(1 << 20)),
             });
         }
     }

@@ -83,7 +83,7 @@ pub struct Report {
 }
 
 /// Median; the mean of the middle two where there are two. 0 for none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{
-    estimate::{Asked, EstimateError, Estimator, Row, Which},
+    estimate::{Asked, EstimateError, Estimator, EstimatorKind, Row},
     log::{Entry, chances},
 };
 use crate::policy::{Policy, State};
@@ -180,7 +180,7 @@ fn effect([old, new]: &[Estimator; 2]) -> Result<Effect, String> {
         old: was.snips.value,
         new: is.snips.value,
         difference: is.snips.value - was.snips.value,
-        interval: new.less(old, Which::Snips, 0.95).and_then(|less| less.interval),
+        interval: new.less(old, EstimatorKind::Snips, 0.95).and_then(|less| less.interval),
         effective_old: was.effective,
         effective_new: is.effective,
         overlap: is.overlap,

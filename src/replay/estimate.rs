@@ -112,7 +112,7 @@ impl Default for Asked {
 
 /// An estimator, in the order of [`Estimates`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum EstimatorKind {
     Ips,
     Clipped,
     Snips,
@@ -328,14 +328,14 @@ impl Estimator {
     /// What the estimates of this are above those of another over the same log, with percentile intervals of the differences:
     /// the same blocks of sessions are drawn for both, so what they have in common is not counted twice. In the order of
     /// [`Estimates`]; `None` where either has no estimate.
-    pub fn less(&self, other: &Self, which: Which, confidence: f64) -> Option<Estimate> {
+    pub fn less(&self, other: &Self, kind: EstimatorKind, confidence: f64) -> Option<Estimate> {
         let usable = |e: &Self| e.rewarded > 0 && e.rewarded_weights > 0.0;
         if !usable(self) || !usable(other) {
             return None;
         }
         let blocks: Vec<(&Sums, &Sums)> =
             self.blocks.iter().zip(&other.blocks).filter(|(a, b)| a.rows > 0.0 || b.rows > 0.0).collect();
-        let of = |(a, b): (Sums, Sums)| a.values()[which as usize] - b.values()[which as usize];
+        let of = |(a, b): (Sums, Sums)| a.values()[kind as usize] - b.values()[kind as usize];
         let mut sums = (Sums::default(), Sums::default());
         let add = |sums: &mut (Sums, Sums), (a, b): (&Sums, &Sums)| {
             sums.0.add(a);
@@ -443,13 +443,15 @@ mod tests {
             b.take(&row(session, 1.0 - 0.1 * (taken - 0.5), reward, 0.0, 0.0)).unwrap();
         }
         let (first, second) = (a.finish().unwrap(), b.finish().unwrap());
-        let less = a.less(&b, Which::Snips, 0.95).unwrap();
+        let less = a.less(&b, EstimatorKind::Snips, 0.95).unwrap();
         assert!((less.value - (first.snips.value - second.snips.value)).abs() < 1e-12);
         let width = |e: Estimate| e.interval.map(|(low, high)| high - low).unwrap();
         assert!(width(less) < 0.5 * width(first.snips), "{less:?} {first:?}");
-        assert!((a.less(&b, Which::Dr, 0.95).unwrap().value - (first.dr.value - second.dr.value)).abs() < 1e-12);
-        assert_eq!(a.less(&a, Which::Ips, 0.95).unwrap().interval, Some((0.0, 0.0)));
-        assert_eq!(a.less(&Estimator::new(Asked::default()), Which::Ips, 0.95), None);
+        assert!(
+            (a.less(&b, EstimatorKind::Dr, 0.95).unwrap().value - (first.dr.value - second.dr.value)).abs() < 1e-12
+        );
+        assert_eq!(a.less(&a, EstimatorKind::Ips, 0.95).unwrap().interval, Some((0.0, 0.0)));
+        assert_eq!(a.less(&Estimator::new(Asked::default()), EstimatorKind::Ips, 0.95), None);
     }
 
     #[test]

@@ -189,7 +189,7 @@ pub struct Pair {
 /// Weighed values in cells one per cent wide, so that percentiles are right to half of one; from 0.001 on, to 10^8. Memory
 /// does not grow with their number.
 #[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
-pub struct Spread {
+pub struct Histogram {
     cells: Vec<f64>,
 }
 
@@ -198,7 +198,7 @@ const CELL: f64 = 0.009_950_330_853_168_083;
 const LEAST: f64 = -6.907_755_278_982_137;
 const CELLS: usize = 2546;
 
-impl Spread {
+impl Histogram {
     /// Values that are no positive number are left out.
     pub fn add(&mut self, weight: f64, value: f64) {
         if !(value > 0.0 && weight > 0.0 && weight.is_finite()) {
@@ -317,18 +317,18 @@ mod tests {
 
     #[test]
     fn percentiles_are_weighed_and_right_to_half_a_per_cent() {
-        let mut spread = Spread::default();
-        assert_eq!(spread.percentiles(), None);
-        (1..=1000).for_each(|ms| spread.add(1.0, f64::from(ms)));
+        let mut histogram = Histogram::default();
+        assert_eq!(histogram.percentiles(), None);
+        (1..=1000).for_each(|ms| histogram.add(1.0, f64::from(ms)));
         let near = |got: f64, want: f64| assert!((got / want - 1.0).abs() < 0.006, "{got} {want}");
-        let p = spread.percentiles().unwrap();
+        let p = histogram.percentiles().unwrap();
         [(p.p50, 500.0), (p.p90, 900.0), (p.p99, 990.0)].into_iter().for_each(|(got, want)| near(got, want));
         // Half of the weight on one value.
-        spread.add(1000.0, 2.0);
-        near(spread.percentiles().unwrap().p50, 2.0);
-        spread.add(f64::NAN, 5.0);
-        spread.add(1e9, f64::NAN);
-        near(spread.percentiles().unwrap().p90, 800.0);
+        histogram.add(1000.0, 2.0);
+        near(histogram.percentiles().unwrap().p50, 2.0);
+        histogram.add(f64::NAN, 5.0);
+        histogram.add(1e9, f64::NAN);
+        near(histogram.percentiles().unwrap().p90, 800.0);
     }
 
     proptest! {

@@ -1,8 +1,10 @@
 //! Walking the road of recorded requests again.
 //!
 //! [`reproduce`] derives recorded decisions a second time, from the record alone, and compares the bytes. [`log`] asks what
-//! another policy would have chosen for the same requests, [`diff`] what one policy would do otherwise than another. None
-//! calls a model.
+//! another policy would have chosen for the same requests, and [`outcomes`] the same where every model's answer is known
+//! ([`matrix`]); [`diff`] what one policy would do otherwise than another. Values are estimated by [`estimate`], told by
+//! [`report`], compared between reports by [`compare`]; what is done of a long replay is kept by [`checkpoint`]. None calls a
+//! model.
 
 pub mod calibration;
 mod checkpoint;

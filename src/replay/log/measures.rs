@@ -9,7 +9,7 @@ use crate::{
     domain::OutcomeStatus,
     replay::{
         estimate::{Asked, Estimate, Estimator, Row},
-        metrics::{Percentiles, Spread},
+        metrics::{Histogram, Percentiles},
     },
 };
 
@@ -64,8 +64,8 @@ pub(super) struct Measures {
     ended: u64,
     cost_usd: Estimator,
     joules: Estimator,
-    latency_ms: Spread,
-    ttft_ms: Spread,
+    latency_ms: Histogram,
+    ttft_ms: Histogram,
 }
 
 impl Measures {
@@ -75,8 +75,8 @@ impl Measures {
             ended: 0,
             cost_usd: estimator(),
             joules: estimator(),
-            latency_ms: Spread::default(),
-            ttft_ms: Spread::default(),
+            latency_ms: Histogram::default(),
+            ttft_ms: Histogram::default(),
         }
     }
 

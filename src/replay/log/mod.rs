@@ -17,7 +17,7 @@ mod sessions;
 mod source;
 mod walk;
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ use self::{
 use super::{
     CheckpointError, Checkpoints, ReplayError, WhatIf,
     calibration::Calibration,
-    estimate::{Estimates, Estimator, Which},
+    estimate::{Estimates, Estimator, EstimatorKind},
     metrics::Pair,
     reproduce::{Counts, Reproducer},
 };
@@ -183,8 +183,14 @@ struct Kept<W> {
 /// Its name, and that of a policy's rows.
 const KEPT: &str = "replay.json";
 
-fn rows_of(policy: usize) -> String {
+fn rows_file(policy: usize) -> String {
     format!("rows-{policy}.bin")
+}
+
+/// Where a policy's rows go: a file that is kept, of which so many rows and bytes are there, or a temporary one.
+fn rows_of(kept: Option<&Checkpoints>, policy: usize, there: (u64, u64)) -> Result<Rows, CheckpointError> {
+    let Some(path) = kept.map(|kept| kept.path(&rows_file(policy))) else { return Ok(Rows::new()) };
+    Rows::kept(&path, there).map_err(|source| CheckpointError::File { path, source })
 }
 
 /// Replays a log under each policy. The decisions of a policy that made all of it are derived from the record with the states
@@ -200,9 +206,6 @@ pub async fn replay_log(
 ) -> Result<ReplayReport, ReplayError> {
     let Setting { store, own, what_if, mut checkpoints } = setting;
     let is_own = |p: &Policy| store.is_some() && own.contains(&p.hash()) && what_if.is_nothing();
-    let (mut derived, mut logged) = (Reproducer::default(), Measures::new());
-    let (mut decisions, mut start, mut last) = (0, None, None);
-    let mut walks: Vec<Walk<'_>> = Vec::new();
     let mut about = String::new();
     let mut kept = None;
     if let Some(checkpoints) = &checkpoints {
@@ -211,30 +214,20 @@ pub async fn replay_log(
         about = format!("weir {version}; {source}; {}; {}", hashes.join(" "), what_if.told().join(", "));
         kept = checkpoints.kept::<Kept<SoFar>>(KEPT, &about)?;
     }
-    let broken = |path: &Path| {
-        let path = path.to_owned();
-        move |source| CheckpointError::File { path, source }
-    };
-    match (kept, &checkpoints) {
-        (Some(kept), Some(checkpoints)) => {
-            for (i, (policy, (so_far, rows))) in policies.iter().zip(kept.walks).enumerate() {
-                let path = checkpoints.path(&rows_of(i));
-                walks.push(Walk::resumed(policy, so_far, Rows::kept(&path, rows).map_err(broken(&path))?));
-            }
-            source.go_to(&kept.place)?;
-            (decisions, start, last, logged) = (kept.decisions, kept.start, kept.last, kept.logged);
-            derived = Reproducer::resumed(kept.derived);
-            tick(decisions);
+    let mut walks: Vec<Walk<'_>> = Vec::new();
+    let (mut decisions, mut start, mut last) = (0, None, None);
+    let (mut derived, mut logged) = (Reproducer::default(), Measures::new());
+    if let Some(kept) = kept {
+        for (i, (policy, (so_far, rows))) in policies.iter().zip(kept.walks).enumerate() {
+            walks.push(Walk::resumed(policy, so_far, rows_of(checkpoints.as_ref(), i, rows)?));
         }
-        (_, checkpoints) => {
-            for (i, policy) in policies.iter().enumerate() {
-                let path = checkpoints.as_ref().map(|kept| kept.path(&rows_of(i)));
-                let rows = match &path {
-                    Some(path) => Rows::kept(path, (0, 0)).map_err(broken(path))?,
-                    None => Rows::new(),
-                };
-                walks.push(Walk::new(policy, is_own(policy), rows));
-            }
+        source.go_to(&kept.place)?;
+        (decisions, start, last, logged) = (kept.decisions, kept.start, kept.last, kept.logged);
+        derived = Reproducer::resumed(kept.derived);
+        tick(decisions);
+    } else {
+        for (i, policy) in policies.iter().enumerate() {
+            walks.push(Walk::new(policy, is_own(policy), rows_of(checkpoints.as_ref(), i, (0, 0))?));
         }
     }
     while let Some(pages) = source.next().await? {
@@ -295,7 +288,7 @@ pub async fn replay_log(
     let pairs = pairs(policies, &ended);
     let policies: Vec<ReplayedPolicy> = ended.into_iter().map(|(policy, _)| policy).collect();
     if let Some(checkpoints) = &checkpoints {
-        checkpoints.done((0..policies.len()).map(rows_of).chain([KEPT.to_owned()]));
+        checkpoints.done((0..policies.len()).map(rows_file).chain([KEPT.to_owned()]));
     }
     Ok(ReplayReport { decisions, days, logged: logged.finish(), what_if: what_if.told(), policies, pairs })
 }
@@ -307,7 +300,7 @@ fn pairs(policies: &[Policy], ended: &[(ReplayedPolicy, Option<Estimator>)]) -> 
     let like: Vec<_> = each.filter(|(a, b)| a.0.rewards_like(b.0)).collect();
     let confidence = 1.0 - 0.05 / like.len().max(1) as f64;
     let pair = |((first, a), (second, b)): (&(&Policy, &Estimator), &(&Policy, &Estimator))| {
-        let less = a.less(b, Which::Dr, confidence)?;
+        let less = a.less(b, EstimatorKind::Dr, confidence)?;
         let name = |policy: &Policy| policy.name().to_owned();
         Some(Pair { first: name(first), second: name(second), difference: less.value, interval: less.interval })
     };

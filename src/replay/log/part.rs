@@ -11,7 +11,6 @@ use super::{
 use crate::{
     domain::{Context, DecidedBy, Decision},
     policy::{Expects, Policy, State, explain, query_feature},
-    replay::calibration::Reliability,
 };
 
 /// Decisions that are shown, of those where a policy differs most from the log.
@@ -157,11 +156,6 @@ fn came(policy: &Policy, of: Expects, entry: &Entry) -> Option<f64> {
         Expects::Quality => policy.quality(entry.observed.as_ref()?),
         Expects::Reward => entry.reward(policy),
     }
-}
-
-/// Adds what was expected.
-pub(super) fn expect(reliability: &mut Reliability, expected: &[(f64, f64)]) {
-    expected.iter().for_each(|(predicted, came)| reliability.take(*predicted, *came));
 }
 
 pub(super) fn count(counts: &mut BTreeMap<String, usize>, name: &str) {

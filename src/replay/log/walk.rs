@@ -9,7 +9,7 @@ use super::{
     entry::Entry,
     ledger::Ledger,
     measures::Measures,
-    part::{Part, count, expect, keep},
+    part::{Part, count, keep},
     rows::{DIMENSIONS, Rows},
     sessions::{BySession, Sessions},
 };
@@ -176,7 +176,7 @@ impl<'a> Walk<'a> {
         }
         part.differing.into_iter().for_each(|d| keep(&mut out.differing, d));
         part.ends.iter().for_each(|(weight, end)| so_far.measures.take(*weight, end));
-        expect(&mut so_far.reliability, &part.expected);
+        part.expected.iter().for_each(|(predicted, came)| so_far.reliability.take(*predicted, *came));
         let mut numbers = Vec::with_capacity(part.arms.len());
         for (name, chosen) in part.arms {
             if chosen > 0 {
