@@ -132,7 +132,7 @@ pub struct FleetEntry {
 }
 
 /// A model in the process.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LocalEntry {
     /// Name of an asset (`weir models list`), or a path to a GGUF file.
@@ -143,6 +143,13 @@ pub struct LocalEntry {
     /// Requests that generate at the same time.
     #[serde(default)]
     pub max_sequences: Option<usize>,
+    /// MiB for keys and values, of what runs and of what is kept for reuse; at least one whole context is taken.
+    #[serde(default)]
+    pub cache_mib: Option<usize>,
+    /// 8 or 16, of activations in products with quantised weights. 16 is the default: the model's own answers. 8 is what
+    /// llama.cpp does: a third faster with long prompts and many requests, and one token in thirty is another.
+    #[serde(default)]
+    pub activation_bits: Option<u8>,
 }
 
 /// A model behind an OpenAI-compatible server.
@@ -428,6 +435,11 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
         if [energy.input, energy.output].iter().any(|x| !x.is_finite() || *x < 0.0) {
             problems.push(format!("fleet[{i}] `{}`: energy is in joules per token, zero or more", entry.name));
         }
+        if let Some(bits) = entry.local.as_ref().and_then(|local| local.activation_bits)
+            && crate::engine::Precision::of_bits(bits).is_none()
+        {
+            problems.push(format!("fleet[{i}] `{}`: activation_bits is {bits}, and must be 8 or 16", entry.name));
+        }
         if let Some(remote) = &entry.remote
             && !(remote.url.starts_with("http://") || remote.url.starts_with("https://"))
         {
@@ -444,7 +456,7 @@ fn local_entry(name: &str, model: &str) -> FleetEntry {
     FleetEntry {
         name: name.to_owned(),
         tags: vec!["local".into()],
-        local: Some(LocalEntry { model: model.to_owned(), threads: None, max_sequences: None }),
+        local: Some(LocalEntry { model: model.to_owned(), ..LocalEntry::default() }),
         ..FleetEntry::default()
     }
 }

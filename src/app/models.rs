@@ -18,7 +18,7 @@ use crate::{
     },
     config::{self, Config, FleetEntry, UPSTREAM},
     domain::{Fleet, ModelCard},
-    engine::{Engine, EngineOptions},
+    engine::{Engine, EngineOptions, Precision},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
 };
 
@@ -83,6 +83,12 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
             }
             if let Some(sequences) = local.max_sequences {
                 options.max_sequences = sequences;
+            }
+            if let Some(mib) = local.cache_mib {
+                options.cache_bytes = mib << 20;
+            }
+            if let Some(precision) = local.activation_bits.and_then(Precision::of_bits) {
+                options.activations = precision;
             }
             let engine = tokio::task::spawn_blocking(move || Engine::load(&path, options))
                 .await

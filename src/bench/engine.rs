@@ -13,7 +13,7 @@ use crate::engine::{
     EngineError, Format, Level,
     gguf::Gguf,
     model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
-    ops::{Ops, Pool},
+    ops::{Ops, Pool, Precision},
 };
 
 /// Tokens of one step of a prefill: what the engine takes.
@@ -27,6 +27,8 @@ const READ: usize = 512 << 20;
 #[derive(Clone, Debug, Serialize)]
 pub struct Plan {
     pub model: PathBuf,
+    /// Eight or sixteen.
+    pub activations: Precision,
     pub threads: Vec<usize>,
     pub repeats: usize,
     /// Lengths of prompts.
@@ -181,7 +183,7 @@ pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
         .chain(plan.batches.iter().map(|n| Case::Batch(*n)))
         .collect();
     let mut bench = Bench {
-        model: Llama::load(&gguf, config, Format::Native).map_err(failed)?,
+        model: Llama::load(&gguf, config, Format::Native).map_err(failed)?.with_activations(plan.activations),
         ops: Ops { level: Level::detect(), pool: Pool::new(1).map_err(BenchError::io("a thread"))? },
         workspace: Workspace::default(),
     };
@@ -252,8 +254,16 @@ mod tests {
     fn every_case_is_measured_and_what_does_not_fit_is_said() {
         let dir = tempfile::tempdir().unwrap();
         let model = tiny(TensorType::Q4_1, TensorType::Q8_0).write(dir.path());
-        let plan =
-            Plan { model, threads: vec![1, 2], repeats: 1, prefill: vec![100], depths: vec![0, 64], batches: vec![4] };
+        let activations = Precision::Eight;
+        let plan = Plan {
+            model,
+            activations,
+            threads: vec![1, 2],
+            repeats: 1,
+            prefill: vec![100],
+            depths: vec![0, 64],
+            batches: vec![4],
+        };
         let report = run(plan.clone(), &|| {}).unwrap();
         assert_eq!(report.rows.len(), 8);
         assert!(report.rows.iter().all(|r| r.tokens_per_s > 0.0));

@@ -17,6 +17,7 @@ use crate::{
         report::Report,
         subject::{self, Subject},
     },
+    engine::Precision,
     fit::{Family, Inputs, embed},
     replay::matrix::{How, Matrix},
 };
@@ -186,6 +187,9 @@ struct EngineArgs {
     /// An in-process model of `weir models list`, or a GGUF file
     #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
     model: String,
+    /// Of how many bits activations are: 8 or 16
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    activation_bits: u8,
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 2])]
     threads: Vec<usize>,
     /// Times that each is measured, in turn; the median is reported
@@ -426,6 +430,7 @@ fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
     let bar = super::policy::fit::bar("measuring", cases * args.threads.len() * args.repeats.max(1));
     let plan = engine::Plan {
         model,
+        activations: Precision::of_bits(args.activation_bits).context("--activation-bits is 8 or 16")?,
         threads: args.threads,
         repeats: args.repeats,
         prefill: args.prefill,

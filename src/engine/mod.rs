@@ -33,7 +33,7 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub use error::EngineError;
-pub use ops::{Level, linear::Format};
+pub use ops::{Level, Precision, linear::Format};
 pub use sampler::Choosing;
 
 use crate::domain::{FinishReason, Message, TokenLogprob, Usage};
@@ -68,6 +68,8 @@ pub struct EngineOptions {
     pub cache_bytes: usize,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
+    /// Of how many bits activations are, see [`Llama::with_activations`].
+    pub activations: Precision,
     /// Instruction set; `None` takes the processor's best.
     pub level: Option<Level>,
 }
@@ -82,6 +84,7 @@ impl Default for EngineOptions {
             step_tokens: 128,
             cache_bytes: 2 << 30,
             format: Format::Native,
+            activations: Precision::Sixteen,
             level: None,
         }
     }
@@ -191,7 +194,7 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::read(&gguf, config.vocabulary)?);
         let template = Template::compile(gguf.text("tokenizer.chat_template")?).map_err(|e| gguf.unsupported(e))?;
-        let model = Llama::load(&gguf, config.clone(), options.format)?;
+        let model = Llama::load(&gguf, config.clone(), options.format)?.with_activations(options.activations);
         let info = ModelInfo {
             path: path.to_owned(),
             name: config.name.clone(),

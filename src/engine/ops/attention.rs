@@ -55,11 +55,9 @@ impl<'a> Cache<'a> {
         &self.blocks[block][self.layer * heads.layer_elements()..][..heads.layer_elements()]
     }
 
-    /// Keys of sixteen positions, `[element][16]`.
-    fn keys(&self, heads: Heads, head: usize, tile: usize) -> &'a [f32] {
-        let per_block = POSITIONS / WIDTH;
-        let layer = self.layer(heads, tile / per_block);
-        &layer[(head * per_block + tile % per_block) * heads.size * WIDTH..][..heads.size * WIDTH]
+    /// Keys of a block, `[tile][element][16 positions]`.
+    fn keys(&self, heads: Heads, head: usize, block: usize) -> &'a [f32] {
+        &self.layer(heads, block)[head * heads.size * POSITIONS..][..heads.size * POSITIONS]
     }
 
     /// Values of a block, `[position][element]`.
@@ -151,19 +149,22 @@ fn one(
     elementwise::scale(ops.level, &mut scratch.queries, 1.0 / (size as f32).sqrt());
 
     let longest = piece.position + start + count;
-    let tiles = longest.div_ceil(WIDTH);
-    let stride = tiles * WIDTH;
+    let blocks = longest.div_ceil(POSITIONS);
+    let stride = longest.next_multiple_of(WIDTH);
     scratch.scores.resize(rows * stride, 0.0);
     let scores = &mut scratch.scores[..rows * stride];
-    for index in 0..tiles {
+    for block in 0..blocks {
+        let begin = block * POSITIONS;
         let tile = Tile {
             a: &scratch.queries,
             a_stride: size,
-            b: piece.cache.keys(heads, head, index),
+            b: piece.cache.keys(heads, head, block),
             b_stride: WIDTH,
+            b_tile: size * WIDTH,
+            tiles: (stride - begin).min(POSITIONS) / WIDTH,
             depth: size,
         };
-        tile::multiply(ops.level, rows, tile, &mut scores[index * WIDTH..], stride, false);
+        tile::multiply(ops.level, rows, tile, &mut scores[begin..], stride, false);
     }
 
     scratch.sums.clear();
@@ -178,19 +179,18 @@ fn one(
 
     scratch.out.clear();
     scratch.out.resize(rows * size, 0.0);
-    for block in 0..longest.div_ceil(POSITIONS) {
+    for block in 0..blocks {
         let begin = block * POSITIONS;
-        let values = piece.cache.values(heads, head, block);
-        for element in (0..size).step_by(WIDTH) {
-            let tile = Tile {
-                a: &scores[begin..],
-                a_stride: stride,
-                b: &values[element..],
-                b_stride: size,
-                depth: POSITIONS.min(longest - begin),
-            };
-            tile::multiply(ops.level, rows, tile, &mut scratch.out[element..], size, true);
-        }
+        let tile = Tile {
+            a: &scores[begin..],
+            a_stride: stride,
+            b: piece.cache.values(heads, head, block),
+            b_stride: size,
+            b_tile: WIDTH,
+            tiles: size / WIDTH,
+            depth: POSITIONS.min(longest - begin),
+        };
+        tile::multiply(ops.level, rows, tile, &mut scratch.out, size, true);
     }
     for (row, values) in scratch.out.chunks_exact_mut(size).enumerate() {
         elementwise::scale(ops.level, values, 1.0 / scratch.sums[row]);

@@ -157,36 +157,64 @@ versions! {
 }
 
 versions! {
+    /// Quantises blocks of 32 to eight bits: `v = round(x / s)` with `s = max |x| / 127`; `sums` are of v, `totals` of s v.
+    /// `x` is a multiple of 32 long, `values` as long, the others a 32nd of it.
+    pub fn quantise8(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
+        let (x, _) = x.as_chunks::<32>();
+        let (values, _) = values.as_chunks_mut::<32>();
+        for ((((x, values), scale), sum), total) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
+            let mut whole = [0; 32];
+            *scale = quantise_block(x, 127.0, &mut whole);
+            let mut lanes = 0i32;
+            for i in 0..32 {
+                values[i] = whole[i] as i8;
+                lanes = whole[i].wrapping_add(lanes);
+            }
+            *sum = lanes;
+            *total = *scale * lanes as f32;
+        }
+    }
+}
+
+versions! {
     /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
     /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v,
     /// `totals` of s v. `x` is a multiple of 32 long, `values` twice as long, the others a 32nd of it.
-    pub fn quantise(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
-        /// The greatest v whose halves fit: 256 * 127 + 127.
-        const MOST: f32 = 32_639.0;
+    pub fn quantise16(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
         let (x, _) = x.as_chunks::<32>();
         let (values, _) = values.as_chunks_mut::<64>();
-        for ((((x, values), scale), sum), part) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
-            let mut greatest = [0f32; LANES];
+        for ((((x, values), scale), sum), total) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
+            let mut whole = [0; 32];
+            // The greatest v whose halves fit: 256 * 127 + 127.
+            *scale = quantise_block(x, 32_639.0, &mut whole);
+            let mut lanes = 0i32;
             for i in 0..32 {
-                let a = x[i].abs();
-                let g = &mut greatest[i % LANES];
-                *g = if a > *g { a } else { *g };
-            }
-            let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
-            *scale = greatest / MOST;
-            let inverse = if greatest > 1e-30 { MOST / greatest } else { 0.0 };
-            let mut total = 0i32;
-            for i in 0..32 {
-                let v = whole(x[i] * inverse + ROUND);
-                let high = v.wrapping_add(128) >> 8;
+                let high = whole[i].wrapping_add(128) >> 8;
                 values[i] = high as i8;
-                values[32 + i] = v.wrapping_sub(high << 8) as i8;
-                total = v.wrapping_add(total);
+                values[32 + i] = whole[i].wrapping_sub(high << 8) as i8;
+                lanes = whole[i].wrapping_add(lanes);
             }
-            *sum = total;
-            *part = *scale * total as f32;
+            *sum = lanes;
+            *total = *scale * lanes as f32;
         }
     }
+}
+
+/// Whole numbers of at most `most` for a block, and their scale.
+#[inline(always)]
+fn quantise_block(x: &[f32; 32], most: f32, out: &mut [i32; 32]) -> f32 {
+    let mut greatest = [0f32; LANES];
+    for i in 0..32 {
+        let a = x[i].abs();
+        let g = &mut greatest[i % LANES];
+        *g = if a > *g { a } else { *g };
+    }
+    let greatest = reduce(greatest, |a, b| if a > b { a } else { b });
+    let inverse = if greatest > 1e-30 { most / greatest } else { 0.0 };
+    for i in 0..32 {
+        out[i] = whole(x[i] * inverse + ROUND);
+    }
+    greatest / most
 }
 
 #[cfg(test)]
@@ -223,12 +251,15 @@ mod tests {
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);
                 let blocks = n * 3 / 32;
-                let (mut q, mut s, mut t) = (vec![0i8; n * 6], vec![0.0; blocks], vec![0; blocks]);
+                let (mut q, mut s, mut t) = (vec![0i8; n * 9], vec![0.0; blocks], vec![0; blocks]);
                 let mut totals = vec![0.0; blocks];
-                quantise(level, &x, &mut q, &mut s, &mut t, &mut totals);
+                let (q8, q16) = q.split_at_mut(n * 3);
+                quantise8(level, &x, q8, &mut s, &mut t, &mut totals);
+                let eight = (s.clone(), t.clone(), totals.clone());
+                quantise16(level, &x, q16, &mut s, &mut t, &mut totals);
                 let mut rotated = x.clone();
                 rope(level, &mut rotated, &w[..8], &w[8..16]);
-                (out, gate, weights, sum, q, s, (t, totals), rotated)
+                (out, gate, weights, sum, q, eight, (s, t, totals), rotated)
             };
             let want = run(Level::Scalar);
             for level in Level::available() {
@@ -254,18 +285,21 @@ mod tests {
     fn quantised_blocks_come_back_within_half_a_step() {
         let mut x = numbers(320, 7);
         x[64..96].fill(0.0);
-        let (mut q, mut s, mut t) = (vec![0i8; 640], vec![0.0; 10], vec![0; 10]);
-        let mut totals = vec![0.0; 10];
-        quantise(Level::detect(), &x, &mut q, &mut s, &mut t, &mut totals);
-        let value = |i: usize| {
-            let at = i / 32 * 64 + i % 32;
-            i32::from(q[at]) * 256 + i32::from(q[at + 32])
-        };
-        for (i, x) in x.iter().enumerate() {
-            let step = s[i / 32];
-            assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
+        for planes in [1, 2] {
+            let (mut q, mut s, mut t) = (vec![0i8; 320 * planes], vec![0.0; 10], vec![0; 10]);
+            let mut totals = vec![0.0; 10];
+            let quantise = if planes == 1 { quantise8 } else { quantise16 };
+            quantise(Level::detect(), &x, &mut q, &mut s, &mut t, &mut totals);
+            let value = |i: usize| match planes {
+                1 => i32::from(q[i]),
+                _ => i32::from(q[i / 32 * 64 + i % 32]) * 256 + i32::from(q[i / 32 * 64 + i % 32 + 32]),
+            };
+            for (i, x) in x.iter().enumerate() {
+                let step = s[i / 32];
+                assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
+            }
+            assert_eq!(t[3], (96..128).map(value).sum::<i32>());
+            assert_eq!(totals[3], s[3] * t[3] as f32);
         }
-        assert_eq!(t[3], (96..128).map(value).sum::<i32>());
-        assert_eq!(totals[3], s[3] * t[3] as f32);
     }
 }

@@ -1,14 +1,14 @@
 //! Weight matrices, packed at load for the kernels, and their product with a batch of tokens.
 //!
 //! Q4_0, Q4_1 and Q8_0 keep their bits (Q4_0 becomes `d q + m` with `m = -8 d`, which f16 holds exactly unless it
-//! overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised to sixteen
-//! bits per block of 32, which is f32 for all that a model can tell. All else is kept in f32. [`Format::F32`] keeps everything in f32: the reference.
+//! overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised per block of
+//! 32 to eight or sixteen bits ([`Precision`]). All else is kept in f32. [`Format::F32`] keeps everything in f32: the reference.
 
 use half::f16;
 
 use super::{
-    Ops, Shared, elementwise,
-    quantised::{self, BLOCK, BYTES_Q4, BYTES_Q8, Packing, Tokens},
+    Ops, Shared, elementwise, prefer_large_pages,
+    quantised::{self, BLOCK, BYTES_Q4, BYTES_Q8, Packing, Precision, Tokens},
     tile::{self, Tile, WIDTH},
 };
 use crate::engine::gguf::TensorType;
@@ -102,14 +102,11 @@ impl Linear {
 
     fn empty(packing: Packing, rows: usize, columns: usize) -> Self {
         let tile_lines = packing.tile_bytes(columns / BLOCK).div_ceil(64);
-        Self {
-            rows,
-            columns,
-            kind: Kind::Packed(packing),
-            floats: Vec::new(),
-            lines: vec![Line([0; 64]); rows.div_ceil(WIDTH) * tile_lines],
-            tile_lines,
-        }
+        let count = rows.div_ceil(WIDTH) * tile_lines;
+        let mut lines = Vec::with_capacity(count);
+        prefer_large_pages(lines.spare_capacity_mut());
+        lines.resize(count, Line([0; 64]));
+        Self { rows, columns, kind: Kind::Packed(packing), floats: Vec::new(), lines, tile_lines }
     }
 
     fn pack_q4(raw: &[u8], rows: usize, columns: usize, symmetric: bool) -> Self {
@@ -194,7 +191,14 @@ impl Linear {
 ///
 /// # Panics
 /// When a buffer does not fit.
-pub fn multiply(ops: &Ops, x: &[f32], tokens: usize, scratch: &mut Quantised, jobs: &mut [(&Linear, &mut [f32])]) {
+pub fn multiply(
+    ops: &Ops,
+    x: &[f32],
+    tokens: usize,
+    precision: Precision,
+    scratch: &mut Quantised,
+    jobs: &mut [(&Linear, &mut [f32])],
+) {
     let Some(columns) = jobs.first().map(|(w, _)| w.columns) else { return };
     assert_eq!(x.len(), tokens * columns, "activations do not fit");
     for (w, out) in jobs.iter() {
@@ -202,15 +206,18 @@ pub fn multiply(ops: &Ops, x: &[f32], tokens: usize, scratch: &mut Quantised, jo
     }
     let blocks = columns / BLOCK;
     if jobs.iter().any(|(w, _)| w.kind != Kind::F32) {
-        scratch.values.resize(2 * tokens * columns, 0);
+        scratch.values.resize(tokens * columns * precision.planes(), 0);
         scratch.scales.resize(tokens * blocks, 0.0);
         scratch.sums.resize(tokens * blocks, 0);
         scratch.totals.resize(tokens * blocks, 0.0);
         let Quantised { values, scales, sums, totals } = scratch;
-        elementwise::quantise(ops.level, x, values, scales, sums, totals);
+        match precision {
+            Precision::Eight => elementwise::quantise8(ops.level, x, values, scales, sums, totals),
+            Precision::Sixteen => elementwise::quantise16(ops.level, x, values, scales, sums, totals),
+        }
     }
     let Quantised { values, scales, sums, totals } = scratch;
-    let quantised = Tokens { values, scales, sums, totals, blocks };
+    let quantised = Tokens { precision, values, scales, sums, totals, blocks };
 
     // One list of tiles over all matrices: (matrix, its first tile in the list).
     let mut tiles = 0;
@@ -261,6 +268,8 @@ fn one_tile(
                 a_stride: w.columns,
                 b: &w.floats[index * w.columns * WIDTH..][..w.columns * WIDTH],
                 b_stride: WIDTH,
+                b_tile: 0,
+                tiles: 1,
                 depth: w.columns,
             };
             tile::multiply(ops.level, count, tile, result.as_flattened_mut(), WIDTH, false);

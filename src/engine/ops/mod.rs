@@ -13,6 +13,7 @@ mod quantised;
 pub mod tile;
 
 pub use pool::Pool;
+pub use quantised::Precision;
 
 /// Instruction sets that kernels are written for, worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,6 +56,24 @@ impl Level {
 pub struct Ops {
     pub level: Level,
     pub pool: Pool,
+}
+
+/// Asks the system to back memory that is not yet written with large pages, where it has them: reading all weights for each
+/// token otherwise misses the address translation at every page.
+pub(crate) fn prefer_large_pages<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const LARGE: usize = 2 << 20;
+        let range = memory.as_mut_ptr_range();
+        let (begin, end) = ((range.start as usize).next_multiple_of(LARGE), range.end as usize / LARGE * LARGE);
+        if begin < end {
+            // SAFETY: the pages are inside our own allocation, and the advice changes nothing but how they are backed. That
+            // it may fail (a kernel without large pages) does not matter.
+            let _ = unsafe { libc::madvise(begin as *mut libc::c_void, end - begin, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
 }
 
 /// A buffer that several tasks write at places that do not overlap.

@@ -15,10 +15,10 @@ fn raw_of(kind: TensorType, values: &[f32]) -> Vec<u8> {
     }
 }
 
-fn product(level: Level, w: &Linear, x: &[f32], tokens: usize) -> Vec<f32> {
+fn product(level: Level, precision: Precision, w: &Linear, x: &[f32], tokens: usize) -> Vec<f32> {
     let ops = Ops { level, pool: Pool::new(2).unwrap() };
     let mut out = vec![0.0; tokens * w.rows()];
-    multiply(&ops, x, tokens, &mut Quantised::default(), &mut [(w, &mut out)]);
+    multiply(&ops, x, tokens, precision, &mut Quantised::default(), &mut [(w, &mut out)]);
     out
 }
 
@@ -54,13 +54,19 @@ fn products_agree_with_f64_within_the_activations_precision() {
         let exact = dequantise(kind, &raw, rows * columns).unwrap();
         for format in [Format::Native, Format::F32] {
             let w = Linear::pack(kind, &raw, rows, columns, format).unwrap();
-            let got = product(Level::detect(), &w, &x, tokens);
-            for t in 0..tokens {
-                for r in 0..rows {
-                    let terms = (0..columns).map(|c| f64::from(exact[r * columns + c]) * f64::from(x[t * columns + c]));
-                    let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
-                    let got = f64::from(got[t * rows + r]);
-                    assert!((got - want).abs() <= size * 3e-5, "{kind:?} {format:?}: {got}, {want}");
+            for (precision, tolerance) in [(Precision::Sixteen, 3e-5), (Precision::Eight, 4e-3)] {
+                let got = product(Level::detect(), precision, &w, &x, tokens);
+                for t in 0..tokens {
+                    for r in 0..rows {
+                        let terms =
+                            (0..columns).map(|c| f64::from(exact[r * columns + c]) * f64::from(x[t * columns + c]));
+                        let (want, size) = terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()));
+                        let got = f64::from(got[t * rows + r]);
+                        assert!(
+                            (got - want).abs() <= size * tolerance,
+                            "{kind:?} {format:?} {precision:?}: {got}, {want}"
+                        );
+                    }
                 }
             }
         }
@@ -72,8 +78,9 @@ fn every_level_and_batch_gives_the_scalar_twins_bits() {
     let (rows, columns, tokens) = (40, 96, 75);
     let values = numbers(rows * columns, 8);
     let x = numbers(tokens * columns, 9);
-    for kind in KINDS {
+    for (kind, precision) in KINDS.into_iter().flat_map(|kind| [(kind, Precision::Eight), (kind, Precision::Sixteen)]) {
         let w = Linear::pack(kind, &raw_of(kind, &values), rows, columns, Format::Native).unwrap();
+        let product = |level, w: &Linear, x: &[f32], tokens| product(level, precision, w, x, tokens);
         let want = product(Level::Scalar, &w, &x, tokens);
         for level in Level::available() {
             assert_eq!(product(level, &w, &x, tokens), want, "{kind:?} {level:?}");
@@ -96,8 +103,10 @@ fn extreme_weights_and_activations_do_not_overflow() {
             let raw = raw_of(kind, &values);
             let exact = dequantise(kind, &raw, values.len()).unwrap();
             let w = Linear::pack(kind, &raw, 16, columns, Format::Native).unwrap();
-            for level in Level::available() {
-                let got = product(level, &w, &x, 1);
+            for (level, precision) in
+                Level::available().into_iter().flat_map(|l| [(l, Precision::Eight), (l, Precision::Sixteen)])
+            {
+                let got = product(level, precision, &w, &x, 1);
                 let want: f32 = exact[..columns].iter().map(|w| w * sign).sum();
                 assert!((got[3] - want).abs() < 0.5, "{kind:?} {level:?}: {} against {want}", got[3]);
             }
@@ -121,7 +130,14 @@ fn several_matrices_share_one_product() {
     let (a, b) = (a.unwrap(), b.unwrap());
     let (mut out_a, mut out_b) = (vec![0.0; 60], vec![0.0; 99]);
     let ops = Ops { level: Level::detect(), pool: Pool::new(1).unwrap() };
-    multiply(&ops, &x, tokens, &mut Quantised::default(), &mut [(&a, &mut out_a), (&b, &mut out_b)]);
-    assert_eq!(out_a, product(Level::detect(), &a, &x, tokens));
-    assert_eq!(out_b, product(Level::detect(), &b, &x, tokens));
+    multiply(
+        &ops,
+        &x,
+        tokens,
+        Precision::Sixteen,
+        &mut Quantised::default(),
+        &mut [(&a, &mut out_a), (&b, &mut out_b)],
+    );
+    assert_eq!(out_a, product(Level::detect(), Precision::Sixteen, &a, &x, tokens));
+    assert_eq!(out_b, product(Level::detect(), Precision::Sixteen, &b, &x, tokens));
 }
