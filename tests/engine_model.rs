@@ -31,7 +31,7 @@ fn user(text: &str) -> Prompt {
 }
 
 fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
-    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, logprobs: Some(2) }
+    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, priority: 0, logprobs: Some(2) }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -198,6 +198,7 @@ fn figures() {
                             max_tokens: Some(65),
                             stop: Vec::new(),
                             n: 1,
+                            priority: 0,
                             logprobs: Some(0),
                         })
                         .unwrap()
@@ -239,7 +240,7 @@ fn smollm2_says_what_transformers_says() {
     let vocabulary = config.vocabulary;
     let model = Llama::load(&gguf, config, Format::Native).unwrap();
     let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
-    let (mut kv, mut w) = (Kv::default(), Workspace::default());
+    let (mut kv, mut w) = (Kv::new(&model.config().block_pool()), Workspace::default());
     let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];
     let batch = Batch { tokens: tokens.clone(), pieces, logits: (0..tokens.len()).collect() };
     model.forward(&ops, &batch, &mut [&mut kv], &mut w);

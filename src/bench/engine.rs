@@ -125,7 +125,8 @@ impl Bench {
 
     /// Tokens per second.
     fn once(&mut self, case: Case) -> f64 {
-        let mut sequences = vec![Kv::default(); if let Case::Batch(n) = case { n } else { 1 }];
+        let pool = self.model.config().block_pool();
+        let mut sequences = vec![Kv::new(&pool); if let Case::Batch(n) = case { n } else { 1 }];
         if let Case::Depth(n) = case {
             self.prefill(&mut sequences[0], n);
         }

@@ -39,7 +39,7 @@ pub use sampler::Choosing;
 use crate::domain::{FinishReason, Message, TokenLogprob, Usage};
 use gguf::{Gguf, TensorType};
 use model::{Config, Llama};
-use ops::{Ops, Pool};
+use ops::{Ops, Pool, attention::POSITIONS};
 use scheduler::{Limits, Scheduler};
 use template::Template;
 use tokenizer::Tokenizer;
@@ -63,8 +63,9 @@ pub struct EngineOptions {
     pub context: Option<u32>,
     /// Tokens of one step: more make long prompts faster, fewer keep streams smoother.
     pub step_tokens: usize,
-    /// Bytes that keys and values may take: of all running sequences first, and what they leave of prompts and answers before,
-    /// to be reused. At least one whole context is always allowed.
+    /// Bytes that keys and values may take: of running sequences first, and what they leave of prompts and answers before,
+    /// to be reused. Sequences that need more than there is give way to those that came earlier. At least one whole context
+    /// is always allowed.
     pub cache_bytes: usize,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
@@ -129,6 +130,10 @@ pub struct Counters {
     pub decoded: u64,
     /// Tokens whose keys and values are kept for reuse now.
     pub kept: u64,
+    /// Of prompts and answers, that were computed again because their blocks had been given to others.
+    pub recomputed: u64,
+    /// Times that a sequence had to give its blocks to others.
+    pub preempted: u64,
 }
 
 /// One request.
@@ -141,6 +146,8 @@ pub struct Generate {
     pub stop: Vec<String>,
     /// Number of choices, at least 1.
     pub n: u32,
+    /// Higher ones go first, each step as if it had come 64 requests earlier; 0 otherwise.
+    pub priority: i32,
     /// Log-probabilities with so many alternatives per token.
     pub logprobs: Option<u8>,
 }
@@ -209,7 +216,8 @@ impl Engine {
         let limits = Limits {
             step_tokens: options.step_tokens,
             sequences: options.max_sequences,
-            positions: context.max(options.cache_bytes / config.kv_bytes_per_token()),
+            blocks: (context.div_ceil(POSITIONS) + 1)
+                .max(options.cache_bytes / (config.kv_bytes_per_token() * POSITIONS)),
         };
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
@@ -224,7 +232,7 @@ impl Engine {
         let load = Arc::new(Load::default());
         let worker = Worker {
             requests,
-            scheduler: Scheduler::new(limits),
+            scheduler: Scheduler::new(limits, config.block_pool()),
             runner: runner::Runner::new(model, ops),
             tokenizer: Arc::clone(&tokenizer),
             load: Arc::clone(&load),
@@ -255,8 +263,15 @@ impl Engine {
     /// What has been computed and reused since the start.
     pub fn counters(&self) -> Counters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Load { prefilled, reused, decoded, kept, .. } = &*self.load;
-        Counters { prefilled: of(prefilled), reused: of(reused), decoded: of(decoded), kept: of(kept) }
+        let Load { prefilled, reused, decoded, kept, recomputed, preempted, .. } = &*self.load;
+        Counters {
+            prefilled: of(prefilled),
+            reused: of(reused),
+            decoded: of(decoded),
+            kept: of(kept),
+            recomputed: of(recomputed),
+            preempted: of(preempted),
+        }
     }
 
     /// Whether the engine's thread lives.
@@ -325,6 +340,7 @@ impl Engine {
             stop: g.stop,
             logprobs: g.logprobs.map(usize::from),
             choices: g.n,
+            priority: g.priority,
             events,
         };
         let sender = self.requests.as_ref().ok_or(EngineError::Stopped)?;

@@ -5,7 +5,11 @@
 //! is the block that no other follows and that was not used for longest. Full blocks are never written again, and what a
 //! sequence computes does not depend on how it was cut (see [`super::ops`]): a reused prefix gives the same bits.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use super::ops::attention::{Block, POSITIONS};
 
@@ -29,7 +33,7 @@ struct Entry {
 pub struct PrefixCache {
     entries: HashMap<Key, Entry>,
     /// Those without children: least used first; of those used together the farthest from the beginning.
-    leaves: BTreeSet<(u64, std::cmp::Reverse<u32>, Key)>,
+    leaves: BTreeSet<(u64, Reverse<u32>, Key)>,
     clock: u64,
 }
 
@@ -46,8 +50,8 @@ fn chunks(tokens: &[u32]) -> &[[u32; POSITIONS]] {
 }
 
 impl Entry {
-    fn leaf(&self, key: Key) -> (u64, std::cmp::Reverse<u32>, Key) {
-        (self.used, std::cmp::Reverse(self.depth), key)
+    fn leaf(&self, key: Key) -> (u64, Reverse<u32>, Key) {
+        (self.used, Reverse(self.depth), key)
     }
 }
 
@@ -55,6 +59,11 @@ impl PrefixCache {
     /// Blocks that are kept.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    #[cfg(test)]
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.entries.values().map(|entry| &entry.block)
     }
 
     /// The blocks of the longest beginning of `tokens` that is here, at most `most` of them.
@@ -98,15 +107,18 @@ impl PrefixCache {
         }
     }
 
-    /// Lets go of blocks until at most so many are left.
-    pub fn shrink(&mut self, most: usize) {
-        while self.entries.len() > most {
-            let Some((_, _, key)) = self.leaves.pop_first() else { return };
-            let Some(entry) = self.entries.remove(&key) else { return };
-            if let Some(parent) = entry.parent {
-                self.child(parent, false);
-            }
+    /// Lets go of the block that was not used for longest, of those that nobody else holds; false where there is none.
+    pub fn evict(&mut self) -> bool {
+        let unused = |(_, _, key): &&(u64, Reverse<u32>, Key)| {
+            self.entries.get(key).is_some_and(|entry| Arc::strong_count(&entry.block) == 1)
+        };
+        let Some(leaf) = self.leaves.iter().find(unused).copied() else { return false };
+        self.leaves.remove(&leaf);
+        let Some(entry) = self.entries.remove(&leaf.2) else { return false };
+        if let Some(parent) = entry.parent {
+            self.child(parent, false);
         }
+        true
     }
 
     fn touch(&mut self, key: Key) {
@@ -137,7 +149,7 @@ impl PrefixCache {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::collections::BTreeMap;
 
     use super::*;
 
@@ -167,7 +179,7 @@ mod tests {
 
     /// A block that says which prefix it is of.
     fn block(prefix: &[u32]) -> Block {
-        Arc::new(prefix.iter().map(|t| *t as f32).collect())
+        Arc::new(prefix.iter().map(|t| *t as f32).collect::<Vec<f32>>().into())
     }
 
     #[test]
@@ -192,7 +204,7 @@ mod tests {
                     assert_eq!(found.len(), want.min(most));
                     for (n, found) in (1..).zip(&found) {
                         let prefix = &tokens[..n * POSITIONS];
-                        assert_eq!(*found, block(prefix), "another prefix's block");
+                        assert_eq!(found[..], block(prefix)[..], "another prefix's block");
                         model.insert(prefix.to_vec(), clock);
                     }
                 }
@@ -203,13 +215,15 @@ mod tests {
                 }
                 _ => {
                     let most = rng.below(60);
-                    cache.shrink(most);
+                    while cache.len() > most {
+                        assert!(cache.evict());
+                    }
                     while model.len() > most {
                         let leaf = |p: &Vec<u32>| !model.keys().any(|q| q.len() > p.len() && q.starts_with(p));
                         let oldest = model
                             .iter()
                             .filter(|(prefix, _)| leaf(prefix))
-                            .min_by_key(|(prefix, used)| (**used, std::cmp::Reverse(prefix.len())));
+                            .min_by_key(|(prefix, used)| (**used, Reverse(prefix.len())));
                         let gone = oldest.unwrap().0.clone();
                         model.remove(&gone);
                     }
@@ -217,8 +231,19 @@ mod tests {
             }
             assert_eq!(cache.len(), model.len());
         }
-        cache.shrink(0);
+        while cache.evict() {}
         assert!(cache.entries.is_empty() && cache.leaves.is_empty());
+    }
+
+    #[test]
+    fn what_somebody_holds_is_not_let_go() {
+        let mut cache = PrefixCache::default();
+        let tokens = [1; 2 * POSITIONS];
+        cache.keep(&tokens, &[block(&tokens[..POSITIONS]), block(&tokens)]);
+        let held = cache.find(&tokens, 2);
+        assert!(!cache.evict());
+        drop(held);
+        assert!(cache.evict() && cache.evict() && !cache.evict());
     }
 
     #[test]

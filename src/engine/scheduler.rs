@@ -1,22 +1,25 @@
-//! Which tokens the next step computes: decoding sequences first, one token each, then pieces of prompts in the order
-//! in which requests came, up to a bound on tokens. So no request blocks another, and a long prompt delays the others'
-//! next token by one bounded step at a time. Touches no tensor.
+//! Which tokens the next step computes: decoding sequences first, one token each, then pieces of prompts, up to a bound on
+//! tokens. So no request blocks another, and a long prompt delays the others' next token by one bounded step at a time.
+//! Touches no tensor.
 //!
-//! A request is admitted when its choices fit the bound on sequences and all positions that it may ever fill fit the
-//! bound on the cache: an admitted request never has to give way. Admission is first come, first served. What the bound
-//! leaves keeps the blocks of prompts and answers before ([`PrefixCache`]), with which a request begins as far as they go.
+//! A request is admitted when its choices fit the bound on sequences and its prompt fits the blocks that are free or kept for
+//! nobody in particular ([`PrefixCache`]), with what those that run still need for their prompts and one block more for each. When blocks run out later, first what is kept
+//! goes, then who ranks last gives way: its blocks are freed, it waits, and computes them again (recompute, as in vLLM;
+//! Kwon et al. 2023, section 4.5). What it has said stays said, and as numbers do not depend on the batch, what follows is the
+//! same. Who ranks first never gives way, so there is always progress; a priority counts as having come [`AHEAD`] requests
+//! earlier, so nobody waits for ever.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     model::Kv,
-    ops::attention::POSITIONS,
+    ops::attention::{BlockPool, POSITIONS},
     prefix_cache::PrefixCache,
     sequence::{Request, Sequence, Tally},
 };
+
+/// Requests that one step of priority overtakes.
+const AHEAD: i64 = 64;
 
 /// Bounds of the scheduler. All above zero.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +28,8 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Choices that run at once.
     pub sequences: usize,
-    /// Positions in all caches together.
-    pub positions: usize,
+    /// Blocks of [`POSITIONS`] positions, of running sequences and of what is kept; one whole context at least.
+    pub blocks: usize,
 }
 
 /// A part of the next step.
@@ -40,44 +43,73 @@ pub struct Part {
     pub samples: bool,
 }
 
+/// Who goes first: the lowest. Choices of one request follow each other.
+type Rank = (i64, u64, u32);
+
 struct Ticket {
     /// Choices not finished yet, those not forked yet included.
     open: usize,
-    positions: usize,
     tally: Tally,
+}
+
+enum Waiting {
+    New(Arc<Request>),
+    /// Had to give way.
+    Again(Box<Sequence>),
 }
 
 /// The queue and the running sequences.
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Arc<Request>>,
+    pool: BlockPool,
+    waiting: BTreeMap<Rank, Waiting>,
+    /// In no order.
     pub running: Vec<Sequence>,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
     prefixes: PrefixCache,
-    /// Tokens of prompts that were there already, since the start.
-    reused: u64,
+    counts: Counts,
     /// Requests that have left the queue since [`take_left`](Self::take_left).
     left: usize,
 }
 
+/// Since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Tokens of prompts that were there already.
+    pub reused: u64,
+    /// Tokens of prompts that were computed, the first time.
+    pub prefilled: u64,
+    /// Tokens that were computed again.
+    pub recomputed: u64,
+    /// Times that a sequence had to give way.
+    pub preempted: u64,
+}
+
+fn rank(request: &Request, ticket: u64, choice: u32) -> Rank {
+    (ticket as i64 - i64::from(request.priority) * AHEAD, ticket, choice)
+}
+
 impl Scheduler {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: Limits, pool: BlockPool) -> Self {
         Self {
             limits,
-            waiting: VecDeque::new(),
+            pool,
+            waiting: BTreeMap::new(),
             running: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             prefixes: PrefixCache::default(),
-            reused: 0,
+            counts: Counts::default(),
             left: 0,
         }
     }
 
-    /// Puts a request at the end of the queue.
+    /// Queues a request.
     pub fn push(&mut self, request: Arc<Request>) {
-        self.waiting.push_back(request);
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waiting.insert(rank(&request, ticket, 0), Waiting::New(request));
     }
 
     pub fn is_idle(&self) -> bool {
@@ -89,95 +121,152 @@ impl Scheduler {
         std::mem::take(&mut self.left)
     }
 
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Tokens whose keys and values are kept.
+    pub fn kept(&self) -> u64 {
+        (self.prefixes.len() * POSITIONS) as u64
+    }
+
     /// Drops what nobody listens to any more; gives the number of running sequences dropped.
     pub fn drop_abandoned(&mut self) -> usize {
-        let queued = self.waiting.len();
-        self.waiting.retain(|request| !request.events.is_closed());
-        self.left += queued - self.waiting.len();
-        let before = self.running.len();
         let mut gone = Vec::new();
-        for index in 0..before {
-            if self.running[index].abandoned() {
-                gone.push(self.running[index].ticket);
-                self.keep(index);
+        self.waiting.retain(|_, waiting| match waiting {
+            Waiting::New(request) => {
+                self.left += usize::from(request.events.is_closed());
+                !request.events.is_closed()
             }
+            Waiting::Again(sequence) => {
+                gone.extend(sequence.abandoned().then_some(sequence.ticket));
+                !sequence.abandoned()
+            }
+        });
+        let before = self.running.len();
+        for index in (0..before).rev().filter(|index| self.running[*index].abandoned()).collect::<Vec<_>>() {
+            gone.push(self.running[index].ticket);
+            self.keep(index);
+            self.running.remove(index);
         }
-        self.running.retain(|sequence| !sequence.abandoned());
         for ticket in gone {
             self.tickets.remove(&ticket);
         }
         before - self.running.len()
     }
 
-    /// Admits what fits, in order.
+    /// Admits what fits, in order of rank.
     pub fn admit(&mut self) {
-        while let Some(request) = self.waiting.front() {
-            let (sequences, positions) = self
-                .tickets
-                .values()
-                .fold((0, 0), |(sequences, positions), t| (sequences + t.open, positions + t.positions));
-            let (choices, wanted) = (request.choices as usize, request.reservation());
-            let fits = sequences + choices <= self.limits.sequences && positions + wanted <= self.limits.positions;
-            // Alone it runs in any case: the engine has checked that a request fits the context.
-            if !fits && !self.tickets.is_empty() {
+        while let Some((rank, waiting)) = self.waiting.pop_first() {
+            let (tokens, choices) = match &waiting {
+                Waiting::New(request) => (&request.prompt[..], request.choices as usize),
+                Waiting::Again(sequence) => (sequence.tokens(), self.choices(sequence)),
+            };
+            // The last token is computed in any case: its logits are what is sampled from.
+            let found = self.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS);
+            let blocks = (tokens.len() + 1).div_ceil(POSITIONS) - found.len() + choices - 1;
+            let running: usize = self.running.iter().map(|sequence| self.choices(sequence)).sum();
+            // Alone it runs in any case: the engine has checked that a sequence fits the context.
+            let owed: usize =
+                self.running.iter().map(|sequence| sequence.kv.wanted(sequence.pending().len()) + 1).sum();
+            let fits = running + choices <= self.limits.sequences && self.make_room(blocks + owed);
+            if !fits && !self.running.is_empty() {
+                self.waiting.insert(rank, waiting);
                 return;
             }
-            let Some(request) = self.waiting.pop_front() else { return };
-            self.left += 1;
-            let ticket = self.next_ticket;
-            self.next_ticket += 1;
-            // The last token is computed in any case: its logits are what is sampled from.
-            let most = (request.prompt.len() - 1) / POSITIONS;
-            let mut sequence = Sequence::new(request, ticket, 0);
-            sequence.kv = Kv::of(self.prefixes.find(&sequence.request.prompt, most));
-            let tally = Tally { reused: sequence.kv.len() as u32, ..Tally::default() };
-            self.reused += u64::from(tally.reused);
-            self.tickets.insert(ticket, Ticket { open: choices, positions: wanted, tally });
+            let kv = Kv::of(&self.pool, found);
+            let sequence = match waiting {
+                Waiting::New(request) => {
+                    self.left += 1;
+                    self.counts.reused += kv.len() as u64;
+                    let tally = Tally { reused: kv.len() as u32, ..Tally::default() };
+                    self.tickets.insert(rank.1, Ticket { open: choices, tally });
+                    Sequence::new(request, rank.1, 0, kv)
+                }
+                Waiting::Again(mut sequence) => {
+                    sequence.kv = kv;
+                    *sequence
+                }
+            };
             self.running.push(sequence);
-            self.make_room();
         }
+    }
+
+    /// Choices that a sequence stands for: those that fork from it later, too.
+    fn choices(&self, sequence: &Sequence) -> usize {
+        if sequence.generated() == 0 { sequence.request.choices as usize } else { 1 }
+    }
+
+    /// Lets go of what is kept until so many blocks are free; false where that is not enough.
+    fn make_room(&mut self, blocks: usize) -> bool {
+        while self.pool.live() + blocks > self.limits.blocks {
+            if !self.prefixes.evict() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Keeps what a running sequence has computed, for those that begin alike.
     pub fn keep(&mut self, index: usize) {
         let sequence = &self.running[index];
-        self.prefixes.keep(&sequence.computed(), sequence.kv.blocks());
-        self.make_room();
+        self.prefixes.keep(sequence.computed(), sequence.kv.blocks());
     }
 
-    /// What is kept may take what the running requests leave.
-    fn make_room(&mut self) {
-        let running: usize = self.tickets.values().map(|ticket| ticket.positions.next_multiple_of(POSITIONS)).sum();
-        self.prefixes.shrink(self.limits.positions.saturating_sub(running) / POSITIONS);
+    /// The parts of the next step, for which there are blocks: at least one when anything runs.
+    pub fn plan(&mut self) -> Vec<Part> {
+        loop {
+            let parts = self.parts();
+            let wanted = parts.iter().map(|part| self.running[part.sequence].kv.wanted(part.count)).sum();
+            if self.running.len() < 2 || self.make_room(wanted) {
+                return parts;
+            }
+            self.preempt();
+        }
     }
 
-    /// Tokens of prompts that were there already, since the start, and tokens that are kept now.
-    pub fn reuse(&self) -> (u64, u64) {
-        (self.reused, (self.prefixes.len() * POSITIONS) as u64)
-    }
-
-    /// How many tokens of a prompt a part computes.
-    pub fn prefills(&self, part: &Part) -> usize {
-        let sequence = &self.running[part.sequence];
-        part.count.min(sequence.request.prompt.len().saturating_sub(sequence.kv.len()))
-    }
-
-    /// The parts of the next step: at least one when anything runs.
-    pub fn plan(&self) -> Vec<Part> {
+    fn parts(&self) -> Vec<Part> {
+        let mut order: Vec<usize> = (0..self.running.len()).collect();
+        order.sort_unstable_by_key(|index| (self.running[*index].prefilling(), self.rank(*index)));
         let mut left = self.limits.step_tokens;
         let mut parts = Vec::new();
-        for prefill in [false, true] {
-            for (index, sequence) in self.running.iter().enumerate() {
-                if left == 0 || sequence.prefilling() != prefill {
-                    continue;
-                }
-                let pending = sequence.pending().len();
-                let count = pending.min(left);
-                left -= count;
-                parts.push(Part { sequence: index, count, samples: count == pending });
+        for index in order {
+            let pending = self.running[index].pending().len();
+            let count = pending.min(left);
+            if count == 0 {
+                break;
             }
+            left -= count;
+            parts.push(Part { sequence: index, count, samples: count == pending });
         }
         parts
+    }
+
+    fn rank(&self, index: usize) -> Rank {
+        let sequence = &self.running[index];
+        rank(&sequence.request, sequence.ticket, sequence.choice)
+    }
+
+    /// Who ranks last gives way.
+    fn preempt(&mut self) {
+        let Some(index) = (0..self.running.len()).max_by_key(|index| self.rank(*index)) else { return };
+        self.keep(index);
+        self.counts.preempted += 1;
+        let rank = self.rank(index);
+        let mut sequence = self.running.remove(index);
+        sequence.kv.clear();
+        self.waiting.insert(rank, Waiting::Again(Box::new(sequence)));
+    }
+
+    /// Counts what a part has computed, after the step.
+    pub fn count(&mut self, part: &Part) {
+        let sequence = &mut self.running[part.sequence];
+        let (end, prompt) = (sequence.kv.len(), sequence.request.prompt.len());
+        let begin = end - part.count;
+        let again = sequence.once.min(end).saturating_sub(begin);
+        self.counts.recomputed += again as u64;
+        self.counts.prefilled += end.min(prompt).saturating_sub(begin + again) as u64;
+        sequence.once = sequence.once.max(end);
     }
 
     /// Adds the other choices of a sequence whose prompt has just been computed; gives their indices.
@@ -195,12 +284,13 @@ impl Scheduler {
         self.keep(index);
         let sequence = &mut self.running[index];
         // Its cache is free at once, its place in `running` after the step.
-        sequence.kv = Kv::default();
+        sequence.kv.clear();
         let ticket = sequence.ticket;
+        let generated = sequence.generated();
         let entry = self.tickets.get_mut(&ticket)?;
         entry.open -= 1;
         entry.tally.finished += 1;
-        entry.tally.completion_tokens += sequence.generated.len() as u32;
+        entry.tally.completion_tokens += generated as u32;
         match entry.open {
             0 => self.tickets.remove(&ticket).map(|t| t.tally),
             _ => None,

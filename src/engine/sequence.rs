@@ -21,14 +21,9 @@ pub struct Request {
     pub stop: Vec<String>,
     pub logprobs: Option<usize>,
     pub choices: u32,
+    /// Higher ones go first; 0 otherwise.
+    pub priority: i32,
     pub events: UnboundedSender<GenerateEvent>,
-}
-
-impl Request {
-    /// Positions that the request may fill in the caches at most: its prompt for each choice, and its answers.
-    pub fn reservation(&self) -> usize {
-        (self.prompt.len() + self.max_tokens) * self.choices as usize
-    }
 }
 
 /// Counts down the choices of a request, to send its usage after the last.
@@ -47,8 +42,10 @@ pub struct Sequence {
     pub ticket: u64,
     pub choice: u32,
     pub kv: Kv,
-    /// Generated tokens, the last of which is not yet in the cache.
-    pub generated: Vec<u32>,
+    /// The prompt, then what was generated, the last of which is not yet in the cache.
+    tokens: Vec<u32>,
+    /// Positions that have been computed at some time: fewer are in the cache once it had to give way.
+    pub once: usize,
     utf8: Utf8Stream,
     stops: StopFilter,
     /// Bytes of text decoded, and given out.
@@ -59,14 +56,15 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    pub fn new(request: Arc<Request>, ticket: u64, choice: u32) -> Self {
+    pub fn new(request: Arc<Request>, ticket: u64, choice: u32, kv: Kv) -> Self {
         let stops = StopFilter::new(request.stop.iter().cloned());
         Self {
+            tokens: request.prompt.clone(),
+            once: kv.len(),
             request,
             ticket,
             choice,
-            kv: Kv::default(),
-            generated: Vec::new(),
+            kv,
             utf8: Utf8Stream::default(),
             stops,
             decoded: 0,
@@ -77,7 +75,7 @@ impl Sequence {
 
     /// Another choice of the same request, which continues from this one's cache.
     pub fn fork(&self, choice: u32) -> Self {
-        Self { kv: self.kv.clone(), ..Self::new(Arc::clone(&self.request), self.ticket, choice) }
+        Self::new(Arc::clone(&self.request), self.ticket, choice, self.kv.clone())
     }
 
     /// Whether the client has gone.
@@ -85,27 +83,34 @@ impl Sequence {
         self.request.events.is_closed()
     }
 
+    /// Prompt and answer so far.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many tokens were generated.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+
     /// The tokens whose keys and values are in the cache.
-    pub fn computed(&self) -> Vec<u32> {
-        self.request.prompt.iter().chain(&self.generated).take(self.kv.len()).copied().collect()
+    pub fn computed(&self) -> &[u32] {
+        &self.tokens[..self.kv.len()]
     }
 
     /// Tokens that are not in the cache yet.
     pub fn pending(&self) -> &[u32] {
-        let filled = self.kv.len();
-        match filled < self.request.prompt.len() {
-            true => &self.request.prompt[filled..],
-            false => &self.generated[filled - self.request.prompt.len()..],
-        }
+        &self.tokens[self.kv.len()..]
     }
 
+    /// Whether more than the token that was generated last is to be computed.
     pub fn prefilling(&self) -> bool {
-        self.kv.len() < self.request.prompt.len()
+        self.generated() == 0 || self.pending().len() > 1
     }
 
     /// Takes a sampled token, gives out what may be shown, and says whether that was the end.
     pub fn accept(&mut self, token: u32, logprobs: Option<Logprobs>, tokenizer: &Tokenizer) -> Option<FinishReason> {
-        self.generated.push(token);
+        self.tokens.push(token);
         if tokenizer.ends(token) {
             return Some(self.end(FinishReason::Stop));
         }
@@ -127,7 +132,12 @@ impl Sequence {
             return Some(FinishReason::Stop);
         }
         self.show(show);
-        (self.generated.len() >= self.request.max_tokens).then(|| self.end(FinishReason::Length))
+        (self.generated() >= self.request.max_tokens).then(|| self.end(FinishReason::Length))
+    }
+
+    #[cfg(test)]
+    pub fn push(&mut self, token: u32) {
+        self.tokens.push(token);
     }
 
     /// Gives out what was held back.

@@ -19,7 +19,7 @@ fn prompt(n: usize, seed: u32) -> Prompt {
 }
 
 fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
-    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, logprobs: None }
+    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, priority: 0, logprobs: None }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -154,20 +154,44 @@ fn five_samples_cost_one_prefill() {
     assert!(counters.decoded <= 50);
 }
 
+/// Whole contexts compete for one: constant preemption. Every answer is, to the bit, what it is alone.
+#[test]
+fn answers_do_not_depend_on_who_had_to_give_way() {
+    let narrow = engine(EngineOptions { cache_bytes: 0, step_tokens: 40, ..EngineOptions::default() });
+    let wide = engine(EngineOptions { max_sequences: 1, ..EngineOptions::default() });
+    let requests: Vec<Generate> = (0..12)
+        .map(|i| {
+            let choosing = Choosing { seed: u64::from(i), ..if i % 2 == 0 { GREEDY } else { WARM } };
+            let n = 1 + u32::from(i % 4 == 3);
+            Generate { n, priority: i as i32 % 3, ..generate(prompt(10 + 2 * i as usize, i), choosing, 80) }
+        })
+        .collect();
+    let running: Vec<_> = requests.iter().map(|g| narrow.generate(g.clone()).unwrap()).collect();
+    for (events, g) in running.into_iter().zip(&requests) {
+        let one = |n: u32| Generate { n, ..g.clone() };
+        let got = collect(events, g.n as usize);
+        let want = ask(&engine(EngineOptions::default()), one(g.n));
+        assert_eq!(got.texts, want.texts);
+        assert_eq!(ask(&wide, one(1)).texts[0], want.texts[0]);
+    }
+    let counters = narrow.counters();
+    assert!(counters.preempted > 0 && counters.recomputed > 0, "{counters:?}");
+}
+
 #[test]
 fn what_is_kept_makes_way_for_what_runs() {
     let config = {
         let dir = tempfile::tempdir().unwrap();
         Config::read(&Gguf::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap()).unwrap()
     };
-    // Room for two contexts.
-    let bytes = 2 * CONTEXT * config.kv_bytes_per_token();
+    // Room for one context, and a block.
+    let bytes = CONTEXT * config.kv_bytes_per_token();
     let small = engine(EngineOptions { cache_bytes: bytes, ..EngineOptions::default() });
     let large = engine(EngineOptions::default());
     for round in 0..40u32 {
         let g = generate(prompt(60 + (round as usize * 13) % 60, round % 2), GREEDY, 20);
         assert_eq!(ask(&small, g.clone()), ask(&large, g), "round {round}");
-        assert!(small.counters().kept as usize <= 2 * CONTEXT, "{:?}", small.counters());
+        assert!(small.counters().kept as usize <= CONTEXT + 32, "{:?}", small.counters());
     }
     assert!(small.counters().reused > 0, "nothing was reused");
     assert!(small.counters().reused < large.counters().reused, "nothing had to go");

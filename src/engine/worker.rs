@@ -29,6 +29,8 @@ pub struct Load {
     pub reused: AtomicU64,
     pub decoded: AtomicU64,
     pub kept: AtomicU64,
+    pub recomputed: AtomicU64,
+    pub preempted: AtomicU64,
 }
 
 /// The state of the engine's thread.
@@ -77,16 +79,24 @@ impl Worker {
     fn publish(&mut self) {
         self.load.running.store(self.scheduler.running.len(), Ordering::Relaxed);
         self.load.waiting.fetch_sub(self.scheduler.take_left(), Ordering::Relaxed);
-        let (reused, kept) = self.scheduler.reuse();
-        self.load.reused.store(reused, Ordering::Relaxed);
-        self.load.kept.store(kept, Ordering::Relaxed);
+        let counts = self.scheduler.counts();
+        for (shown, count) in [
+            (&self.load.prefilled, counts.prefilled),
+            (&self.load.reused, counts.reused),
+            (&self.load.recomputed, counts.recomputed),
+            (&self.load.preempted, counts.preempted),
+            (&self.load.kept, self.scheduler.kept()),
+        ] {
+            shown.store(count, Ordering::Relaxed);
+        }
     }
 
     fn step(&mut self) {
         let parts = self.scheduler.plan();
-        let prefilled: usize = parts.iter().map(|part| self.scheduler.prefills(part)).sum();
-        self.load.prefilled.fetch_add(prefilled as u64, Ordering::Relaxed);
         self.runner.run(&mut self.scheduler, &parts);
+        parts.iter().for_each(|part| self.scheduler.count(part));
+        // Before any of what follows is seen.
+        self.publish();
         let mut finished = Vec::new();
         for (row, part) in parts.iter().filter(|part| part.samples).enumerate() {
             self.sample(row, part, &mut finished);
@@ -96,7 +106,7 @@ impl Worker {
 
     /// Samples for a part, and for the choices that fork from it when its prompt has just ended.
     fn sample(&mut self, row: usize, part: &Part, finished: &mut Vec<usize>) {
-        let forks = match self.scheduler.running[part.sequence].generated.is_empty() {
+        let forks = match self.scheduler.running[part.sequence].generated() == 0 {
             true => {
                 // Whoever comes with the same prompt while this one is answered need not wait for the end.
                 self.scheduler.keep(part.sequence);
@@ -112,7 +122,7 @@ impl Worker {
                 self.runner.logits(row),
                 request.choosing,
                 sequence.choice,
-                request.prompt.len() + sequence.generated.len(),
+                sequence.tokens().len(),
                 request.logprobs,
             );
             let reason = match sampled {

@@ -1,6 +1,10 @@
 //! The architecture, sizes and constants of a model, read from GGUF metadata and checked for sense.
 
-use crate::engine::{EngineError, gguf::Gguf, ops::attention::Heads};
+use crate::engine::{
+    EngineError,
+    gguf::Gguf,
+    ops::attention::{BlockPool, Heads},
+};
 
 /// What the forward pass knows. They differ in little: see [`super::llama`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +151,11 @@ impl Config {
             rope_base,
             rope_scale,
         })
+    }
+
+    /// A pool of blocks for keys and values of this model.
+    pub fn block_pool(&self) -> BlockPool {
+        BlockPool::new(self.heads.layer_elements() * self.layers)
     }
 
     /// Bytes of keys and values per token.

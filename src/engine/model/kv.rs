@@ -1,22 +1,28 @@
-//! The keys and values of one sequence: blocks of 32 positions, taken as the sequence grows, shared between forks until
-//! one of them writes.
+//! The keys and values of one sequence: blocks of 32 positions, taken from a pool as the sequence grows, shared between
+//! forks until one of them writes.
 
 use std::sync::Arc;
 
 use super::Config;
-use crate::engine::ops::attention::{Block, POSITIONS, store};
+use crate::engine::ops::attention::{Block, BlockPool, POSITIONS, store};
 
 /// A sequence's keys and values. Cloning shares all blocks; writing copies the block that is written.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Kv {
+    pool: BlockPool,
     blocks: Vec<Block>,
     length: usize,
 }
 
 impl Kv {
+    /// Of no positions yet.
+    pub fn new(pool: &BlockPool) -> Self {
+        Self::of(pool, Vec::new())
+    }
+
     /// Of full blocks that were computed before.
-    pub fn of(blocks: Vec<Block>) -> Self {
-        Self { length: blocks.len() * POSITIONS, blocks }
+    pub fn of(pool: &BlockPool, blocks: Vec<Block>) -> Self {
+        Self { pool: pool.clone(), length: blocks.len() * POSITIONS, blocks }
     }
 
     /// Positions that are filled in all layers.
@@ -32,11 +38,34 @@ impl Kv {
         &self.blocks
     }
 
-    /// Makes room for `count` more positions.
-    pub fn reserve(&mut self, config: &Config, count: usize) {
+    /// Lets all blocks go.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.length = 0;
+    }
+
+    /// Blocks that `count` more positions take from the pool: those behind the last, and a copy of the last one where
+    /// others hold it too.
+    pub fn wanted(&self, count: usize) -> usize {
+        if count == 0 {
+            return 0;
+        }
+        let behind = (self.length + count).div_ceil(POSITIONS).saturating_sub(self.blocks.len());
+        let written = self.blocks.get(self.length / POSITIONS);
+        behind + usize::from(written.is_some_and(|block| Arc::strong_count(block) > 1))
+    }
+
+    /// Makes room for `count` more positions, in blocks that are this sequence's own.
+    pub fn reserve(&mut self, count: usize) {
+        if count == 0 {
+            return;
+        }
+        if let Some(block) = self.blocks.get_mut(self.length / POSITIONS) {
+            Arc::make_mut(block);
+        }
         let wanted = (self.length + count).div_ceil(POSITIONS);
-        let elements = config.heads.layer_elements() * config.layers;
-        self.blocks.resize_with(wanted.max(self.blocks.len()), || Arc::new(vec![0.0; elements]));
+        let pool = &self.pool;
+        self.blocks.resize_with(wanted.max(self.blocks.len()), || Arc::new(pool.take()));
     }
 
     /// Writes keys and values (`[positions][kv elements]` each) of one layer behind what is filled; room must be reserved.

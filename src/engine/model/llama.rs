@@ -177,7 +177,7 @@ impl Llama {
         w.cos.clear();
         w.sin.clear();
         for piece in &batch.pieces {
-            caches[piece.cache].reserve(c, piece.count);
+            caches[piece.cache].reserve(piece.count);
             let start = caches[piece.cache].len();
             for position in start..start + piece.count {
                 for frequency in &self.frequencies {

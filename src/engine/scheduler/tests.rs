@@ -4,7 +4,11 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::engine::{GenerateEvent, sampler::Choosing};
 
-const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, positions: 200 };
+const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, blocks: 7 };
+
+fn scheduler(limits: Limits) -> Scheduler {
+    Scheduler::new(limits, BlockPool::new(1))
+}
 
 fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, UnboundedReceiver<GenerateEvent>) {
     let (events, receiver) = unbounded_channel();
@@ -15,6 +19,7 @@ fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, Unb
         stop: Vec::new(),
         logprobs: None,
         choices,
+        priority: 0,
         events,
     };
     (Arc::new(request), receiver)
@@ -26,16 +31,22 @@ fn step(scheduler: &mut Scheduler) -> Vec<Part> {
     let parts = scheduler.plan();
     let mut finished = Vec::new();
     for part in &parts {
-        scheduler.running[part.sequence].kv.advance(part.count);
+        let kv = &mut scheduler.running[part.sequence].kv;
+        kv.reserve(part.count);
+        kv.advance(part.count);
+        scheduler.count(part);
     }
     for part in parts.iter().filter(|p| p.samples) {
-        let forks = match scheduler.running[part.sequence].generated.is_empty() {
-            true => scheduler.fork(part.sequence),
-            false => 0..0,
+        let forks = match scheduler.running[part.sequence].generated() {
+            0 => {
+                scheduler.keep(part.sequence);
+                scheduler.fork(part.sequence)
+            }
+            _ => 0..0,
         };
         for index in std::iter::once(part.sequence).chain(forks) {
-            scheduler.running[index].generated.push(7);
-            if scheduler.running[index].generated.len() == scheduler.running[index].request.max_tokens {
+            scheduler.running[index].push(7);
+            if scheduler.running[index].generated() == scheduler.running[index].request.max_tokens {
                 finished.push(index);
                 scheduler.finished(index);
             }
@@ -47,7 +58,7 @@ fn step(scheduler: &mut Scheduler) -> Vec<Part> {
 
 #[test]
 fn decoding_goes_before_prefill_and_prompts_share_what_is_left() {
-    let mut scheduler = Scheduler::new(LIMITS);
+    let mut scheduler = scheduler(LIMITS);
     let (short, _a) = request(3, 10, 1);
     let (long, _b) = request(40, 10, 1);
     scheduler.push(short);
@@ -61,15 +72,19 @@ fn decoding_goes_before_prefill_and_prompts_share_what_is_left() {
 
 #[test]
 fn admission_keeps_order_and_bounds() {
-    let mut scheduler = Scheduler::new(LIMITS);
-    let (a, _a) = request(10, 90, 1);
-    let (b, _b) = request(10, 100, 1);
+    let mut scheduler = scheduler(LIMITS);
+    let (a, _a) = request(100, 90, 1);
+    let (b, _b) = request(120, 100, 1);
     let (c, _c) = request(5, 5, 1);
+    // Nothing that the first has computed is of use to it.
+    let b = Arc::new(Request { prompt: vec![2; 120], ..Arc::into_inner(b).unwrap() });
     scheduler.push(a);
     scheduler.push(b);
     scheduler.push(c);
-    scheduler.admit();
-    // 100 positions run; 110 more do not fit, and the small one does not overtake.
+    step(&mut scheduler);
+    // Of seven blocks four are the first's when its prompt is computed; four more and one to grow do not fit, and the small
+    // one does not overtake.
+    (0..8).for_each(|_| _ = step(&mut scheduler));
     assert_eq!(scheduler.running.len(), 1);
     assert_eq!(scheduler.take_left(), 1);
     drop(_a);
@@ -80,9 +95,129 @@ fn admission_keeps_order_and_bounds() {
     assert!(!scheduler.is_idle());
 }
 
+/// Runs until `last` has ended; gives the steps in which each finished.
+fn ends(scheduler: &mut Scheduler, receivers: &mut [UnboundedReceiver<GenerateEvent>]) -> Vec<usize> {
+    let mut ends = vec![0; receivers.len()];
+    for at in 1..10_000 {
+        if scheduler.is_idle() {
+            return ends;
+        }
+        step(scheduler);
+        // A finished sequence has let its request, and so its channel, go.
+        for (receiver, end) in receivers.iter().zip(&mut ends) {
+            if *end == 0 && receiver.is_closed() {
+                *end = at;
+            }
+        }
+    }
+    panic!("it does not end");
+}
+
+#[test]
+fn who_came_last_gives_way_and_computes_again() {
+    let mut scheduler = scheduler(LIMITS);
+    let (mut kept, mut requests) = (Vec::new(), Vec::new());
+    for prompt in [40, 41, 42] {
+        let (request, events) = request(prompt, 80, 1);
+        requests.push(events);
+        kept.push(Arc::downgrade(&request));
+        scheduler.push(request);
+    }
+    // Each needs four blocks in the end, and there are seven.
+    let ends = ends(&mut scheduler, &mut requests);
+    assert!(ends[0] < ends[1] && ends[1] < ends[2], "{ends:?}");
+    let counts = scheduler.counts();
+    assert!(counts.preempted > 0 && counts.recomputed > 0, "{counts:?}");
+    assert_eq!(counts.prefilled + counts.reused, 40 + 41 + 42, "a token of a prompt is computed first once");
+}
+
+#[test]
+fn a_priority_goes_first_but_not_for_ever() {
+    let mut scheduler = scheduler(Limits { sequences: 1, ..LIMITS });
+    let mut receivers = Vec::new();
+    let mut push = |scheduler: &mut Scheduler, priority| {
+        let (made, events) = request(3, 2, 1);
+        receivers.push(events);
+        let made = Arc::into_inner(made).unwrap();
+        scheduler.push(Arc::new(Request { priority, ..made }));
+    };
+    push(&mut scheduler, 0);
+    push(&mut scheduler, 0);
+    (0..100).for_each(|_| push(&mut scheduler, 1));
+    let ends = ends(&mut scheduler, &mut receivers);
+    let before = |index: usize| ends.iter().filter(|end| **end < ends[index]).count();
+    // 62 have come less than 64 after the first, and two more, it and another, go before the second.
+    assert_eq!((before(2), before(0), before(1)), (0, 62, 64));
+}
+
+#[test]
+fn random_operations_leak_nothing_and_starve_nobody() {
+    let mut rng = 9u64;
+    let mut below = move |n: u64| {
+        rng ^= rng << 13;
+        rng ^= rng >> 7;
+        rng ^= rng << 17;
+        (rng >> 11) % n
+    };
+    let mut scheduler = scheduler(LIMITS);
+    // Whose client is there: when it came.
+    let mut there: Vec<(UnboundedReceiver<GenerateEvent>, u64)> = Vec::new();
+    let (mut finished, mut left, mut longest) = (0, 0, 0);
+    for now in 0..100_000u64 {
+        match below(20) {
+            0 if there.len() < 12 => {
+                let (made, events) = request(1 + below(90) as usize, 1 + below(60) as usize, 1 + below(4) as u32);
+                let made = Arc::into_inner(made).unwrap();
+                // Few different beginnings, so that some are shared.
+                let prompt = vec![below(3) as u32; made.prompt.len()];
+                scheduler.push(Arc::new(Request { prompt, priority: below(3) as i32 - 1, ..made }));
+                there.push((events, now));
+            }
+            1 if !there.is_empty() && below(8) == 0 => {
+                there.swap_remove(below(there.len() as u64) as usize);
+                left += 1;
+                scheduler.drop_abandoned();
+            }
+            _ => {
+                let parts = step(&mut scheduler);
+                assert!(parts.iter().map(|part| part.count).sum::<usize>() <= LIMITS.step_tokens);
+                assert_eq!(parts.is_empty(), scheduler.is_idle() && parts.is_empty());
+            }
+        }
+        assert!(scheduler.running.len() <= LIMITS.sequences);
+        // No block twice but where it is shared, and none that nobody holds.
+        let mut held: Vec<*const f32> = scheduler.prefixes.blocks().map(|block| block.as_ptr()).collect();
+        held.extend(scheduler.running.iter().flat_map(|s| s.kv.blocks()).map(|block| block.as_ptr()));
+        held.sort_unstable();
+        held.dedup();
+        assert_eq!(held.len(), scheduler.pool.live());
+        assert!(held.len() <= LIMITS.blocks || scheduler.running.len() < 2, "{} blocks", held.len());
+        there.retain(|(events, came)| {
+            if events.is_closed() {
+                finished += 1;
+                longest = longest.max(now - came);
+            }
+            !events.is_closed()
+        });
+        let tickets: std::collections::BTreeSet<u64> = scheduler.running.iter().map(|s| s.ticket).collect();
+        assert!(tickets.len() <= there.len());
+    }
+    let counts = scheduler.counts();
+    assert!(
+        finished > 1_000 && left > 100 && counts.preempted > 1_000 && counts.reused > 1_000,
+        "{finished} {counts:?}"
+    );
+    assert!(longest < 5_000, "somebody waited for {longest} steps");
+    there.clear();
+    scheduler.drop_abandoned();
+    assert!(scheduler.is_idle() && scheduler.tickets.is_empty());
+    while scheduler.prefixes.evict() {}
+    assert_eq!(scheduler.pool.live(), 0);
+}
+
 #[test]
 fn abandoned_requests_leave_the_queue_too() {
-    let mut scheduler = Scheduler::new(Limits { sequences: 1, ..LIMITS });
+    let mut scheduler = scheduler(Limits { sequences: 1, ..LIMITS });
     let (a, _a) = request(1, 1, 1);
     let (b, b_events) = request(1, 1, 1);
     scheduler.push(a);
@@ -97,7 +232,7 @@ fn abandoned_requests_leave_the_queue_too() {
 
 #[test]
 fn a_request_larger_than_the_bound_runs_alone() {
-    let mut scheduler = Scheduler::new(LIMITS);
+    let mut scheduler = scheduler(LIMITS);
     let (big, _big) = request(150, 100, 2);
     scheduler.push(big);
     scheduler.admit();
@@ -109,17 +244,17 @@ proptest! {
     fn every_request_ends_with_its_tokens_and_no_step_exceeds_its_bound(
         requests in prop::collection::vec((1usize..60, 1usize..12, 1u32..4), 1..12),
     ) {
-        let mut scheduler = Scheduler::new(LIMITS);
+        let mut scheduler = scheduler(LIMITS);
         let mut receivers = Vec::new();
         let mut wanted = 0;
         for (prompt, max_tokens, choices) in requests {
             let (request, events) = request(prompt, max_tokens, choices);
             // All prompt tokens once, all generated ones but each choice's last.
-            wanted += prompt + (max_tokens - 1) * choices as usize;
+            wanted += (prompt + (max_tokens - 1) * choices as usize) as u64;
             scheduler.push(request);
             receivers.push(events);
         }
-        let mut computed = 0;
+        let mut computed = 0u64;
         for _ in 0..5_000 {
             if scheduler.is_idle() {
                 break;
@@ -128,9 +263,10 @@ proptest! {
             let tokens: usize = parts.iter().map(|p| p.count).sum();
             prop_assert!((1..=LIMITS.step_tokens).contains(&tokens));
             prop_assert!(scheduler.running.len() <= LIMITS.sequences);
-            computed += tokens;
+            computed += tokens as u64;
         }
         prop_assert!(scheduler.is_idle());
-        prop_assert_eq!(computed, wanted);
+        let counts = scheduler.counts();
+        prop_assert_eq!(computed + counts.reused, wanted + counts.recomputed);
     }
 }

@@ -153,7 +153,7 @@ fn load(path: &std::path::Path, format: Format) -> Result<Llama, EngineError> {
 
 fn logits(model: &Llama, tokens: &[u32], rows: &[usize]) -> Vec<f32> {
     let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
-    let (mut kv, mut w) = (Kv::default(), Workspace::default());
+    let (mut kv, mut w) = (Kv::new(&model.config().block_pool()), Workspace::default());
     let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];
     let batch = Batch { tokens: tokens.to_vec(), pieces, logits: rows.to_vec() };
     model.forward(&ops, &batch, &mut [&mut kv], &mut w);

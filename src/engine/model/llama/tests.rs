@@ -15,7 +15,7 @@ fn load(path: &Path, format: Format) -> Llama {
 /// Logits of all positions, the tokens given in chunks of these sizes.
 fn run(model: &Llama, level: Level, tokens: &[u32], chunks: &[usize]) -> Vec<f32> {
     let ops = Ops { level, pool: Pool::new(2).unwrap() };
-    let (mut kv, mut w) = (Kv::default(), Workspace::default());
+    let (mut kv, mut w) = (Kv::new(&model.config().block_pool()), Workspace::default());
     let mut out = Vec::new();
     let mut rest = tokens;
     for count in chunks {
@@ -89,7 +89,7 @@ fn a_sequence_in_a_batch_gives_the_bits_that_it_gives_alone() {
 
     // Three steps: each sequence computes a third of its prompt, all in one batch.
     let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
-    let mut caches: Vec<Kv> = vec![Kv::default(); prompts.len()];
+    let mut caches: Vec<Kv> = vec![Kv::new(&model.config().block_pool()); prompts.len()];
     let mut w = Workspace::default();
     for third in 0..3 {
         let mut batch = Batch::default();
@@ -124,13 +124,13 @@ fn a_fork_shares_and_then_parts() {
         model.forward(&ops, &batch, &mut [kv], &mut w);
         w.logits.clone()
     };
-    let mut first = Kv::default();
+    let mut first = Kv::new(&model.config().block_pool());
     step(&mut first, &prompt(40, 3));
     let mut second = first.clone();
     let before = step(&mut second, &[9, 8]);
     step(&mut first, &[100, 101]);
     // What the first wrote has not touched the second.
-    let mut fresh = Kv::default();
+    let mut fresh = Kv::new(&model.config().block_pool());
     step(&mut fresh, &prompt(40, 3));
     assert_eq!(step(&mut fresh, &[9, 8]), before);
     assert_eq!(step(&mut fresh, &[5]), step(&mut second, &[5]));
