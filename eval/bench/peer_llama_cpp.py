@@ -85,6 +85,9 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--requantise", type=pathlib.Path)
+    parser.add_argument("--prefill", type=int, nargs="*", default=[512, 2048])
+    parser.add_argument("--depths", type=int, nargs="*", default=[0, 512, 2048])
+    parser.add_argument("--batches", type=int, nargs="*", default=[1, 4, 16])
     args = parser.parse_args()
     quiet = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)(lambda *_: None)
     lc.llama_log_set(quiet, None)
@@ -92,11 +95,14 @@ def main():
     if args.requantise:
         params = lc.llama_model_quantize_default_params()
         params.ftype, params.allow_requantize = lc.LLAMA_FTYPE_MOSTLY_Q4_0, True
-        out = args.requantise / "requantised.Q4_0.gguf"
-        assert lc.llama_model_quantize(str(args.model).encode(), str(out).encode(), ctypes.byref(params)) == 0
+        out = args.requantise / f"{args.model.stem}.as.Q4_0.gguf"
+        if not out.exists():
+            part = out.with_suffix(".part")
+            assert lc.llama_model_quantize(str(args.model).encode(), str(part).encode(), ctypes.byref(params)) == 0
+            part.rename(out)
         files["Q4_0"] = out
-    cases = [("prefill of", 512), ("prefill of", 2048), ("decode at", 0), ("decode at", 512), ("decode at", 2048),
-             ("decode, batch of", 1), ("decode, batch of", 4), ("decode, batch of", 16)]
+    cases = [("prefill of", n) for n in args.prefill] + [("decode at", n) for n in args.depths]
+    cases += [("decode, batch of", n) for n in args.batches]
     rows = []
     for name, file in files.items():
         for threads in args.threads:

@@ -1,5 +1,5 @@
 //! `weir bench engine`: tokens per second of the forward pass, and how much of the memory's bandwidth decoding uses. Straight
-//! on the model, without scheduler, sampler or text; each figure is a median of runs that take turns.
+//! on the model, without scheduler, sampler or text; each figure is a median of runs that take turns, with those of a peer where one is asked for.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::{
     BenchError,
+    peer::{self, Peer},
     report::{Machine, median},
 };
 use crate::engine::{
@@ -50,6 +51,11 @@ pub struct Row {
     pub gb_per_s: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub of_bandwidth: Option<f64>,
+    /// The peer's figure with the format in which it is faster, which that is, and ours divided by it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<peer::Figure>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub over_peer: Option<f64>,
 }
 
 /// Everything.
@@ -60,6 +66,12 @@ pub struct Report {
     /// Of reading memory, by number of threads.
     pub bandwidth_gb_per_s: BTreeMap<usize, f64>,
     pub weight_mib: f64,
+    /// Most memory that the program has had, without what the bandwidth is measured over.
+    pub peak_mib: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer_peak_mib: Option<f64>,
     pub rows: Vec<Row>,
     pub plan: Plan,
     pub machine: Machine,
@@ -161,11 +173,19 @@ fn bandwidth(pool: &Pool, memory: &[u64]) -> f64 {
     (parts * part * 8) as f64 / begun.elapsed().as_secs_f64()
 }
 
-/// Measures.
+/// The most memory that this process has had, in MiB.
+fn peak_mib() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) / 1024.0
+}
+
+/// Measures, and the peer in turn with it.
 ///
 /// # Errors
-/// When the model cannot be loaded, no thread be started, or the plan asks for more than its context.
-pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
+/// When the model cannot be loaded, no thread be started, the peer fails, or the plan asks for more than its context.
+pub fn run(plan: Plan, peer: Option<&Peer>, tick: &dyn Fn()) -> Result<Report, BenchError> {
     let failed = |e: EngineError| BenchError::Start { what: "the model".to_owned(), reason: e.to_string() };
     let gguf = Gguf::open(&plan.model).map_err(failed)?;
     let config = Config::read(&gguf).map_err(failed)?;
@@ -189,21 +209,29 @@ pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
         workspace: Workspace::default(),
     };
     let weights = bench.model.weight_bytes() as f64;
+    let mut turns: Vec<peer::Turn> = Vec::new();
+    let mut seen = Vec::new();
+    for threads in &plan.threads {
+        bench.ops.pool = Pool::new(*threads).map_err(BenchError::io("a thread"))?;
+        let mut here = vec![Vec::new(); cases.len()];
+        for _ in 0..plan.repeats.max(1) {
+            for (case, here) in cases.iter().zip(&mut here) {
+                here.push(bench.once(*case));
+                tick();
+            }
+            if let Some(peer) = peer {
+                turns.push(peer.turn(&plan, *threads)?);
+            }
+        }
+        seen.push(here);
+    }
+    let peak_mib = peak_mib();
     let memory = vec![1u64; READ / 8];
     let mut rows = Vec::new();
     let mut best = BTreeMap::new();
-    for threads in &plan.threads {
-        bench.ops.pool = Pool::new(*threads).map_err(BenchError::io("a thread"))?;
-        let mut seen = vec![Vec::new(); cases.len()];
-        let mut read = Vec::new();
-        for _ in 0..plan.repeats.max(1) {
-            read.push(bandwidth(&bench.ops.pool, &memory));
-            for (case, seen) in cases.iter().zip(&mut seen) {
-                seen.push(bench.once(*case));
-                tick();
-            }
-        }
-        let greatest = read.iter().copied().fold(0.0, f64::max);
+    for (threads, seen) in plan.threads.iter().zip(seen) {
+        let pool = Pool::new(*threads).map_err(BenchError::io("a thread"))?;
+        let greatest = (0..plan.repeats.max(3)).map(|_| bandwidth(&pool, &memory)).fold(0.0, f64::max);
         best.insert(*threads, greatest / 1e9);
         for (case, seen) in cases.iter().zip(seen) {
             let tokens_per_s = median(seen.into_iter());
@@ -212,35 +240,80 @@ pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
                 Case::Depth(_) => Some(weights * tokens_per_s),
                 Case::Batch(n) => Some(weights * tokens_per_s / *n as f64),
             };
+            let peer = fastest(&turns, &case.name(), *threads);
             rows.push(Row {
                 what: case.name(),
                 threads: *threads,
                 tokens_per_s,
                 gb_per_s: reads.map(|r| r / 1e9),
                 of_bandwidth: reads.map(|r| r / greatest),
+                over_peer: peer.as_ref().map(|peer| tokens_per_s / peer.tokens_per_s),
+                peer,
             });
         }
     }
     let figure = |row: &Row| (format!("{}.{}", row.what.replace([' ', ','], "_"), row.threads), row.tokens_per_s);
     let figures = rows.iter().map(figure).collect();
     let weight_mib = weights / f64::from(1 << 20);
-    Ok(Report { bench: "engine", figures, bandwidth_gb_per_s: best, weight_mib, rows, plan, machine: Machine::here() })
+    Ok(Report {
+        bench: "engine",
+        figures,
+        bandwidth_gb_per_s: best,
+        weight_mib,
+        peak_mib,
+        peer: turns.first().map(|turn| turn.peer.clone()),
+        peer_peak_mib: turns.iter().map(|turn| turn.peak_kib as f64 / 1024.0).reduce(f64::max),
+        rows,
+        plan,
+        machine: Machine::here(),
+    })
+}
+
+/// The median of the peer's turns, with the weights with which that is greatest.
+fn fastest(turns: &[peer::Turn], what: &str, threads: usize) -> Option<peer::Figure> {
+    let mut by_weights: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for figure in turns.iter().flat_map(|turn| &turn.rows).filter(|f| f.what == what && f.threads == threads) {
+        by_weights.entry(&figure.weights).or_default().push(figure.tokens_per_s);
+    }
+    by_weights
+        .into_iter()
+        .map(|(weights, seen)| peer::Figure {
+            weights: weights.to_owned(),
+            what: what.to_owned(),
+            threads,
+            tokens_per_s: median(seen.into_iter()),
+        })
+        .max_by(|a, b| a.tokens_per_s.total_cmp(&b.tokens_per_s))
 }
 
 impl Report {
     /// A table for people.
     pub fn markdown(&self) -> String {
-        let mut out = format!("{:.0} MiB of packed weights.\n\n", self.weight_mib);
+        let mut out = format!(
+            "{:.0} MiB of packed weights, activations of {} bits; at most {:.0} MiB of memory in all.\n\n",
+            self.weight_mib,
+            8 * self.plan.activations.planes(),
+            self.peak_mib
+        );
         for (threads, read) in &self.bandwidth_gb_per_s {
             out += &format!("{threads} threads read {read:.1} GB/s at most.\n");
         }
-        out += "\n| what | threads | tokens/s | weights, GB/s | of the bandwidth |\n|---|---|---|---|---|\n";
+        if let (Some(peer), Some(peak)) = (&self.peer, self.peer_peak_mib) {
+            out += &format!("\nIn turn with {peer}, which had {peak:.0} MiB at most.\n");
+        }
+        out +=
+            "\n| what | threads | tokens/s | weights, GB/s | of the bandwidth | peer, better format | weir / peer |\n";
+        out += "|---|---|---|---|---|---|---|\n";
+        let none = || "–".to_owned();
         for r in &self.rows {
-            let (read, share) = match (r.gb_per_s, r.of_bandwidth) {
-                (Some(read), Some(share)) => (format!("{read:.1}"), format!("{:.0} %", 100.0 * share)),
-                _ => ("–".to_owned(), "–".to_owned()),
-            };
-            out += &format!("| {} | {} | {:.0} | {read} | {share} |\n", r.what, r.threads, r.tokens_per_s);
+            let read = r.gb_per_s.map_or_else(none, |read| format!("{read:.1}"));
+            let share = r.of_bandwidth.map_or_else(none, |share| format!("{:.0} %", 100.0 * share));
+            let peer = r.peer.as_ref().map_or_else(none, |p| format!("{:.0} ({})", p.tokens_per_s, p.weights));
+            let over = r.over_peer.map_or_else(none, |over| format!("{over:.2}"));
+            out += &format!(
+                "| {} | {} | {:.0} | {read} | {share} | {peer} | {over} |\n",
+                r.what, r.threads, r.tokens_per_s
+            );
         }
         out
     }
@@ -265,11 +338,11 @@ mod tests {
             depths: vec![0, 64],
             batches: vec![4],
         };
-        let report = run(plan.clone(), &|| {}).unwrap();
+        let report = run(plan.clone(), None, &|| {}).unwrap();
         assert_eq!(report.rows.len(), 8);
         assert!(report.rows.iter().all(|r| r.tokens_per_s > 0.0));
         assert!(report.markdown().contains("| decode at 64 | 2 |"), "{}", report.markdown());
-        let error = run(Plan { prefill: vec![4000], ..plan }, &|| {}).unwrap_err().to_string();
+        let error = run(Plan { prefill: vec![4000], ..plan }, None, &|| {}).unwrap_err().to_string();
         assert!(error.contains("4032 tokens are asked for"), "{error}");
     }
 }

@@ -20,6 +20,7 @@ pub mod gateway;
 pub mod load;
 pub mod mock_upstream;
 pub mod ope;
+pub mod peer;
 pub mod policies;
 pub mod process;
 pub mod replay;

@@ -13,7 +13,9 @@ use crate::{
         BenchError, bandits, bare_proxy, decide, engine,
         gateway::Plan,
         load::Mode,
-        mock_upstream, ope, policies, replay,
+        mock_upstream, ope,
+        peer::Peer,
+        policies, replay,
         report::Report,
         subject::{self, Subject},
     },
@@ -182,11 +184,15 @@ struct ReplayArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  weir bench engine --threads 1 2 --out eval/runs/today")]
+  weir bench engine --threads 1 2 --out eval/runs/today
+  weir bench engine --peer llama.cpp --repeats 3")]
 struct EngineArgs {
     /// An in-process model of `weir models list`, or a GGUF file
     #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
     model: String,
+    /// Another engine to run in turn with weir: `llama.cpp`, built once from its Python package's source (ten minutes)
+    #[arg(long, value_name = "NAME", value_parser = ["llama.cpp"])]
+    peer: Option<String>,
     /// Of how many bits activations are: 8 or 16
     #[arg(long, value_name = "N", default_value_t = 16)]
     activation_bits: u8,
@@ -426,6 +432,13 @@ fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
             files.get("model").cloned().with_context(|| format!("{} is no in-process model", args.model))?
         }
     };
+    let peer = match &args.peer {
+        Some(name) => {
+            tracing::info!("building {name} below {}, unless it is there", args.data_dir.path().display());
+            Some(Peer::ensure(&args.data_dir.path())?)
+        }
+        None => None,
+    };
     let cases = args.prefill.len() + args.depths.len() + args.batches.len();
     let bar = super::policy::fit::bar("measuring", cases * args.threads.len() * args.repeats.max(1));
     let plan = engine::Plan {
@@ -437,7 +450,7 @@ fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
         depths: args.depths,
         batches: args.batches,
     };
-    let report = engine::run(plan, &|| bar.inc(1));
+    let report = engine::run(plan, peer.as_ref(), &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report?;
     publish(&report, &report.markdown(), "engine", args.out.as_deref(), args.json)
