@@ -146,6 +146,10 @@ pub struct LocalEntry {
     /// MiB for keys and values, of what runs and of what is kept for reuse; at least one whole context is taken.
     #[serde(default)]
     pub cache_mib: Option<usize>,
+    /// Tokens to guess ahead from what was said before, and to check in one step: the same answers, faster where they
+    /// repeat the prompt. 8 otherwise; 0 for none.
+    #[serde(default)]
+    pub prompt_lookup: Option<usize>,
     /// 8 or 16, of activations in products with quantised weights. 16 is the default: the model's own answers. 8 is what
     /// llama.cpp does: a third faster with long prompts and many requests, and one token in thirty is another.
     #[serde(default)]

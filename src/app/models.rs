@@ -87,6 +87,9 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
             if let Some(mib) = local.cache_mib {
                 options.cache_bytes = mib << 20;
             }
+            if let Some(guesses) = local.prompt_lookup {
+                options.prompt_lookup = guesses;
+            }
             if let Some(precision) = local.activation_bits.and_then(Precision::of_bits) {
                 options.activations = precision;
             }

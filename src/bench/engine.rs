@@ -14,7 +14,7 @@ use crate::engine::{
     EngineError, Format, Level,
     gguf::Gguf,
     model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
-    ops::{Ops, Pool, Precision},
+    ops::{Ops, Pool, Precision, attention::BlockPool},
 };
 
 /// Tokens of one step of a prefill: what the engine takes.
@@ -100,6 +100,8 @@ struct Bench {
     model: Llama,
     ops: Ops,
     workspace: Workspace,
+    /// As in the engine: blocks are used again.
+    pool: BlockPool,
 }
 
 impl Bench {
@@ -137,8 +139,7 @@ impl Bench {
 
     /// Tokens per second.
     fn once(&mut self, case: Case) -> f64 {
-        let pool = self.model.config().block_pool();
-        let mut sequences = vec![Kv::new(&pool); if let Case::Batch(n) = case { n } else { 1 }];
+        let mut sequences = vec![Kv::new(&self.pool); if let Case::Batch(n) = case { n } else { 1 }];
         if let Case::Depth(n) = case {
             self.prefill(&mut sequences[0], n);
         }
@@ -204,6 +205,7 @@ pub fn run(plan: Plan, peer: Option<&Peer>, tick: &dyn Fn()) -> Result<Report, B
         .chain(plan.batches.iter().map(|n| Case::Batch(*n)))
         .collect();
     let mut bench = Bench {
+        pool: config.block_pool(),
         model: Llama::load(&gguf, config, Format::Native).map_err(failed)?.with_activations(plan.activations),
         ops: Ops { level: Level::detect(), pool: Pool::new(1).map_err(BenchError::io("a thread"))? },
         workspace: Workspace::default(),

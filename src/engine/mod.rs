@@ -63,6 +63,9 @@ pub struct EngineOptions {
     pub context: Option<u32>,
     /// Tokens of one step: more make long prompts faster, fewer keep streams smoother.
     pub step_tokens: usize,
+    /// Tokens that are guessed ahead from what the prompt and the answer have said before, and checked in one step (prompt
+    /// lookup): answers are the same, those that repeat come faster. 0: none; at most [`sequence::MOST_GUESSES`].
+    pub prompt_lookup: usize,
     /// Bytes that keys and values may take: of running sequences first, and what they leave of prompts and answers before,
     /// to be reused. Sequences that need more than there is give way to those that came earlier. At least one whole context
     /// is always allowed.
@@ -83,6 +86,7 @@ impl Default for EngineOptions {
             max_waiting: 256,
             context: None,
             step_tokens: 128,
+            prompt_lookup: sequence::MOST_GUESSES,
             cache_bytes: 2 << 30,
             format: Format::Native,
             activations: Precision::Sixteen,
@@ -134,6 +138,9 @@ pub struct Counters {
     pub recomputed: u64,
     /// Times that a sequence had to give its blocks to others.
     pub preempted: u64,
+    /// Tokens of answers that were guessed ahead, and those of them that were right.
+    pub guessed: u64,
+    pub guessed_right: u64,
 }
 
 /// One request.
@@ -216,6 +223,7 @@ impl Engine {
         let limits = Limits {
             step_tokens: options.step_tokens,
             sequences: options.max_sequences,
+            guesses: options.prompt_lookup,
             blocks: (context.div_ceil(POSITIONS) + 1)
                 .max(options.cache_bytes / (config.kv_bytes_per_token() * POSITIONS)),
         };
@@ -263,7 +271,7 @@ impl Engine {
     /// What has been computed and reused since the start.
     pub fn counters(&self) -> Counters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Load { prefilled, reused, decoded, kept, recomputed, preempted, .. } = &*self.load;
+        let Load { prefilled, reused, decoded, kept, recomputed, preempted, guessed, guessed_right, .. } = &*self.load;
         Counters {
             prefilled: of(prefilled),
             reused: of(reused),
@@ -271,6 +279,8 @@ impl Engine {
             kept: of(kept),
             recomputed: of(recomputed),
             preempted: of(preempted),
+            guessed: of(guessed),
+            guessed_right: of(guessed_right),
         }
     }
 

@@ -19,7 +19,8 @@ impl Runner {
         Self { model, ops, workspace: Workspace::default(), batch: Batch::default() }
     }
 
-    /// Computes the parts. The logits of those that sample are then given by [`logits`](Self::logits), in order.
+    /// Computes the parts. The logits of those that sample are then given by [`logits`](Self::logits), in order: after the last
+    /// pending token, and after each guess.
     pub fn run(&mut self, scheduler: &mut Scheduler, parts: &[Part]) {
         let mut indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
         indices.sort_unstable();
@@ -29,17 +30,20 @@ impl Runner {
         batch.logits.clear();
         for part in parts {
             let row = batch.tokens.len();
-            batch.tokens.extend_from_slice(&scheduler.running[part.sequence].pending()[..part.count]);
+            let sequence = &scheduler.running[part.sequence];
+            batch.tokens.extend_from_slice(&sequence.pending()[..part.count - part.guesses]);
+            batch.tokens.extend_from_slice(&sequence.guesses()[..part.guesses]);
             let cache = indices.partition_point(|index| *index < part.sequence);
             batch.pieces.push(Piece { cache, row, count: part.count });
             if part.samples {
-                batch.logits.push(row + part.count - 1);
+                let end = row + part.count;
+                batch.logits.extend(end - part.guesses - 1..end);
             }
         }
         self.model.forward(&self.ops, batch, &mut scheduler.caches(&indices), &mut self.workspace);
     }
 
-    /// Logits of the n-th part that samples.
+    /// The n-th logits.
     pub fn logits(&self, n: usize) -> &[f32] {
         let vocabulary = self.model.config().vocabulary;
         &self.workspace.logits[n * vocabulary..][..vocabulary]

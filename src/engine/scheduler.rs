@@ -18,6 +18,8 @@ use super::{
     sequence::{Request, Sequence, Tally},
 };
 
+/// Sequences with which guessing pays.
+const FEW: usize = 2;
 /// Requests that one step of priority overtakes.
 const AHEAD: i64 = 64;
 
@@ -28,6 +30,8 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Choices that run at once.
     pub sequences: usize,
+    /// Tokens that are guessed ahead of a sequence; may be zero.
+    pub guesses: usize,
     /// Blocks of [`POSITIONS`] positions, of running sequences and of what is kept; one whole context at least.
     pub blocks: usize,
 }
@@ -37,8 +41,10 @@ pub struct Limits {
 pub struct Part {
     /// Index of the running sequence.
     pub sequence: usize,
-    /// Of its pending tokens, how many.
+    /// Of its pending tokens and then of its guesses, how many.
     pub count: usize,
+    /// How many of them are guesses.
+    pub guesses: usize,
     /// Whether all its pending tokens are computed, so that a token can be sampled.
     pub samples: bool,
 }
@@ -84,6 +90,8 @@ pub struct Counts {
     pub recomputed: u64,
     /// Times that a sequence had to give way.
     pub preempted: u64,
+    /// Tokens that were guessed.
+    pub guessed: u64,
 }
 
 fn rank(request: &Request, ticket: u64, choice: u32) -> Rank {
@@ -215,6 +223,9 @@ impl Scheduler {
 
     /// The parts of the next step, for which there are blocks: at least one when anything runs.
     pub fn plan(&mut self) -> Vec<Part> {
+        // With more sequences than these the arithmetic, not reading the weights, takes the time.
+        let guesses = if self.running.len() <= FEW { self.limits.guesses } else { 0 };
+        self.running.iter_mut().for_each(|sequence| sequence.guess(guesses));
         loop {
             let parts = self.parts();
             let wanted = parts.iter().map(|part| self.running[part.sequence].kv.wanted(part.count)).sum();
@@ -225,7 +236,7 @@ impl Scheduler {
         }
     }
 
-    fn parts(&self) -> Vec<Part> {
+    fn parts(&mut self) -> Vec<Part> {
         let mut order: Vec<usize> = (0..self.running.len()).collect();
         order.sort_unstable_by_key(|index| (self.running[*index].prefilling(), self.rank(*index)));
         let mut left = self.limits.step_tokens;
@@ -237,7 +248,13 @@ impl Scheduler {
                 break;
             }
             left -= count;
-            parts.push(Part { sequence: index, count, samples: count == pending });
+            let mut guesses = self.running[index].guesses().len();
+            if guesses > left || count < pending {
+                self.running[index].forget_guesses();
+                guesses = 0;
+            }
+            left -= guesses;
+            parts.push(Part { sequence: index, count: count + guesses, guesses, samples: count == pending });
         }
         parts
     }
@@ -261,8 +278,9 @@ impl Scheduler {
     /// Counts what a part has computed, after the step.
     pub fn count(&mut self, part: &Part) {
         let sequence = &mut self.running[part.sequence];
-        let (end, prompt) = (sequence.kv.len(), sequence.request.prompt.len());
-        let begin = end - part.count;
+        let (end, prompt) = (sequence.kv.len() - part.guesses, sequence.request.prompt.len());
+        let begin = end + part.guesses - part.count;
+        self.counts.guessed += part.guesses as u64;
         let again = sequence.once.min(end).saturating_sub(begin);
         self.counts.recomputed += again as u64;
         self.counts.prefilled += end.min(prompt).saturating_sub(begin + again) as u64;

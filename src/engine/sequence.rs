@@ -13,6 +13,11 @@ use super::{
 };
 use crate::domain::{FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
 
+/// Tokens that must be the same for a guess.
+const SAME: usize = 3;
+/// Guesses at once: more would no longer be almost free beside reading the weights.
+pub const MOST_GUESSES: usize = 8;
+
 /// What the choices of a request have in common.
 pub struct Request {
     pub prompt: Vec<u32>,
@@ -46,6 +51,11 @@ pub struct Sequence {
     tokens: Vec<u32>,
     /// Positions that have been computed at some time: fewer are in the cache once it had to give way.
     pub once: usize,
+    /// Tokens that may come next, to be checked with the next step (Saxena 2023, prompt lookup decoding).
+    guesses: Vec<u32>,
+    /// How many guesses are worth making, and tokens for which none is made after they were wrong too often.
+    trust: usize,
+    rest: usize,
     utf8: Utf8Stream,
     stops: StopFilter,
     /// Bytes of text decoded, and given out.
@@ -61,6 +71,9 @@ impl Sequence {
         Self {
             tokens: request.prompt.clone(),
             once: kv.len(),
+            guesses: Vec::new(),
+            trust: 2,
+            rest: 0,
             request,
             ticket,
             choice,
@@ -106,6 +119,49 @@ impl Sequence {
     /// Whether more than the token that was generated last is to be computed.
     pub fn prefilling(&self) -> bool {
         self.generated() == 0 || self.pending().len() > 1
+    }
+
+    pub fn guesses(&self) -> &[u32] {
+        &self.guesses
+    }
+
+    /// Guesses what comes after the token that was generated last: what followed the latest place with the same three
+    /// tokens. At most `most`, and no further than the answer may go.
+    pub fn guess(&mut self, most: usize) {
+        self.guesses.clear();
+        let resting = self.rest > 0;
+        self.rest = self.rest.saturating_sub(1);
+        if self.prefilling() || resting {
+            return;
+        }
+        let most = most.min(self.trust).min(self.request.max_tokens - self.generated() - 1);
+        let Some((before, last)) = self.tokens.split_last_chunk::<SAME>() else { return };
+        let known = &self.tokens[..before.len() + SAME - 1];
+        if let Some(at) = known.windows(SAME).rposition(|window| window == last) {
+            self.guesses.extend(self.tokens[at + SAME..].iter().take(most));
+        }
+    }
+
+    /// Takes no guesses along: there is no room for them.
+    pub fn forget_guesses(&mut self) {
+        self.guesses.clear();
+    }
+
+    /// Learns how many of its guesses were right, and forgets what was computed for those that were not.
+    pub fn checked(&mut self, right: usize) {
+        self.kv.truncate(self.tokens.len() - 1);
+        if self.guesses.is_empty() {
+            return;
+        }
+        if right == self.guesses.len() {
+            self.trust = (2 * self.trust).min(MOST_GUESSES);
+        } else if right == 0 {
+            self.trust /= 2;
+            if self.trust == 0 {
+                (self.trust, self.rest) = (1, 16);
+            }
+        }
+        self.guesses.clear();
     }
 
     /// Takes a sampled token, gives out what may be shown, and says whether that was the end.

@@ -154,6 +154,24 @@ fn five_samples_cost_one_prefill() {
     assert!(counters.decoded <= 50);
 }
 
+/// What was guessed and found right or wrong leaves no trace: the same answers, greedy and drawn, with log-probabilities.
+#[test]
+fn guesses_change_no_answer() {
+    let with = engine(EngineOptions::default());
+    let without = engine(EngineOptions { prompt_lookup: 0, ..EngineOptions::default() });
+    for i in 0..30u32 {
+        // A prompt that repeats itself, and small temperatures: much to guess.
+        let tokens = (0..40).map(|t| 3 + (t % 7 + i) * 5 % 90).collect();
+        let choosing = Choosing { temperature: f64::from(i % 3) * 0.4, top_p: 1.0, seed: u64::from(i) };
+        let g = Generate { logprobs: Some(2), n: 1 + i % 2, ..generate(Prompt::Tokens(tokens), choosing, 60) };
+        assert_eq!(ask(&with, g.clone()), ask(&without, g), "request {i}");
+    }
+    let counters = with.counters();
+    assert!(counters.guessed_right > 20 && counters.guessed_right < counters.guessed, "{counters:?}");
+    let without = without.counters();
+    assert_eq!((without.guessed, without.decoded), (0, counters.decoded));
+}
+
 /// Whole contexts compete for one: constant preemption. Every answer is, to the bit, what it is alone.
 #[test]
 fn answers_do_not_depend_on_who_had_to_give_way() {

@@ -31,6 +31,8 @@ pub struct Load {
     pub kept: AtomicU64,
     pub recomputed: AtomicU64,
     pub preempted: AtomicU64,
+    pub guessed: AtomicU64,
+    pub guessed_right: AtomicU64,
 }
 
 /// The state of the engine's thread.
@@ -85,6 +87,7 @@ impl Worker {
             (&self.load.reused, counts.reused),
             (&self.load.recomputed, counts.recomputed),
             (&self.load.preempted, counts.preempted),
+            (&self.load.guessed, counts.guessed),
             (&self.load.kept, self.scheduler.kept()),
         ] {
             shown.store(count, Ordering::Relaxed);
@@ -98,8 +101,10 @@ impl Worker {
         // Before any of what follows is seen.
         self.publish();
         let mut finished = Vec::new();
-        for (row, part) in parts.iter().filter(|part| part.samples).enumerate() {
+        let mut row = 0;
+        for part in parts.iter().filter(|part| part.samples) {
             self.sample(row, part, &mut finished);
+            row += 1 + part.guesses;
         }
         self.scheduler.remove(&finished);
     }
@@ -115,35 +120,48 @@ impl Worker {
             false => 0..0,
         };
         for index in std::iter::once(part.sequence).chain(forks) {
-            let sequence = &mut self.scheduler.running[index];
-            let request = Arc::clone(&sequence.request);
-            self.load.decoded.fetch_add(1, Ordering::Relaxed);
-            let sampled = sample(
-                self.runner.logits(row),
-                request.choosing,
-                sequence.choice,
-                sequence.tokens().len(),
-                request.logprobs,
-            );
-            let reason = match sampled {
-                Some(sampled) => sequence.accept(sampled.token, sampled.logprobs, &self.tokenizer),
-                None => {
-                    sequence.send(GenerateEvent::Failed(EngineError::NotFinite));
-                    Some(FinishReason::Cancelled)
-                }
-            };
-            let Some(reason) = reason else { continue };
-            finished.push(index);
-            let failed = reason == FinishReason::Cancelled;
-            if !failed {
-                sequence.send(GenerateEvent::Finish { choice: sequence.choice, reason });
-            }
-            if let Some(tally) = self.scheduler.finished(index)
-                && !failed
-            {
-                let sequence = &self.scheduler.running[index];
-                sequence.send(GenerateEvent::Usage(sequence.usage(&tally)));
+            let ended = self.next(row, part, index);
+            if ended {
+                finished.push(index);
             }
         }
+    }
+
+    /// Samples what comes next in a sequence, as far as its guesses are right; says whether that was its end.
+    fn next(&mut self, row: usize, part: &Part, index: usize) -> bool {
+        let sequence = &mut self.scheduler.running[index];
+        let request = Arc::clone(&sequence.request);
+        let mut right = 0;
+        let reason = loop {
+            self.load.decoded.fetch_add(1, Ordering::Relaxed);
+            let logits = self.runner.logits(row + right);
+            let position = sequence.tokens().len();
+            let Some(sampled) = sample(logits, request.choosing, sequence.choice, position, request.logprobs) else {
+                sequence.send(GenerateEvent::Failed(EngineError::NotFinite));
+                break Some(FinishReason::Cancelled);
+            };
+            let token = sampled.token;
+            if let Some(reason) = sequence.accept(token, sampled.logprobs, &self.tokenizer) {
+                break Some(reason);
+            }
+            if right == part.guesses || sequence.guesses()[right] != token {
+                break None;
+            }
+            right += 1;
+        };
+        self.load.guessed_right.fetch_add(right as u64, Ordering::Relaxed);
+        sequence.checked(right);
+        let Some(reason) = reason else { return false };
+        let failed = reason == FinishReason::Cancelled;
+        if !failed {
+            sequence.send(GenerateEvent::Finish { choice: sequence.choice, reason });
+        }
+        if let Some(tally) = self.scheduler.finished(index)
+            && !failed
+        {
+            let sequence = &self.scheduler.running[index];
+            sequence.send(GenerateEvent::Usage(sequence.usage(&tally)));
+        }
+        true
     }
 }

@@ -79,6 +79,14 @@ impl Kv {
         }
     }
 
+    /// Forgets the positions behind the first `length`.
+    pub fn truncate(&mut self, length: usize) {
+        if length < self.length {
+            self.length = length;
+            self.blocks.truncate(length.div_ceil(POSITIONS));
+        }
+    }
+
     /// Counts `count` positions as filled, once all layers have written them.
     pub fn advance(&mut self, count: usize) {
         self.length += count;

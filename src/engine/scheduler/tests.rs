@@ -4,7 +4,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::engine::{GenerateEvent, sampler::Choosing};
 
-const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, blocks: 7 };
+const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0, blocks: 7 };
 
 fn scheduler(limits: Limits) -> Scheduler {
     Scheduler::new(limits, BlockPool::new(1))
@@ -63,7 +63,7 @@ fn decoding_goes_before_prefill_and_prompts_share_what_is_left() {
     let (long, _b) = request(40, 10, 1);
     scheduler.push(short);
     scheduler.push(long);
-    let part = |sequence, count, samples| Part { sequence, count, samples };
+    let part = |sequence, count, samples| Part { sequence, count, guesses: 0, samples };
     assert_eq!(step(&mut scheduler), [part(0, 3, true), part(1, 13, false)]);
     assert_eq!(step(&mut scheduler), [part(0, 1, true), part(1, 15, false)]);
     assert_eq!(step(&mut scheduler), [part(0, 1, true), part(1, 12, true)]);
