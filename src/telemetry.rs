@@ -4,7 +4,7 @@
 
 pub mod names;
 
-use std::{io, time::Duration};
+use std::{io, sync::atomic::Ordering, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text},
@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::domain::{DecidedBy, ErrorKind, Usage};
+use crate::domain::{Counters, DecidedBy, ErrorKind, Usage};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -153,6 +153,9 @@ pub struct Metrics {
     log_seq: Gauge,
     store_lag: Gauge,
     learner_lag: Gauge,
+    engine_tokens: Family<TokenLabels, Counter>,
+    engine_kept: Family<ModelLabels, Gauge>,
+    engine_preemptions: Family<ModelLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -182,6 +185,9 @@ impl Metrics {
             log_seq: Gauge::default(),
             store_lag: Gauge::default(),
             learner_lag: Gauge::default(),
+            engine_tokens: Family::default(),
+            engine_kept: Family::default(),
+            engine_preemptions: Family::default(),
             registry,
         };
         metrics.registered()
@@ -225,6 +231,17 @@ impl Metrics {
         r.register(names::LOG_SEQ, "Sequence number of the last event in the log", self.log_seq.clone());
         r.register(names::STORE_LAG, "Events in the log that the store does not have yet", self.store_lag.clone());
         r.register(names::LEARNER_LAG, "Events in the log that the learner has not seen yet", self.learner_lag.clone());
+        r.register(
+            names::ENGINE_TOKENS,
+            "Tokens of in-process models: prefilled, reused, decoded, recomputed, guessed, guessed_right",
+            self.engine_tokens.clone(),
+        );
+        r.register(names::ENGINE_KEPT, "Tokens whose keys and values are kept for reuse", self.engine_kept.clone());
+        r.register(
+            names::ENGINE_PREEMPTIONS,
+            "Times that a sequence gave its blocks to others",
+            self.engine_preemptions.clone(),
+        );
         self
     }
 
@@ -278,6 +295,25 @@ impl Metrics {
         self.log_seq.set(gauge(last));
         self.store_lag.set(gauge(last.saturating_sub(stored)));
         self.learner_lag.set(gauge(last.saturating_sub(learned)));
+    }
+
+    /// What an in-process model has done since it was loaded; set before each scrape.
+    pub fn engine(&self, model: &str, counters: Counters) {
+        let Counters { prefilled, reused, decoded, kept, recomputed, preempted, guessed, guessed_right } = counters;
+        for (kind, count) in [
+            ("prefilled", prefilled),
+            ("reused", reused),
+            ("decoded", decoded),
+            ("recomputed", recomputed),
+            ("guessed", guessed),
+            ("guessed_right", guessed_right),
+        ] {
+            let labels = TokenLabels { gen_ai_request_model: model.to_owned(), gen_ai_token_type: kind };
+            self.engine_tokens.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
+        }
+        let labels = ModelLabels { gen_ai_request_model: model.to_owned() };
+        self.engine_preemptions.get_or_create(&labels).inner().store(preempted, Ordering::Relaxed);
+        self.engine_kept.get_or_create(&labels).set(gauge(kept));
     }
 
     /// All of them as OpenMetrics text.

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::{Backend, BackendError, Call, Reply};
 use crate::{
     domain::{
-        Choice, Chunk, Completion, ContentPart, ErrorKind, FinishReason, Hash, Message, ModelState, Need, Request,
+        Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, Message, ModelState, Need, Request,
         Role, Sampling,
     },
     engine::{Choosing, Engine, EngineError, Generate, GenerateEvent, Prompt},
@@ -203,6 +203,10 @@ impl Backend for LocalBackend {
             waiting: waiting as u32,
             ..ModelState::default()
         }
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        Some(self.engine.counters())
     }
 }
 

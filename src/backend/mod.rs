@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 
-use crate::domain::{CallSpec, Chunk, Completion, DecisionId, ErrorKind, ModelState, Request};
+use crate::domain::{CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, ModelState, Request};
 
 /// One call, ready to be made.
 #[derive(Clone, Debug)]
@@ -78,4 +78,9 @@ pub trait Backend: Send + Sync {
 
     /// Load and availability at this moment; cheap, called for every decision.
     fn state(&self) -> ModelState;
+
+    /// What has been computed and reused; `None` where that is not known, as of remote servers.
+    fn counters(&self) -> Option<Counters> {
+        None
+    }
 }

@@ -119,6 +119,26 @@ fn zero(x: &f64) -> bool {
     *x == 0.0
 }
 
+/// What an in-process model has done since it was loaded. Tokens but `preempted`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Of prompts, that were computed.
+    pub prefilled: u64,
+    /// Of prompts, whose keys and values were there already.
+    pub reused: u64,
+    /// Of answers.
+    pub decoded: u64,
+    /// Tokens whose keys and values are kept for reuse now.
+    pub kept: u64,
+    /// Of prompts and answers, that were computed again because their blocks had been given to others.
+    pub recomputed: u64,
+    /// Times that a sequence had to give its blocks to others.
+    pub preempted: u64,
+    /// Of answers, that were guessed ahead, and those of them that were right.
+    pub guessed: u64,
+    pub guessed_right: u64,
+}
+
 /// Which embedder produced a vector. Another embedder is another policy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EmbedderIdentity {

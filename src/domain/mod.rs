@@ -17,7 +17,7 @@ mod request;
 
 pub use completion::{Choice, Chunk, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
 pub use context::{
-    Context, EmbedderIdentity, Embedding, KeyView, ModelState, PiiSignals, RequestView, SessionView, Signals,
+    Context, Counters, EmbedderIdentity, Embedding, KeyView, ModelState, PiiSignals, RequestView, SessionView, Signals,
 };
 pub use decision::{Candidate, DecidedBy, Decision, Elimination, RuleOutcome, RuleTrace};
 pub use error_kind::ErrorKind;

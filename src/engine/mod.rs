@@ -36,7 +36,7 @@ pub use error::EngineError;
 pub use ops::{Level, Precision, linear::Format};
 pub use sampler::Choosing;
 
-use crate::domain::{FinishReason, Message, TokenLogprob, Usage};
+use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
 use gguf::{Gguf, TensorType};
 use model::{Config, Llama};
 use ops::{Ops, Pool, attention::POSITIONS};
@@ -121,26 +121,6 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
-}
-
-/// Tokens since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Of prompts, that were computed.
-    pub prefilled: u64,
-    /// Of prompts, whose keys and values were there already.
-    pub reused: u64,
-    /// Of answers.
-    pub decoded: u64,
-    /// Tokens whose keys and values are kept for reuse now.
-    pub kept: u64,
-    /// Of prompts and answers, that were computed again because their blocks had been given to others.
-    pub recomputed: u64,
-    /// Times that a sequence had to give its blocks to others.
-    pub preempted: u64,
-    /// Tokens of answers that were guessed ahead, and those of them that were right.
-    pub guessed: u64,
-    pub guessed_right: u64,
 }
 
 /// One request.

@@ -288,6 +288,11 @@ impl Gateway {
         let stored = last.saturating_sub(self.parts.feeder.lag());
         // The learner follows the store batch by batch.
         self.parts.metrics.log(last, stored, stored);
+        for (name, backend) in &self.parts.backends {
+            if let Some(counters) = backend.counters() {
+                self.parts.metrics.engine(name, counters);
+            }
+        }
         self.parts.metrics.render()
     }
 

@@ -27,5 +27,11 @@ pub const LOG_SEQ: &str = "weir_event_log_seq";
 pub const STORE_LAG: &str = "weir_store_lag_events";
 /// Events that wait for the learner.
 pub const LEARNER_LAG: &str = "weir_learner_lag_events";
+/// Tokens of in-process models by what was done with them.
+pub const ENGINE_TOKENS: &str = "weir_engine_tokens";
+/// Tokens whose keys and values in-process models keep for reuse.
+pub const ENGINE_KEPT: &str = "weir_engine_kept_tokens";
+/// Times that a sequence gave its blocks to others.
+pub const ENGINE_PREEMPTIONS: &str = "weir_engine_preemptions";
 /// Version as a label.
 pub const BUILD_INFO: &str = "weir_build_info";
