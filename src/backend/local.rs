@@ -10,8 +10,8 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::{Backend, BackendError, Call, Reply};
 use crate::{
     domain::{
-        Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, Message, ModelState, Need, Request,
-        Role, Sampling,
+        Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, Message, ModelState, Need,
+        Request, Role, Sampling,
     },
     engine::{Choosing, Engine, EngineError, Generate, GenerateEvent, Prompt},
 };
