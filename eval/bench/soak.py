@@ -40,8 +40,8 @@ def requests():
     out = []
     for i in range(60):
         messages = [{"role": "system", "content": systems[i % 3]}] if i % 4 else []
-        messages.append({"role": "user", "content": f"Question {i}. " + text(rng, rng.choice([20, 200, 900]))})
-        out.append({"model": "m", "messages": messages, "max_tokens": rng.choice([16, 60, 200]), "n": 1 + (i % 9 == 0),
+        messages.append({"role": "user", "content": f"Question {i}. " + text(rng, rng.choice([20, 20, 200, 900]))})
+        out.append({"model": "m", "messages": messages, "max_tokens": rng.choice([16, 200, 700]), "n": 1 + (i % 9 == 0),
                     "temperature": 0.0 if i % 2 else 0.9, "seed": i})
     return out
 
