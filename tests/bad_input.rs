@@ -103,6 +103,15 @@ fn a_configuration_with_errors_shows_them_with_their_places() {
 }
 
 #[test]
+fn activations_have_eight_or_sixteen_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = weir::config(dir.path(), "fleet:\n  - {name: a, local: {model: m.gguf, activation_bits: 4}}\n");
+    let (code, _, stderr) = weir::run(&["check", "--config", config.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("`a`: activation_bits is 4, and must be 8 or 16"), "{stderr}");
+}
+
+#[test]
 fn a_policy_with_errors_keeps_weir_from_starting() {
     let dir = tempfile::tempdir().unwrap();
     let config = scripted(dir.path());
