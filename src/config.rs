@@ -150,8 +150,8 @@ pub struct LocalEntry {
     /// repeat the prompt. 8 otherwise; 0 for none.
     #[serde(default)]
     pub prompt_lookup: Option<usize>,
-    /// 8 or 16, of activations in products with quantised weights. 16 is the default: the model's own answers. 8 is what
-    /// llama.cpp does: a third faster with long prompts and many requests, and one token in thirty is another.
+    /// 8 or 16, of activations in products with quantised weights. 16 is the default: the model's own answers. 8 is about a
+    /// third faster with long prompts and many requests, and changes one most likely token in twenty to forty.
     #[serde(default)]
     pub activation_bits: Option<u8>,
 }
