@@ -14,7 +14,7 @@ use crate::engine::{
     EngineError, Format, Level,
     gguf::Gguf,
     model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
-    ops::{Ops, Pool, Precision, attention::BlockPool},
+    ops::{Ops, Pool, Precision, block_pool::BlockPool},
 };
 
 /// Tokens of one step of a prefill: what the engine takes.

@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use super::ops::attention::{Block, POSITIONS};
+use super::ops::{attention::POSITIONS, block_pool::Block};
 
 /// The chained hash of all tokens up to the end of a block.
 type Key = u128;

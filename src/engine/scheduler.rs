@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     model::Kv,
-    ops::attention::{BlockPool, POSITIONS},
+    ops::{attention::POSITIONS, block_pool::BlockPool},
     prefix_cache::PrefixCache,
     sequence::{Request, Sequence, Tally},
 };
@@ -229,7 +229,8 @@ impl Scheduler {
         loop {
             let parts = self.parts();
             let wanted = parts.iter().map(|part| self.running[part.sequence].kv.wanted(part.count)).sum();
-            if self.running.len() < 2 || self.make_room(wanted) {
+            // What is kept goes for a single sequence, too; it has nobody else to give way.
+            if self.make_room(wanted) || self.running.len() < 2 {
                 return parts;
             }
             self.preempt();

@@ -3,7 +3,7 @@
 use crate::engine::{
     EngineError,
     gguf::Gguf,
-    ops::attention::{BlockPool, Heads},
+    ops::{attention::Heads, block_pool::BlockPool},
 };
 
 /// What the forward pass knows. They differ in little: see [`super::llama`].

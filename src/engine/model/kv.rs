@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use super::Config;
-use crate::engine::ops::attention::{Block, BlockPool, POSITIONS, store};
+use crate::engine::ops::{
+    attention::{POSITIONS, store},
+    block_pool::{Block, BlockPool},
+};
 
 /// A sequence's keys and values. Cloning shares all blocks; writing copies the block that is written.
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! The arithmetic of the engine on flat buffers: packed matrices ([`linear`]), attention ([`attention`]), the element
+//! The arithmetic of the engine on flat buffers: packed matrices ([`linear`]), attention ([`attention`]) over blocks of keys and values ([`block_pool`]), the element
 //! by element operations ([`elementwise`]), and the threads that share the work ([`pool`]).
 //!
 //! Every kernel exists as a scalar twin, which is the specification, and as AVX2 and AVX-512 versions found at run
@@ -6,6 +6,7 @@
 //! batch around it: a token's logits do not depend on the tokens that are computed with it, nor on the processor.
 
 pub mod attention;
+pub mod block_pool;
 pub mod elementwise;
 pub mod linear;
 pub mod pool;

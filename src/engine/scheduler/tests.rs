@@ -181,7 +181,7 @@ fn random_operations_leak_nothing_and_starve_nobody() {
             _ => {
                 let parts = step(&mut scheduler);
                 assert!(parts.iter().map(|part| part.count).sum::<usize>() <= LIMITS.step_tokens);
-                assert_eq!(parts.is_empty(), scheduler.is_idle() && parts.is_empty());
+                assert!(!parts.is_empty() || scheduler.is_idle(), "something runs or waits, and nothing is done");
             }
         }
         assert!(scheduler.running.len() <= LIMITS.sequences);
@@ -191,7 +191,7 @@ fn random_operations_leak_nothing_and_starve_nobody() {
         held.sort_unstable();
         held.dedup();
         assert_eq!(held.len(), scheduler.pool.live());
-        assert!(held.len() <= LIMITS.blocks || scheduler.running.len() < 2, "{} blocks", held.len());
+        assert!(held.len() <= LIMITS.blocks, "{} blocks", held.len());
         there.retain(|(events, came)| {
             if events.is_closed() {
                 finished += 1;
