@@ -31,7 +31,16 @@ fn user(text: &str) -> Prompt {
 }
 
 fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
-    Generate { prompt, choosing, max_tokens: Some(max_tokens), stop: Vec::new(), n: 1, priority: 0, logprobs: Some(2) }
+    Generate {
+        prompt,
+        choosing,
+        max_tokens: Some(max_tokens),
+        stop: Vec::new(),
+        n: 1,
+        priority: 0,
+        logprobs: Some(2),
+        mask: None,
+    }
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -200,6 +209,7 @@ fn figures() {
                             n: 1,
                             priority: 0,
                             logprobs: Some(0),
+                            mask: None,
                         })
                         .unwrap()
                 })

@@ -204,9 +204,10 @@ pub fn run(plan: Plan, peer: Option<&Peer>, tick: &dyn Fn()) -> Result<Report, B
         .chain(plan.depths.iter().map(|n| Case::Depth(*n)))
         .chain(plan.batches.iter().map(|n| Case::Batch(*n)))
         .collect();
+    let model = Llama::load(&gguf, config, Format::Native).map_err(failed)?.with_activations(plan.activations);
     let mut bench = Bench {
-        pool: config.block_pool(),
-        model: Llama::load(&gguf, config, Format::Native).map_err(failed)?.with_activations(plan.activations),
+        pool: model.config().block_pool(),
+        model,
         ops: Ops { level: Level::detect(), pool: Pool::new(1).map_err(BenchError::io("a thread"))? },
         workspace: Workspace::default(),
     };

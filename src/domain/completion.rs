@@ -64,6 +64,8 @@ pub struct TokenLogprob {
     pub logprob: f32,
     pub bytes: Vec<u8>,
     pub top: Vec<TopLogprob>,
+    /// Entropy of that distribution over all tokens, in nats; `None` where only the likeliest are known, as of remote servers.
+    pub entropy: Option<f32>,
 }
 
 /// A piece of a streamed answer.

@@ -113,10 +113,47 @@ pub struct ModelState {
     /// Recent mean rate of answer tokens per second of a call; 0 where nothing was measured yet.
     #[serde(default, skip_serializing_if = "zero")]
     pub tokens_per_s: f64,
+    /// Tokens of prompts that are still to be computed, of calls under way and of those that wait; of in-process models.
+    #[serde(default, skip_serializing_if = "none")]
+    pub pending_tokens: u32,
+    /// Recent rate at which prompts are computed, and at which each running answer goes on, in tokens per second; of in-process
+    /// models, 0 where nothing was measured yet.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub prefill_tokens_per_s: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub decode_tokens_per_s: f64,
+    /// Tokens of this request's prompt for this model, and how many of them are in its memory already (keys and values), so that
+    /// they need not be computed; of in-process models, where the policy asks for either.
+    #[serde(default, skip_serializing_if = "none")]
+    pub prompt_tokens: u32,
+    #[serde(default, skip_serializing_if = "none")]
+    pub resident_tokens: u32,
+}
+
+impl ModelState {
+    /// One of which every part says something, so that its form has every key.
+    pub fn whole() -> Self {
+        Self {
+            available: true,
+            running: 1,
+            waiting: 1,
+            ttft_ms: 1.0,
+            tokens_per_s: 1.0,
+            pending_tokens: 1,
+            prefill_tokens_per_s: 1.0,
+            decode_tokens_per_s: 1.0,
+            prompt_tokens: 1,
+            resident_tokens: 1,
+        }
+    }
 }
 
 fn zero(x: &f64) -> bool {
     *x == 0.0
+}
+
+fn none(n: &u32) -> bool {
+    *n == 0
 }
 
 /// What an in-process model has done since it was loaded. Tokens but `preempted`.

@@ -44,6 +44,9 @@ pub enum EngineError {
         "the model computed numbers that are not finite: its weights are damaged; check them with `weir models verify`"
     )]
     NotFinite,
+    /// A [`super::sampler::TokenMask`] left no token.
+    #[error("no token may come next by the rule that the answer must follow: the rule has a dead end")]
+    NothingAllowed,
     /// The engine's thread has ended.
     #[error("the engine has stopped; restart weir, and report what its log says before this")]
     Stopped,
@@ -68,6 +71,7 @@ impl EngineError {
             | EngineError::Corrupt { .. }
             | EngineError::Options(_)
             | EngineError::NotFinite
+            | EngineError::NothingAllowed
             | EngineError::Tokenizer(_) => ErrorKind::Internal,
             EngineError::UnsupportedModel { .. } => ErrorKind::Unsupported,
             EngineError::BadRequest(_) | EngineError::Template(_) => ErrorKind::BadRequest,

@@ -43,8 +43,15 @@ pub enum TensorType {
     Q4_1,
     /// Blocks of 32 signed bytes with one f16 scale.
     Q8_0,
-    /// The other block types of candle: dequantised at load.
-    Other(u32),
+    /// Blocks of 32 with one f16 scale, and with a minimum.
+    Q5_0,
+    Q5_1,
+    /// Blocks of 256 whose parts have scales (and some minima) of a few bits.
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
 }
 
 impl TensorType {
@@ -56,7 +63,13 @@ impl TensorType {
             3 => TensorType::Q4_1,
             8 => TensorType::Q8_0,
             30 => TensorType::Bf16,
-            6 | 7 | 10..=14 => TensorType::Other(code),
+            6 => TensorType::Q5_0,
+            7 => TensorType::Q5_1,
+            10 => TensorType::Q2K,
+            11 => TensorType::Q3K,
+            12 => TensorType::Q4K,
+            13 => TensorType::Q5K,
+            14 => TensorType::Q6K,
             _ => return None,
         })
     }
@@ -69,13 +82,13 @@ impl TensorType {
             TensorType::Q4_0 => (32, 18),
             TensorType::Q4_1 => (32, 20),
             TensorType::Q8_0 => (32, 34),
-            TensorType::Other(6) => (32, 22),
-            TensorType::Other(7) => (32, 24),
-            TensorType::Other(10) => (256, 84),
-            TensorType::Other(11) => (256, 110),
-            TensorType::Other(12) => (256, 144),
-            TensorType::Other(13) => (256, 176),
-            TensorType::Other(_) => (256, 210),
+            TensorType::Q5_0 => (32, 22),
+            TensorType::Q5_1 => (32, 24),
+            TensorType::Q2K => (256, 84),
+            TensorType::Q3K => (256, 110),
+            TensorType::Q4K => (256, 144),
+            TensorType::Q5K => (256, 176),
+            TensorType::Q6K => (256, 210),
         }
     }
 
@@ -88,13 +101,13 @@ impl TensorType {
             TensorType::Q4_0 => "Q4_0",
             TensorType::Q4_1 => "Q4_1",
             TensorType::Q8_0 => "Q8_0",
-            TensorType::Other(6) => "Q5_0",
-            TensorType::Other(7) => "Q5_1",
-            TensorType::Other(10) => "Q2_K",
-            TensorType::Other(11) => "Q3_K",
-            TensorType::Other(12) => "Q4_K",
-            TensorType::Other(13) => "Q5_K",
-            TensorType::Other(_) => "Q6_K",
+            TensorType::Q5_0 => "Q5_0",
+            TensorType::Q5_1 => "Q5_1",
+            TensorType::Q2K => "Q2_K",
+            TensorType::Q3K => "Q3_K",
+            TensorType::Q4K => "Q4_K",
+            TensorType::Q5K => "Q5_K",
+            TensorType::Q6K => "Q6_K",
         }
     }
 }

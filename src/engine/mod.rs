@@ -34,7 +34,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub use error::EngineError;
 pub use ops::{Level, Precision, linear::Format};
-pub use sampler::Choosing;
+pub use sampler::{Allowed, Choosing, TokenMask};
 
 use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
 use gguf::{Gguf, TensorType};
@@ -135,8 +135,10 @@ pub struct Generate {
     pub n: u32,
     /// Higher ones go first, each step as if it had come 64 requests earlier; 0 otherwise.
     pub priority: i32,
-    /// Log-probabilities with so many alternatives per token.
+    /// Log-probabilities with so many alternatives per token, and each token's entropy.
     pub logprobs: Option<u8>,
+    /// Which tokens may come next, where not all may.
+    pub mask: Option<Arc<dyn TokenMask>>,
 }
 
 /// What comes back while a request runs. The last event of a request that went right is `Usage`; one that failed ends
@@ -157,6 +159,16 @@ pub enum GenerateEvent {
     Failed(EngineError),
 }
 
+/// How much an engine has to do, and how fast it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Pace {
+    /// Tokens of prompts that are still to be computed, of sequences that run and of requests that wait.
+    pub pending: usize,
+    /// Recent rates: of computing prompts, and of each sequence that goes on. 0 before there was any.
+    pub prefill_tokens_per_s: f64,
+    pub decode_tokens_per_s: f64,
+}
+
 /// A loaded model and the thread that runs it. Dropping it ends the thread; what runs is cut.
 pub struct Engine {
     info: ModelInfo,
@@ -165,6 +177,7 @@ pub struct Engine {
     limits: Limits,
     max_waiting: usize,
     load: Arc<Load>,
+    known: prefix_cache::Known,
     requests: Option<mpsc::Sender<Arc<sequence::Request>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -188,7 +201,8 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::read(&gguf, config.vocabulary)?);
         let template = Template::compile(gguf.text("tokenizer.chat_template")?).map_err(|e| gguf.unsupported(e))?;
-        let model = Llama::load(&gguf, config.clone(), options.format)?.with_activations(options.activations);
+        let model = Llama::load(&gguf, config, options.format)?.with_activations(options.activations);
+        let config = model.config().clone();
         let info = ModelInfo {
             path: path.to_owned(),
             name: config.name.clone(),
@@ -218,9 +232,11 @@ impl Engine {
         };
         let (sender, requests) = mpsc::channel();
         let load = Arc::new(Load::default());
+        let scheduler = Scheduler::new(limits, config.block_pool());
+        let known = scheduler.known();
         let worker = Worker {
             requests,
-            scheduler: Scheduler::new(limits, config.block_pool()),
+            scheduler,
             runner: runner::Runner::new(model, ops),
             tokenizer: Arc::clone(&tokenizer),
             load: Arc::clone(&load),
@@ -234,6 +250,7 @@ impl Engine {
             limits,
             max_waiting: options.max_waiting,
             load,
+            known,
             requests: Some(sender),
             thread: Some(thread),
         })
@@ -246,6 +263,21 @@ impl Engine {
     /// Sequences that run and requests that wait, at this moment.
     pub fn load_state(&self) -> (usize, usize) {
         (self.load.running.load(Ordering::Relaxed), self.load.waiting.load(Ordering::Relaxed))
+    }
+
+    /// How long it takes here at the moment.
+    pub fn pace(&self) -> Pace {
+        let rate = |bits: &AtomicU64| f64::from_bits(bits.load(Ordering::Relaxed));
+        Pace {
+            pending: self.load.pending.load(Ordering::Relaxed) + self.load.waiting_tokens.load(Ordering::Relaxed),
+            prefill_tokens_per_s: rate(&self.load.prefill_rate),
+            decode_tokens_per_s: rate(&self.load.decode_rate),
+        }
+    }
+
+    /// How many of a prompt's tokens are in memory already, so that they need not be computed if it comes now.
+    pub fn resident(&self, prompt: &[u32]) -> usize {
+        self.known.count(prompt, prompt.len().saturating_sub(1) / POSITIONS) * POSITIONS
     }
 
     /// What has been computed and reused since the start.
@@ -329,10 +361,12 @@ impl Engine {
             max_tokens: g.max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize).min(left),
             stop: g.stop,
             logprobs: g.logprobs.map(usize::from),
+            mask: g.mask,
             choices: g.n,
             priority: g.priority,
             events,
         };
+        self.load.waiting_tokens.fetch_add(request.prompt.len(), Ordering::Relaxed);
         let sender = self.requests.as_ref().ok_or(EngineError::Stopped)?;
         sender.send(Arc::new(request)).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)

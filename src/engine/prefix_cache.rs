@@ -7,8 +7,8 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap},
-    sync::Arc,
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use super::ops::{attention::POSITIONS, block_pool::Block};
@@ -28,10 +28,39 @@ struct Entry {
     depth: u32,
 }
 
+/// The keys of what is kept, for other threads to ask. By hashes of 128 bits alone: what is said to be here is confirmed when it
+/// is used.
+#[derive(Clone, Default)]
+pub struct Known(Arc<RwLock<HashSet<Key>>>);
+
+impl Known {
+    /// Blocks of the longest beginning of `tokens` that is here, at most `most`.
+    pub fn count(&self, tokens: &[u32], most: usize) -> usize {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut parent = None;
+        let here = |tokens: &&[u32; POSITIONS]| {
+            let key = key(parent, tokens);
+            parent = Some(key);
+            keys.contains(&key)
+        };
+        chunks(tokens).iter().take(most).take_while(here).count()
+    }
+
+    fn set(&self, key: Key, here: bool) {
+        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if here {
+            keys.insert(key)
+        } else {
+            keys.remove(&key)
+        };
+    }
+}
+
 /// Blocks by the tokens that they hold.
 #[derive(Default)]
 pub struct PrefixCache {
     entries: HashMap<Key, Entry>,
+    known: Known,
     /// Those without children: least used first; of those used together the farthest from the beginning.
     leaves: BTreeSet<(u64, Reverse<u32>, Key)>,
     clock: u64,
@@ -59,6 +88,10 @@ impl PrefixCache {
     /// Blocks that are kept.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    pub fn known(&self) -> Known {
+        self.known.clone()
     }
 
     #[cfg(test)]
@@ -101,6 +134,7 @@ impl PrefixCache {
                         Entry { parent, tokens: *tokens, block: block.clone(), children: 0, used: self.clock, depth };
                     self.leaves.insert(entry.leaf(key));
                     self.entries.insert(key, entry);
+                    self.known.set(key, true);
                 }
             }
             parent = Some(key);
@@ -115,6 +149,7 @@ impl PrefixCache {
         let Some(leaf) = self.leaves.iter().find(unused).copied() else { return false };
         self.leaves.remove(&leaf);
         let Some(entry) = self.entries.remove(&leaf.2) else { return false };
+        self.known.set(leaf.2, false);
         if let Some(parent) = entry.parent {
             self.child(parent, false);
         }
@@ -152,6 +187,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::engine::ops::block_pool::Memory;
 
     /// Xorshift (Marsaglia, 2003).
     struct Rng(u64);
@@ -179,7 +215,7 @@ mod tests {
 
     /// A block that says which prefix it is of.
     fn block(prefix: &[u32]) -> Block {
-        Arc::new(prefix.iter().map(|t| *t as f32).collect::<Vec<f32>>().into())
+        Arc::new(Memory::of(&prefix.iter().map(|t| *t as f32).collect::<Vec<f32>>()))
     }
 
     #[test]
@@ -200,11 +236,12 @@ mod tests {
                 0..4 => {
                     let most = rng.below(7);
                     let want = longest(&model, &tokens);
+                    assert_eq!(cache.known().count(&tokens, most), want.min(most));
                     let found = cache.find(&tokens, most);
                     assert_eq!(found.len(), want.min(most));
                     for (n, found) in (1..).zip(&found) {
                         let prefix = &tokens[..n * POSITIONS];
-                        assert_eq!(found[..], block(prefix)[..], "another prefix's block");
+                        assert_eq!(found.numbers::<f32>(), block(prefix).numbers::<f32>(), "another prefix's block");
                         model.insert(prefix.to_vec(), clock);
                     }
                 }

@@ -18,32 +18,75 @@ pub struct Choosing {
     pub seed: u64,
 }
 
-/// A sampled token with what was asked to be known about it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Sampled {
-    pub token: u32,
-    pub logprobs: Option<Logprobs>,
-}
-
 /// Natural logarithms of probabilities under the unscaled distribution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
     pub chosen: f32,
     /// The most likely tokens, best first.
     pub top: Vec<(u32, f32)>,
+    /// Of the whole distribution, in nats.
+    pub entropy: f32,
 }
 
-/// Chooses the token at `position` (the number of tokens before it) for choice `choice`; with `top`, also computes
-/// log-probabilities of it and of the `top` most likely tokens.
+/// A set of token ids.
+#[derive(Clone, Debug)]
+pub struct Allowed {
+    words: Vec<u64>,
+}
+
+impl Allowed {
+    /// None of a vocabulary of that size.
+    pub fn none(vocabulary: usize) -> Self {
+        Self { words: vec![0; vocabulary.div_ceil(64)] }
+    }
+
+    /// Adds a token; one that is not of the vocabulary is left out.
+    pub fn add(&mut self, token: u32) {
+        if let Some(word) = self.words.get_mut(token as usize / 64) {
+            *word |= 1 << (token % 64);
+        }
+    }
+
+    pub fn contains(&self, token: u32) -> bool {
+        self.words.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1)
+    }
+
+    pub fn clear(&mut self) {
+        self.words.fill(0);
+    }
+}
+
+/// Says which tokens may come next, for structured output: asked once per token, on the engine's thread. What it says must
+/// follow from the answer so far alone, since a sequence may be computed again, and guesses are checked out of turn.
+pub trait TokenMask: Send + Sync + std::fmt::Debug {
+    /// Adds all tokens that may follow `answer` to `allowed`, which is empty. The end is a token, too: an answer that may end here
+    /// must be given the tokens that end it.
+    fn allow(&self, answer: &[u32], allowed: &mut Allowed);
+}
+
+/// Logits of which only the allowed are left; the others are so small that they have no probability. `None` when none is.
+pub fn masked(logits: &[f32], allowed: &Allowed) -> Option<Vec<f32>> {
+    let mut any = false;
+    let mut keep = |(token, logit): (u32, &f32)| match allowed.contains(token) {
+        true => {
+            any = true;
+            *logit
+        }
+        false => f32::NEG_INFINITY,
+    };
+    let out: Vec<f32> = (0..).zip(logits).map(&mut keep).collect();
+    any.then_some(out)
+}
+
+/// Chooses the token at `position` (the number of tokens before it) for choice `choice`.
 ///
 /// `None` when the logits are not finite: the weights are damaged.
-pub fn sample(logits: &[f32], how: Choosing, choice: u32, position: usize, top: Option<usize>) -> Option<Sampled> {
-    let (best, greatest) = greatest(logits)?;
-    let token = match how.temperature > 0.0 {
+pub fn choose(logits: &[f32], how: Choosing, choice: u32, position: usize) -> Option<u32> {
+    let (best, _) = greatest(logits)?;
+    Some(match how.temperature > 0.0 {
         false => best,
         true => draw(logits, how, uniform(how.seed, choice, position)),
-    };
-    Some(Sampled { token, logprobs: top.map(|n| logprobs(logits, greatest, token, n)) })
+    })
 }
 
 /// Index and value of the greatest logit, the first of equals.
@@ -103,10 +146,17 @@ fn walk(weights: impl Iterator<Item = (u32, f32)>, target: f64) -> u32 {
     last
 }
 
-fn logprobs(logits: &[f32], greatest: f32, token: u32, top: usize) -> Logprobs {
+/// Log-probabilities of a token and of the likeliest, and the entropy, under the unscaled distribution.
+pub fn logprobs(logits: &[f32], token: u32, top: usize) -> Logprobs {
+    let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = [0.0];
-    elementwise::softmax_weights(Level::detect(), &mut logits.to_vec(), &mut sum);
+    let mut weights = logits.to_vec();
+    elementwise::softmax_weights(Level::detect(), &mut weights, &mut sum);
     let log = f64::from(greatest) + f64::from(sum[0]).ln();
+    // -sum p ln p, with p = w / sum and ln p = logit - log.
+    let term =
+        |(w, logit): (&f32, &f32)| if logit.is_finite() { f64::from(*w) * (log - f64::from(*logit)) } else { 0.0 };
+    let entropy = weights.iter().zip(logits).map(term).sum::<f64>() / f64::from(sum[0]);
     let of = |token: u32| (f64::from(logits[token as usize]) - log) as f32;
     let mut best: Vec<u32> = Vec::with_capacity(top + 1);
     if top > 0 {
@@ -119,7 +169,7 @@ fn logprobs(logits: &[f32], greatest: f32, token: u32, top: usize) -> Logprobs {
             best.truncate(top);
         }
     }
-    Logprobs { chosen: of(token), top: best.into_iter().map(|t| (t, of(t))).collect() }
+    Logprobs { chosen: of(token), top: best.into_iter().map(|t| (t, of(t))).collect(), entropy: entropy as f32 }
 }
 
 /// A number in 0..1 for (seed, choice, position).
@@ -145,7 +195,7 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_greatest() {
         let how = Choosing { temperature: 0.0, ..SOFT };
-        assert_eq!(sample(&[1.0, 3.0, 3.0], how, 0, 5, None).unwrap().token, 1);
+        assert_eq!(choose(&[1.0, 3.0, 3.0], how, 0, 5).unwrap(), 1);
     }
 
     #[test]
@@ -155,7 +205,7 @@ mod tests {
             let how = Choosing { temperature, ..SOFT };
             let mut counts = [0u32; 4];
             for position in 0..40_000 {
-                counts[sample(&logits, how, 3, position, None).unwrap().token as usize] += 1;
+                counts[choose(&logits, how, 3, position).unwrap() as usize] += 1;
             }
             let weights: Vec<f64> = logits.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
             let total: f64 = weights.iter().sum();
@@ -173,7 +223,7 @@ mod tests {
         let seen = |top_p| {
             let mut seen = [false; 4];
             for position in 0..2_000 {
-                seen[sample(&logits, Choosing { top_p, ..SOFT }, 0, position, None).unwrap().token as usize] = true;
+                seen[choose(&logits, Choosing { top_p, ..SOFT }, 0, position).unwrap() as usize] = true;
             }
             seen
         };
@@ -183,25 +233,48 @@ mod tests {
         assert_eq!(seen(1.0), [true; 4]);
         assert_eq!(seen(0.0), [false, true, false, false]);
         // All alike: the first alone.
-        assert_eq!(sample(&[1.0; 5], Choosing { top_p: 0.0, ..SOFT }, 0, 9, None).unwrap().token, 0);
-        assert_eq!(sample(&[0.0, 2.0, 2.0], Choosing { top_p: 0.0, ..SOFT }, 0, 9, None).unwrap().token, 1);
+        assert_eq!(choose(&[1.0; 5], Choosing { top_p: 0.0, ..SOFT }, 0, 9).unwrap(), 0);
+        assert_eq!(choose(&[0.0, 2.0, 2.0], Choosing { top_p: 0.0, ..SOFT }, 0, 9).unwrap(), 1);
     }
 
     #[test]
     fn logprobs_are_of_the_unscaled_distribution() {
         let logits: Vec<f32> = [0.2f32, 0.7, 0.1].iter().map(|p| p.ln() + 3.0).collect();
-        let how = Choosing { temperature: 0.0, ..SOFT };
-        let sampled = sample(&logits, how, 0, 0, Some(2)).unwrap().logprobs.unwrap();
+        let sampled = logprobs(&logits, 1, 2);
         assert!((sampled.chosen - 0.7f32.ln()).abs() < 1e-6);
         assert_eq!(sampled.top.iter().map(|(t, _)| *t).collect::<Vec<_>>(), [1, 0]);
         assert!((sampled.top[1].1 - 0.2f32.ln()).abs() < 1e-6);
+        let entropy: f64 = [0.2f64, 0.7, 0.1].iter().map(|p| -p * p.ln()).sum();
+        assert!((f64::from(sampled.entropy) - entropy).abs() < 1e-6);
+        // As sure as can be, and not at all.
+        assert!(logprobs(&[0.0, 90.0, f32::NEG_INFINITY], 1, 0).entropy.abs() < 1e-6);
+        assert!((logprobs(&[2.0; 1000], 1, 0).entropy - 1000f32.ln()).abs() < 1e-5);
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_chosen() {
+        let mut allowed = Allowed::none(100);
+        assert!(masked(&[1.0; 100], &allowed).is_none());
+        [3, 64, 99, 1000].iter().for_each(|token| allowed.add(*token));
+        let mut logits = vec![5.0; 100];
+        logits[64] = 6.0;
+        let left = masked(&logits, &allowed).unwrap();
+        let greedy = Choosing { temperature: 0.0, ..SOFT };
+        assert_eq!(choose(&left, greedy, 0, 0), Some(64));
+        let mut seen = std::collections::BTreeSet::new();
+        (0..500).for_each(|position| _ = seen.insert(choose(&left, SOFT, 0, position).unwrap()));
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [3, 64, 99]);
+        let half = Choosing { top_p: 0.5, ..SOFT };
+        assert!((0..500).all(|position| choose(&left, half, 0, position) == Some(64)));
+        allowed.clear();
+        assert!(!allowed.contains(3));
     }
 
     #[test]
     fn damaged_logits_are_noticed() {
-        assert_eq!(sample(&[0.0, f32::NAN], SOFT, 0, 0, None), None);
-        assert_eq!(sample(&[f32::NEG_INFINITY; 2], SOFT, 0, 0, None), None);
-        assert_eq!(sample(&[0.0, f32::INFINITY], SOFT, 0, 0, None), None);
+        assert_eq!(choose(&[0.0, f32::NAN], SOFT, 0, 0), None);
+        assert_eq!(choose(&[f32::NEG_INFINITY; 2], SOFT, 0, 0), None);
+        assert_eq!(choose(&[0.0, f32::INFINITY], SOFT, 0, 0), None);
     }
 
     #[test]

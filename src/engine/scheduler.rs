@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     model::Kv,
     ops::{attention::POSITIONS, block_pool::BlockPool},
-    prefix_cache::PrefixCache,
+    prefix_cache::{Known, PrefixCache},
     sequence::{Request, Sequence, Tally},
 };
 
@@ -75,8 +75,8 @@ pub struct Scheduler {
     next_ticket: u64,
     prefixes: PrefixCache,
     counts: Counts,
-    /// Requests that have left the queue since [`take_left`](Self::take_left).
-    left: usize,
+    /// Requests that have left the queue since [`take_left`](Self::take_left), and the tokens of their prompts.
+    left: (usize, usize),
 }
 
 /// Since the start.
@@ -109,7 +109,7 @@ impl Scheduler {
             next_ticket: 0,
             prefixes: PrefixCache::default(),
             counts: Counts::default(),
-            left: 0,
+            left: (0, 0),
         }
     }
 
@@ -124,8 +124,25 @@ impl Scheduler {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// How many requests have left the queue, admitted or abandoned, since this was last asked.
-    pub fn take_left(&mut self) -> usize {
+    /// What is kept, for others to ask.
+    pub fn known(&self) -> Known {
+        self.prefixes.known()
+    }
+
+    /// Tokens that are to be computed of sequences that run or had to give way, beyond the last one of each.
+    pub fn pending(&self) -> usize {
+        // With guesses, more than its tokens may be in the cache.
+        let left = |sequence: &Sequence| sequence.tokens().len().saturating_sub(sequence.kv.len() + 1);
+        let again = self.waiting.values().map(|waiting| match waiting {
+            Waiting::New(_) => 0,
+            Waiting::Again(sequence) => left(sequence),
+        });
+        self.running.iter().map(left).chain(again).sum()
+    }
+
+    /// How many requests have left the queue, admitted or abandoned, since this was last asked, and how many tokens their prompts
+    /// have.
+    pub fn take_left(&mut self) -> (usize, usize) {
         std::mem::take(&mut self.left)
     }
 
@@ -143,7 +160,9 @@ impl Scheduler {
         let mut gone = Vec::new();
         self.waiting.retain(|_, waiting| match waiting {
             Waiting::New(request) => {
-                self.left += usize::from(request.events.is_closed());
+                if request.events.is_closed() {
+                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.len());
+                }
                 !request.events.is_closed()
             }
             Waiting::Again(sequence) => {
@@ -185,7 +204,7 @@ impl Scheduler {
             let kv = Kv::of(&self.pool, found);
             let sequence = match waiting {
                 Waiting::New(request) => {
-                    self.left += 1;
+                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.len());
                     self.counts.reused += kv.len() as u64;
                     let tally = Tally { reused: kv.len() as u32, ..Tally::default() };
                     self.tickets.insert(rank.1, Ticket { open: choices, tally });

@@ -8,7 +8,7 @@ use super::{
     GenerateEvent,
     detokenizer::{StopFilter, Utf8Stream},
     model::Kv,
-    sampler::{Choosing, Logprobs},
+    sampler::{Choosing, Logprobs, TokenMask},
     tokenizer::Tokenizer,
 };
 use crate::domain::{FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
@@ -25,6 +25,7 @@ pub struct Request {
     pub max_tokens: usize,
     pub stop: Vec<String>,
     pub logprobs: Option<usize>,
+    pub mask: Option<Arc<dyn TokenMask>>,
     pub choices: u32,
     /// Higher ones go first; 0 otherwise.
     pub priority: i32,
@@ -99,6 +100,11 @@ impl Sequence {
     /// Prompt and answer so far.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// What was generated.
+    pub fn answer(&self) -> &[u32] {
+        &self.tokens[self.request.prompt.len()..]
     }
 
     /// How many tokens were generated.
@@ -238,6 +244,7 @@ fn named(token: u32, logprobs: &Logprobs, tokenizer: &Tokenizer) -> TokenLogprob
     TokenLogprob {
         token: text(token),
         logprob: logprobs.chosen,
+        entropy: Some(logprobs.entropy),
         bytes: tokenizer.bytes(token).to_vec(),
         top: logprobs
             .top

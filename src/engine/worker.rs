@@ -1,20 +1,26 @@
 //! The engine's thread: take requests, schedule, run, sample, give out; sleep when there is nothing to do.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    mpsc::{Receiver, TryRecvError},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::Instant,
 };
 
 use super::{
     EngineError, GenerateEvent,
     runner::Runner,
-    sampler::sample,
+    sampler::{Allowed, choose, logprobs, masked},
     scheduler::{Part, Scheduler},
-    sequence::Request,
+    sequence::{MOST_GUESSES, Request},
     tokenizer::Tokenizer,
 };
 use crate::domain::FinishReason;
+
+/// Weight of the newest step in the rates.
+const NEWEST: f64 = 0.05;
 
 /// What the handle and the thread both see.
 #[derive(Default)]
@@ -23,6 +29,13 @@ pub struct Load {
     pub running: AtomicUsize,
     /// Requests accepted and not yet admitted.
     pub waiting: AtomicUsize,
+    /// Tokens of their prompts.
+    pub waiting_tokens: AtomicUsize,
+    /// Tokens of prompts that are to be computed of those that run.
+    pub pending: AtomicUsize,
+    /// Tokens per second, as bits of an f64: see [`super::Pace`].
+    pub prefill_rate: AtomicU64,
+    pub decode_rate: AtomicU64,
     pub stop: AtomicBool,
     /// What [`super::Counters`] gives out.
     pub prefilled: AtomicU64,
@@ -80,7 +93,10 @@ impl Worker {
 
     fn publish(&mut self) {
         self.load.running.store(self.scheduler.running.len(), Ordering::Relaxed);
-        self.load.waiting.fetch_sub(self.scheduler.take_left(), Ordering::Relaxed);
+        let (left, tokens) = self.scheduler.take_left();
+        self.load.waiting.fetch_sub(left, Ordering::Relaxed);
+        self.load.waiting_tokens.fetch_sub(tokens, Ordering::Relaxed);
+        self.load.pending.store(self.scheduler.pending(), Ordering::Relaxed);
         let counts = self.scheduler.counts();
         for (shown, count) in [
             (&self.load.prefilled, counts.prefilled),
@@ -96,7 +112,9 @@ impl Worker {
 
     fn step(&mut self) {
         let parts = self.scheduler.plan();
+        let begun = Instant::now();
         self.runner.run(&mut self.scheduler, &parts);
+        self.measured(&parts, begun.elapsed().as_secs_f64());
         parts.iter().for_each(|part| self.scheduler.count(part));
         // Before any of what follows is seen.
         self.publish();
@@ -107,6 +125,24 @@ impl Worker {
             row += 1 + part.guesses;
         }
         self.scheduler.remove(&finished);
+    }
+
+    /// Keeps the rates up to date. A step that computes more of prompts than anything else says how fast that is; one that
+    /// computes nothing of them, how fast answers go on.
+    fn measured(&self, parts: &[Part], seconds: f64) {
+        let whole: usize = parts.iter().map(|part| part.count).sum();
+        let prompts: usize = parts.iter().map(|part| part.count).filter(|count| *count > 1 + MOST_GUESSES).sum();
+        let mix = |rate: &AtomicU64, new: f64| {
+            let old = f64::from_bits(rate.load(Ordering::Relaxed));
+            let mean = if old == 0.0 { new } else { old + NEWEST * (new - old) };
+            rate.store(mean.to_bits(), Ordering::Relaxed);
+        };
+        if seconds <= 0.0 || whole == 0 {
+        } else if prompts == 0 {
+            mix(&self.load.decode_rate, 1.0 / seconds);
+        } else if 2 * prompts > whole {
+            mix(&self.load.prefill_rate, whole as f64 / seconds);
+        }
     }
 
     /// Samples for a part, and for the choices that fork from it when its prompt has just ended.
@@ -136,12 +172,24 @@ impl Worker {
             self.load.decoded.fetch_add(1, Ordering::Relaxed);
             let logits = self.runner.logits(row + right);
             let position = sequence.tokens().len();
-            let Some(sampled) = sample(logits, request.choosing, sequence.choice, position, request.logprobs) else {
+            // Log-probabilities are the model's own, whatever is allowed.
+            let mut left = None;
+            if let Some(mask) = &request.mask {
+                let mut allowed = Allowed::none(logits.len());
+                mask.allow(sequence.answer(), &mut allowed);
+                left = masked(logits, &allowed);
+                if left.is_none() {
+                    sequence.send(GenerateEvent::Failed(EngineError::NothingAllowed));
+                    break Some(FinishReason::Cancelled);
+                }
+            }
+            let from = left.as_deref().unwrap_or(logits);
+            let Some(token) = choose(from, request.choosing, sequence.choice, position) else {
                 sequence.send(GenerateEvent::Failed(EngineError::NotFinite));
                 break Some(FinishReason::Cancelled);
             };
-            let token = sampled.token;
-            if let Some(reason) = sequence.accept(token, sampled.logprobs, &self.tokenizer) {
+            let known = request.logprobs.map(|top| logprobs(logits, token, top));
+            if let Some(reason) = sequence.accept(token, known, &self.tokenizer) {
                 break Some(reason);
             }
             if right == part.guesses || sequence.guesses()[right] != token {

@@ -26,7 +26,7 @@ use weir::{
         Choice, Chunk, Completion, Context, DecidedBy, Decision, DecisionId, ErrorKind, Feedback, FinishReason, Hash,
         Need, Request, TokenLogprob, Usage, UsageSource,
     },
-    gateway::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served},
+    gateway::{Answer, AnswerBody, Caller, Embedded, Explained, FleetStatus, GatewayError, Readiness, Served},
     http::{self, DecisionsQuery, Drained, HttpOptions, ServeOptions, Service},
     telemetry::Metrics,
 };
@@ -65,8 +65,13 @@ fn usage() -> Usage {
 }
 
 fn text(choice: u32, text: &str) -> Result<Chunk, GatewayError> {
-    let logprobs =
-        vec![TokenLogprob { token: text.to_owned(), logprob: -0.5, bytes: text.as_bytes().to_vec(), top: Vec::new() }];
+    let logprobs = vec![TokenLogprob {
+        token: text.to_owned(),
+        logprob: -0.5,
+        bytes: text.as_bytes().to_vec(),
+        top: Vec::new(),
+        entropy: None,
+    }];
     Ok(Chunk::Text { choice, text: text.to_owned(), logprobs })
 }
 
@@ -225,6 +230,24 @@ impl Service for Fake {
     fn served(&self) -> Vec<Served> {
         let served = |id: &str, kind| Served { id: id.to_owned(), kind, created: 1, owned_by: "weir".to_owned() };
         vec![served("default", "policy"), served("org/smol", "model")]
+    }
+
+    fn fleet(&self) -> Vec<FleetStatus> {
+        vec![FleetStatus {
+            name: "org/smol".into(),
+            kind: "local",
+            available: true,
+            running: 1,
+            waiting: 0,
+            local: None,
+        }]
+    }
+
+    async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError> {
+        match self.fleet().pop().filter(|status| status.name == name) {
+            Some(status) => Ok(FleetStatus { available: loaded, ..status }),
+            None => Err(GatewayError::UnknownModel { name: name.to_owned(), served: vec!["org/smol".into()] }),
+        }
     }
 
     async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {

@@ -126,6 +126,7 @@ fn logprob(token: &str, position: usize, choice: u32, top: usize) -> TokenLogpro
         logprob: at(0),
         bytes: token.as_bytes().to_vec(),
         top: alternatives.collect(),
+        entropy: None,
     }
 }
 

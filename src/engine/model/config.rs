@@ -3,7 +3,7 @@
 use crate::engine::{
     EngineError,
     gguf::Gguf,
-    ops::{attention::Heads, block_pool::BlockPool},
+    ops::{attention::Heads, block_pool::BlockPool, number::Element},
 };
 
 /// What the forward pass knows. They differ in little: see [`super::llama`].
@@ -52,6 +52,8 @@ pub struct Config {
     pub rope_base: f64,
     /// Positions are divided by it (linear scaling); 1 without.
     pub rope_scale: f64,
+    /// What keys and values are kept as: f16, unless [`super::Llama::load`] is asked for the reference.
+    pub kv: Element,
 }
 
 /// No real model comes near; a damaged file may.
@@ -150,16 +152,17 @@ impl Config {
             rms_epsilon: rms_epsilon as f32,
             rope_base,
             rope_scale,
+            kv: Element::F16,
         })
     }
 
     /// A pool of blocks for keys and values of this model.
     pub fn block_pool(&self) -> BlockPool {
-        BlockPool::new(self.heads.layer_elements() * self.layers)
+        BlockPool::new(self.heads.layer_elements() * self.layers, self.kv)
     }
 
     /// Bytes of keys and values per token.
     pub fn kv_bytes_per_token(&self) -> usize {
-        2 * self.layers * self.heads.keys * self.heads.size * size_of::<f32>()
+        2 * self.layers * self.heads.keys * self.heads.size * self.kv.bytes()
     }
 }

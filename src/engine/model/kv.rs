@@ -3,10 +3,13 @@
 
 use std::sync::Arc;
 
+use half::f16;
+
 use super::Config;
 use crate::engine::ops::{
-    attention::{POSITIONS, store},
+    attention::{Cache, POSITIONS, store},
     block_pool::{Block, BlockPool},
+    number::{Element, Number},
 };
 
 /// A sequence's keys and values. Cloning shares all blocks; writing copies the block that is written.
@@ -41,6 +44,11 @@ impl Kv {
         &self.blocks
     }
 
+    /// What one layer's attention reads.
+    pub fn layer(&self, layer: usize) -> Cache<'_> {
+        Cache { blocks: &self.blocks, layer, element: self.pool.element() }
+    }
+
     /// Lets all blocks go.
     pub fn clear(&mut self) {
         self.blocks.clear();
@@ -73,11 +81,18 @@ impl Kv {
 
     /// Writes keys and values (`[positions][kv elements]` each) of one layer behind what is filled; room must be reserved.
     pub fn write(&mut self, config: &Config, layer: usize, keys: &[f32], values: &[f32]) {
+        match self.pool.element() {
+            Element::F32 => self.write_as::<f32>(config, layer, keys, values),
+            Element::F16 => self.write_as::<f16>(config, layer, keys, values),
+        }
+    }
+
+    fn write_as<T: Number>(&mut self, config: &Config, layer: usize, keys: &[f32], values: &[f32]) {
         let width = config.heads.keys * config.heads.size;
         let per_layer = config.heads.layer_elements();
         for (i, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
             let position = self.length + i;
-            let block = Arc::make_mut(&mut self.blocks[position / POSITIONS]);
+            let block = Arc::make_mut(&mut self.blocks[position / POSITIONS]).numbers_mut::<T>();
             store(config.heads, &mut block[layer * per_layer..][..per_layer], position, keys, values);
         }
     }

@@ -12,6 +12,7 @@ use crate::engine::{
     ops::{
         Ops, Precision, attention, elementwise,
         linear::{Format, Linear, Quantised, dequantise, multiply},
+        number::Element,
     },
 };
 
@@ -90,12 +91,14 @@ pub struct Workspace {
 }
 
 impl Llama {
-    /// Reads and packs all weights.
+    /// Reads and packs all weights. With [`Format::F32`], keys and values are f32, too.
     ///
     /// # Errors
     /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
     /// [`EngineError::UnsupportedModel`] for parts that its architecture does not have.
     pub fn load(gguf: &Gguf, config: Config, format: Format) -> Result<Self, EngineError> {
+        let kv = if format == Format::F32 { Element::F32 } else { config.kv };
+        let config = Config { kv, ..config };
         let known = |name: &str| {
             let of_attention = ["attn_q.bias", "attn_k.bias", "attn_v.bias"].iter().any(|end| name.ends_with(end));
             !name.ends_with(".bias") || of_attention
@@ -283,7 +286,7 @@ impl Llama {
                 row: piece.row,
                 count: piece.count,
                 position: caches[piece.cache].len(),
-                cache: attention::Cache { blocks: caches[piece.cache].blocks(), layer: index },
+                cache: caches[piece.cache].layer(index),
             })
             .collect();
         attention::attend(ops, c.heads, &w.query, &pieces, &mut w.attended);

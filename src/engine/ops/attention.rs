@@ -6,11 +6,14 @@
 
 use std::cell::RefCell;
 
+use half::f16;
+
 use super::{
     Ops, Shared,
     block_pool::Block,
     elementwise,
-    tile::{self, Tile, WIDTH},
+    number::{Element, Number},
+    tile::{self, Tile, WIDTH, Wide},
 };
 
 /// Positions of a KV block.
@@ -47,36 +50,39 @@ impl Heads {
 pub struct Cache<'a> {
     pub blocks: &'a [Block],
     pub layer: usize,
+    /// What the blocks are made of.
+    pub element: Element,
 }
 
 impl<'a> Cache<'a> {
-    fn layer(&self, heads: Heads, block: usize) -> &'a [f32] {
-        &self.blocks[block][self.layer * heads.layer_elements()..][..heads.layer_elements()]
+    fn layer<T: Number>(&self, heads: Heads, block: usize) -> &'a [T] {
+        &self.blocks[block].numbers()[self.layer * heads.layer_elements()..][..heads.layer_elements()]
     }
 
     /// Keys of a block, `[tile][element][16 positions]`.
-    fn keys(&self, heads: Heads, head: usize, block: usize) -> &'a [f32] {
+    fn keys<T: Number>(&self, heads: Heads, head: usize, block: usize) -> &'a [T] {
         &self.layer(heads, block)[head * heads.size * POSITIONS..][..heads.size * POSITIONS]
     }
 
     /// Values of a block, `[position][element]`.
-    fn values(&self, heads: Heads, head: usize, block: usize) -> &'a [f32] {
+    fn values<T: Number>(&self, heads: Heads, head: usize, block: usize) -> &'a [T] {
         &self.layer(heads, block)[heads.half() + head * heads.size * POSITIONS..][..heads.size * POSITIONS]
     }
 }
 
 /// Writes one position's keys and values (`[head][element]` each) into a block's layer.
-pub fn store(heads: Heads, layer: &mut [f32], position: usize, keys: &[f32], values: &[f32]) {
+pub fn store<T: Number>(heads: Heads, layer: &mut [T], position: usize, keys: &[f32], values: &[f32]) {
     let within = position % POSITIONS;
     let (key_part, value_part) = layer.split_at_mut(heads.half());
     for (head, key) in keys.chunks_exact(heads.size).enumerate() {
         let tile = &mut key_part[(head * (POSITIONS / WIDTH) + within / WIDTH) * heads.size * WIDTH..];
         for (element, value) in key.iter().enumerate() {
-            tile[element * WIDTH + within % WIDTH] = *value;
+            tile[element * WIDTH + within % WIDTH] = T::narrow(*value);
         }
     }
     for (head, value) in values.chunks_exact(heads.size).enumerate() {
-        value_part[(head * POSITIONS + within) * heads.size..][..heads.size].copy_from_slice(value);
+        let out = &mut value_part[(head * POSITIONS + within) * heads.size..][..heads.size];
+        out.iter_mut().zip(value).for_each(|(out, value)| *out = T::narrow(*value));
     }
 }
 
@@ -103,7 +109,10 @@ pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mu
     let out = Shared::new(out);
     let run = |task: usize| {
         let (piece, head, start) = &tasks[task];
-        SCRATCH.with_borrow_mut(|scratch| one(ops, heads, q, piece, *head, *start, scratch, out));
+        SCRATCH.with_borrow_mut(|scratch| match piece.cache.element {
+            Element::F32 => one::<f32>(ops, heads, q, piece, *head, *start, scratch, out),
+            Element::F16 => one::<f16>(ops, heads, q, piece, *head, *start, scratch, out),
+        });
     };
     if work < ALONE_BELOW { (0..tasks.len()).for_each(run) } else { ops.pool.run(tasks.len(), &run) }
 }
@@ -123,7 +132,7 @@ thread_local! {
 
 /// Up to [`QUERIES`] queries of a piece against one key head, with all query heads that share it.
 #[expect(clippy::too_many_arguments, reason = "the one inner step of `attend`, apart to be readable")]
-fn one(
+fn one<T: Wide>(
     ops: &Ops,
     heads: Heads,
     q: &[f32],
@@ -157,7 +166,7 @@ fn one(
         let tile = Tile {
             a: &scratch.queries,
             a_stride: size,
-            b: piece.cache.keys(heads, head, block),
+            b: piece.cache.keys::<T>(heads, head, block),
             b_stride: WIDTH,
             b_tile: size * WIDTH,
             tiles: (stride - begin).min(POSITIONS) / WIDTH,
@@ -183,7 +192,7 @@ fn one(
         let tile = Tile {
             a: &scores[begin..],
             a_stride: stride,
-            b: piece.cache.values(heads, head, block),
+            b: piece.cache.values::<T>(heads, head, block),
             b_stride: size,
             b_tile: WIDTH,
             tiles: size / WIDTH,
@@ -206,7 +215,7 @@ mod tests {
 
     use super::*;
     use crate::engine::{
-        ops::{Level, Pool},
+        ops::{Level, Pool, block_pool::Memory},
         testing::numbers,
     };
 
@@ -240,21 +249,25 @@ mod tests {
         out
     }
 
-    fn run(level: Level, heads: Heads, q: &[f32], k: &[f32], v: &[f32], parts: &[usize]) -> Vec<f32> {
+    fn run<T: Wide>(level: Level, heads: Heads, q: &[f32], k: &[f32], v: &[f32], parts: &[usize]) -> Vec<f32> {
         let (width, kv) = (heads.queries * heads.size, heads.keys * heads.size);
         let total: usize = k.len() / kv;
-        let mut blocks = vec![vec![0f32; heads.layer_elements() * 2]; total.div_ceil(POSITIONS)];
+        let mut blocks = vec![vec![T::default(); heads.layer_elements() * 2]; total.div_ceil(POSITIONS)];
         for p in 0..total {
             let layer = &mut blocks[p / POSITIONS][heads.layer_elements()..];
             store(heads, layer, p, &k[p * kv..][..kv], &v[p * kv..][..kv]);
         }
-        let blocks: Vec<Block> = blocks.into_iter().map(|numbers| Arc::new(numbers.into())).collect();
+        let blocks: Vec<Block> = blocks.iter().map(|numbers| Arc::new(Memory::of(numbers))).collect();
         let ops = Ops { level, pool: Pool::new(2).unwrap() };
         let mut out = vec![0.0; q.len()];
         let mut done = total - q.len() / width;
         let mut row = 0;
         for count in parts {
-            let cache = Cache { blocks: &blocks, layer: 1 };
+            let cache = Cache {
+                blocks: &blocks,
+                layer: 1,
+                element: if size_of::<T>() == 2 { Element::F16 } else { Element::F32 },
+            };
             attend(&ops, heads, q, &[Piece { row, count: *count, position: done, cache }], &mut out);
             row += count;
             done += count;
@@ -264,19 +277,26 @@ mod tests {
 
     #[test]
     fn agrees_with_the_blackboard_and_does_not_depend_on_chunks_or_levels() {
+        check::<f32>();
+        check::<f16>();
+    }
+
+    fn check<T: Wide>() {
         let heads = Heads { queries: 6, keys: 2, size: 16 };
         for (total, fresh) in [(1, 1), (16, 16), (47, 47), (70, 33), (100, 1)] {
+            // What can be kept, so that nothing but the arithmetic is compared.
+            let kept = |numbers: Vec<f32>| numbers.into_iter().map(|n| T::narrow(n).wide()).collect::<Vec<_>>();
             let q = numbers(fresh * 96, 1);
-            let k = numbers(total * 32, 2);
-            let v = numbers(total * 32, 3);
-            let whole = run(Level::Scalar, heads, &q, &k, &v, &[fresh]);
+            let k = kept(numbers(total * 32, 2));
+            let v = kept(numbers(total * 32, 3));
+            let whole = run::<T>(Level::Scalar, heads, &q, &k, &v, &[fresh]);
             for (got, want) in whole.iter().zip(reference(heads, &q, &k, &v, total - fresh)) {
                 assert!((f64::from(*got) - want).abs() < 1e-5, "{got} against {want}");
             }
             for level in Level::available() {
-                assert_eq!(run(level, heads, &q, &k, &v, &[fresh]), whole, "{level:?}");
-                assert_eq!(run(level, heads, &q, &k, &v, &vec![1; fresh]), whole, "one by one");
-                assert_eq!(run(level, heads, &q, &k, &v, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
+                assert_eq!(run::<T>(level, heads, &q, &k, &v, &[fresh]), whole, "{level:?}");
+                assert_eq!(run::<T>(level, heads, &q, &k, &v, &vec![1; fresh]), whole, "one by one");
+                assert_eq!(run::<T>(level, heads, &q, &k, &v, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
             }
         }
     }

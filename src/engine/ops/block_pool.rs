@@ -5,18 +5,32 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
+use super::number::{Element, Line, Number, numbers, numbers_mut};
+
 /// The keys and values of [`POSITIONS`](super::attention::POSITIONS) neighbouring positions of one sequence in all layers, layer after layer.
 pub type Block = Arc<Memory>;
 
-/// The memory of a block. Comes from a [`BlockPool`] and goes back to it; of its own where no pool is named.
+/// The memory of a block, of numbers that those who use it agree upon. Comes from a [`BlockPool`] and goes back to it; of its own where no pool is named.
 pub struct Memory {
-    numbers: Vec<f32>,
+    lines: Vec<Line>,
     pool: Option<BlockPool>,
 }
 
-impl From<Vec<f32>> for Memory {
-    fn from(numbers: Vec<f32>) -> Self {
-        Self { numbers, pool: None }
+impl Memory {
+    /// Of its own, with these numbers.
+    #[cfg(test)]
+    pub fn of<T: Number>(values: &[T]) -> Self {
+        let mut lines = vec![Line::default(); size_of_val(values).div_ceil(Line::BYTES)];
+        numbers_mut(&mut lines)[..values.len()].copy_from_slice(values);
+        Self { lines, pool: None }
+    }
+
+    pub fn numbers<T: Number>(&self) -> &[T] {
+        numbers(&self.lines)
+    }
+
+    pub fn numbers_mut<T: Number>(&mut self) -> &mut [T] {
+        numbers_mut(&mut self.lines)
     }
 }
 
@@ -25,10 +39,10 @@ impl Clone for Memory {
         match &self.pool {
             Some(pool) => {
                 let mut copy = pool.take();
-                copy.numbers.copy_from_slice(&self.numbers);
+                copy.lines.copy_from_slice(&self.lines);
                 copy
             }
-            None => Self::from(self.numbers.clone()),
+            None => Self { lines: self.lines.clone(), pool: None },
         }
     }
 }
@@ -36,22 +50,8 @@ impl Clone for Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.take() {
-            pool.give_back(std::mem::take(&mut self.numbers));
+            pool.give_back(std::mem::take(&mut self.lines));
         }
-    }
-}
-
-impl std::ops::Deref for Memory {
-    type Target = [f32];
-
-    fn deref(&self) -> &[f32] {
-        &self.numbers
-    }
-}
-
-impl std::ops::DerefMut for Memory {
-    fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.numbers
     }
 }
 
@@ -61,15 +61,22 @@ impl std::ops::DerefMut for Memory {
 pub struct BlockPool(Arc<Pooled>);
 
 struct Pooled {
-    elements: usize,
+    element: Element,
+    lines: usize,
     live: AtomicUsize,
-    free: Mutex<Vec<Vec<f32>>>,
+    free: Mutex<Vec<Vec<Line>>>,
 }
 
 impl BlockPool {
     /// Of blocks of so many numbers: [`Heads::layer_elements`](super::attention::Heads::layer_elements) times layers.
-    pub fn new(elements: usize) -> Self {
-        Self(Arc::new(Pooled { elements, live: AtomicUsize::new(0), free: Mutex::default() }))
+    pub fn new(elements: usize, element: Element) -> Self {
+        let lines = (elements * element.bytes()).div_ceil(Line::BYTES);
+        Self(Arc::new(Pooled { element, lines, live: AtomicUsize::new(0), free: Mutex::default() }))
+    }
+
+    /// What the blocks are made of.
+    pub fn element(&self) -> Element {
+        self.0.element
     }
 
     /// Blocks that somebody holds.
@@ -77,20 +84,20 @@ impl BlockPool {
         self.0.live.load(Ordering::Relaxed)
     }
 
-    fn free(&self) -> MutexGuard<'_, Vec<Vec<f32>>> {
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<Line>>> {
         self.0.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A block of unknown numbers.
     pub fn take(&self) -> Memory {
         let again = self.free().pop();
-        let numbers = again.unwrap_or_else(|| vec![0.0; self.0.elements]);
+        let lines = again.unwrap_or_else(|| vec![Line::default(); self.0.lines]);
         self.0.live.fetch_add(1, Ordering::Relaxed);
-        Memory { numbers, pool: Some(self.clone()) }
+        Memory { lines, pool: Some(self.clone()) }
     }
 
-    fn give_back(&self, numbers: Vec<f32>) {
+    fn give_back(&self, lines: Vec<Line>) {
         self.0.live.fetch_sub(1, Ordering::Relaxed);
-        self.free().push(numbers);
+        self.free().push(lines);
     }
 }

@@ -157,45 +157,45 @@ versions! {
 }
 
 versions! {
-    /// Quantises blocks of 32 to eight bits: `v = round(x / s)` with `s = max |x| / 127`; `sums` are of v, `totals` of s v.
+    /// Quantises blocks of 32 to eight bits: `v = round(x / s)` with `s = max |x| / 127`; `sums` are of v, of each half of the block, `totals` of s v.
     /// `x` is a multiple of 32 long, `values` as long, the others a 32nd of it.
-    pub fn quantise8(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
+    pub fn quantise8(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]], totals: &mut [f32]) {
         let (x, _) = x.as_chunks::<32>();
         let (values, _) = values.as_chunks_mut::<32>();
         for ((((x, values), scale), sum), total) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
             let mut whole = [0; 32];
             *scale = quantise_block(x, 127.0, &mut whole);
-            let mut lanes = 0i32;
+            let mut lanes = [0i32; 2];
             for i in 0..32 {
                 values[i] = whole[i] as i8;
-                lanes = whole[i].wrapping_add(lanes);
+                lanes[i / 16] = whole[i].wrapping_add(lanes[i / 16]);
             }
             *sum = lanes;
-            *total = *scale * lanes as f32;
+            *total = *scale * lanes[0].wrapping_add(lanes[1]) as f32;
         }
     }
 }
 
 versions! {
     /// Quantises blocks of 32 to sixteen bits: `v = round(x / s)` with `s = max |x| / 32639`, kept as two signed bytes,
-    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v,
+    /// `v = 256 high + low`. A block's 64 values are its 32 high bytes, then its 32 low bytes; `sums` are of v, of each half of the block,
     /// `totals` of s v. `x` is a multiple of 32 long, `values` twice as long, the others a 32nd of it.
-    pub fn quantise16(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [i32], totals: &mut [f32]) {
+    pub fn quantise16(x: &[f32], values: &mut [i8], scales: &mut [f32], sums: &mut [[i32; 2]], totals: &mut [f32]) {
         let (x, _) = x.as_chunks::<32>();
         let (values, _) = values.as_chunks_mut::<64>();
         for ((((x, values), scale), sum), total) in x.iter().zip(values).zip(scales).zip(sums).zip(totals) {
             let mut whole = [0; 32];
             // The greatest v whose halves fit: 256 * 127 + 127.
             *scale = quantise_block(x, 32_639.0, &mut whole);
-            let mut lanes = 0i32;
+            let mut lanes = [0i32; 2];
             for i in 0..32 {
                 let high = whole[i].wrapping_add(128) >> 8;
                 values[i] = high as i8;
                 values[32 + i] = whole[i].wrapping_sub(high << 8) as i8;
-                lanes = whole[i].wrapping_add(lanes);
+                lanes[i / 16] = whole[i].wrapping_add(lanes[i / 16]);
             }
             *sum = lanes;
-            *total = *scale * lanes as f32;
+            *total = *scale * lanes[0].wrapping_add(lanes[1]) as f32;
         }
     }
 }
@@ -251,7 +251,7 @@ mod tests {
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);
                 let blocks = n * 3 / 32;
-                let (mut q, mut s, mut t) = (vec![0i8; n * 9], vec![0.0; blocks], vec![0; blocks]);
+                let (mut q, mut s, mut t) = (vec![0i8; n * 9], vec![0.0; blocks], vec![[0; 2]; blocks]);
                 let mut totals = vec![0.0; blocks];
                 let (q8, q16) = q.split_at_mut(n * 3);
                 quantise8(level, &x, q8, &mut s, &mut t, &mut totals);
@@ -286,7 +286,7 @@ mod tests {
         let mut x = numbers(320, 7);
         x[64..96].fill(0.0);
         for planes in [1, 2] {
-            let (mut q, mut s, mut t) = (vec![0i8; 320 * planes], vec![0.0; 10], vec![0; 10]);
+            let (mut q, mut s, mut t) = (vec![0i8; 320 * planes], vec![0.0; 10], vec![[0; 2]; 10]);
             let mut totals = vec![0.0; 10];
             let quantise = if planes == 1 { quantise8 } else { quantise16 };
             quantise(Level::detect(), &x, &mut q, &mut s, &mut t, &mut totals);
@@ -298,8 +298,8 @@ mod tests {
                 let step = s[i / 32];
                 assert!((x - value(i) as f32 * step).abs() <= step * 0.51);
             }
-            assert_eq!(t[3], (96..128).map(value).sum::<i32>());
-            assert_eq!(totals[3], s[3] * t[3] as f32);
+            assert_eq!(t[3], [96..112, 112..128].map(|half| half.map(value).sum::<i32>()));
+            assert_eq!(totals[3], s[3] * (t[3][0] + t[3][1]) as f32);
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Weight matrices, packed at load for the kernels, and their product with a batch of tokens.
 //!
-//! Q4_0, Q4_1 and Q8_0 keep their bits (Q4_0 becomes `d q + m` with `m = -8 d`, which f16 holds exactly unless it
-//! overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised per block of
-//! 32 to eight or sixteen bits ([`Precision`]). All else is kept in f32. [`Format::F32`] keeps everything in f32: the reference.
+//! Q4_0, Q4_1, Q4_K, Q5_0, Q5_K, Q6_K, Q3_K and Q8_0 keep their values exactly (Q4_0 becomes `d q + m` with `m = -8 d`, which f16
+//! holds unless it overflows or is subnormal; such a matrix is kept in f32) and are multiplied with activations quantised per
+//! block of 32 to eight or sixteen bits ([`Precision`]). F16 and BF16 stay as they are and meet f32. All else (Q5_1, Q2_K) is kept
+//! in f32. [`Format::F32`] keeps everything in f32: the reference.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{
-    Ops, Shared, elementwise, prefer_large_pages,
-    quantised::{self, BLOCK, BYTES_Q4, BYTES_Q8, Packing, Precision, Tokens},
-    tile::{self, Tile, WIDTH},
+    Ops, Shared, elementwise,
+    number::{self, Line, Number, numbers, numbers_mut},
+    prefer_large_pages,
+    quantised::{self, BLOCK, GROUP, Packing, Precision, Tokens},
+    tile::{self, Tile, WIDTH, Wide},
 };
 use crate::engine::gguf::TensorType;
 
@@ -31,22 +34,17 @@ pub enum Format {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     F32,
+    F16,
+    Bf16,
     Packed(Packing),
 }
-
-/// A cache line, so that tiles begin at one.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// A matrix of `rows` x `columns`, packed into tiles of sixteen rows. `y = W x`.
 pub struct Linear {
     rows: usize,
     columns: usize,
     kind: Kind,
-    /// F32: `[tile][column][16]`.
-    floats: Vec<f32>,
-    /// Packed: tiles of `tile_lines` lines, see [`super::quantised`].
+    /// Tiles of `tile_lines` lines: `[column][16]` numbers, or see [`super::quantised`].
     lines: Vec<Line>,
     tile_lines: usize,
 }
@@ -56,7 +54,7 @@ pub struct Linear {
 pub struct Quantised {
     values: Vec<i8>,
     scales: Vec<f32>,
-    sums: Vec<i32>,
+    sums: Vec<[i32; 2]>,
     totals: Vec<f32>,
 }
 
@@ -77,86 +75,190 @@ impl Linear {
     ) -> Result<Self, candle_core::Error> {
         let (elements, bytes) = kind.block();
         assert_eq!(raw.len() as u64 * elements, (rows * columns) as u64 * bytes, "matrix bytes do not fit its shape");
+        let matrix = |kind| Self::empty(kind, rows, columns);
         if format == Format::Native {
+            let packed = |packing| Self::empty(Kind::Packed(packing), rows, columns);
             match kind {
-                TensorType::Q4_1 => return Ok(Self::pack_q4(raw, rows, columns, false)),
-                TensorType::Q4_0 if minima_fit(raw) => return Ok(Self::pack_q4(raw, rows, columns, true)),
-                TensorType::Q8_0 => return Ok(Self::pack_q8(raw, rows, columns)),
-                _ => {}
+                TensorType::F16 => return Ok(matrix(Kind::F16).fill(raw, f16::from_le_bytes)),
+                TensorType::Bf16 => return Ok(matrix(Kind::Bf16).fill(raw, bf16::from_le_bytes)),
+                TensorType::Q4_1 => return Ok(packed(Packing::Q4).pack_q4(raw, false)),
+                TensorType::Q4_0 if minima_fit(raw) => return Ok(packed(Packing::Q4).pack_q4(raw, true)),
+                TensorType::Q8_0 => return Ok(packed(Packing::Q8).pack_q8(raw)),
+                TensorType::Q5_0 => return Ok(packed(Packing::Q8).pack_q5(raw)),
+                TensorType::Q3K => return Ok(packed(Packing::Q6K).pack_q3_k(raw)),
+                TensorType::Q4K => return Ok(packed(Packing::Q4K).pack_k(raw, false)),
+                TensorType::Q5K => return Ok(packed(Packing::Q5K).pack_k(raw, true)),
+                TensorType::Q6K => return Ok(packed(Packing::Q6K).pack_q6_k(raw)),
+                TensorType::F32 | TensorType::Q4_0 | TensorType::Q5_1 | TensorType::Q2K => {}
             }
         }
-        Ok(Self::pack_f32(&dequantise(kind, raw, rows * columns)?, rows, columns))
+        let values = dequantise(kind, raw, rows * columns)?;
+        let mut out = matrix(Kind::F32);
+        out.fill_with(values.into_iter());
+        Ok(out)
     }
 
-    fn pack_f32(values: &[f32], rows: usize, columns: usize) -> Self {
-        let tiles = rows.div_ceil(WIDTH);
-        let mut floats = vec![0.0; tiles * columns * WIDTH];
-        for (row, values) in values.chunks_exact(columns).enumerate() {
-            let tile = &mut floats[row / WIDTH * columns * WIDTH..];
-            for (column, value) in values.iter().enumerate() {
-                tile[column * WIDTH + row % WIDTH] = *value;
-            }
-        }
-        Self { rows, columns, kind: Kind::F32, floats, lines: Vec::new(), tile_lines: 0 }
-    }
-
-    fn empty(packing: Packing, rows: usize, columns: usize) -> Self {
-        let tile_lines = packing.tile_bytes(columns / BLOCK).div_ceil(64);
+    fn empty(kind: Kind, rows: usize, columns: usize) -> Self {
+        let bytes = match kind {
+            Kind::F32 => columns * WIDTH * 4,
+            Kind::F16 | Kind::Bf16 => columns * WIDTH * 2,
+            Kind::Packed(packing) => packing.tile_bytes(columns / BLOCK),
+        };
+        let tile_lines = bytes.div_ceil(Line::BYTES);
         let count = rows.div_ceil(WIDTH) * tile_lines;
         let mut lines = Vec::with_capacity(count);
         prefer_large_pages(lines.spare_capacity_mut());
-        lines.resize(count, Line([0; 64]));
-        Self { rows, columns, kind: Kind::Packed(packing), floats: Vec::new(), lines, tile_lines }
+        lines.resize(count, Line::default());
+        Self { rows, columns, kind, lines, tile_lines }
     }
 
-    fn pack_q4(raw: &[u8], rows: usize, columns: usize, symmetric: bool) -> Self {
-        let mut out = Self::empty(Packing::Q4, rows, columns);
-        let blocks = columns / BLOCK;
+    /// Of plain numbers of two bytes.
+    fn fill<T: Number>(mut self, raw: &[u8], read: impl Fn([u8; 2]) -> T) -> Self {
+        self.fill_with(raw.as_chunks::<2>().0.iter().map(|bytes| read(*bytes)));
+        self
+    }
+
+    fn fill_with<T: Number>(&mut self, mut values: impl Iterator<Item = T>) {
+        let (rows, columns) = (self.rows, self.columns);
+        for row in 0..rows {
+            let tile = numbers_mut::<T>(self.tile_lines_mut(row / WIDTH));
+            for (column, value) in (0..columns).zip(&mut values) {
+                tile[column * WIDTH + row % WIDTH] = value;
+            }
+        }
+    }
+
+    /// Rows of blocks of a file: the packing, a row's tile, its place in it, which block, and its bytes.
+    fn each_block(
+        &mut self,
+        raw: &[u8],
+        bytes: usize,
+        columns: usize,
+        mut put: impl FnMut(Packing, &mut [u8], usize, usize, &[u8]),
+    ) {
+        let Kind::Packed(packing) = self.kind else { return };
+        let per_row = self.columns / columns;
+        for (index, block) in raw.chunks_exact(bytes).enumerate() {
+            let (row, b) = (index / per_row, index % per_row);
+            put(packing, self.tile_mut(row / WIDTH), row % WIDTH, b, block);
+        }
+    }
+
+    fn pack_q4(mut self, raw: &[u8], symmetric: bool) -> Self {
+        let blocks = self.columns / BLOCK;
         let header = if symmetric { 2 } else { 4 };
-        for (index, block) in raw.chunks_exact(header + 16).enumerate() {
-            let (row, b) = (index / blocks, index % blocks);
-            let (lane, tile) = (row % WIDTH, out.tile_mut(row / WIDTH));
+        self.each_block(raw, header + 16, BLOCK, |packing, tile, row, b, block| {
             let scale = [block[0], block[1]];
             let minimum = match symmetric {
                 true => (f16::from_f32(-8.0 * f16::from_le_bytes(scale).to_f32())).to_le_bytes(),
                 false => [block[2], block[3]],
             };
-            let scales = blocks * BYTES_Q4 + (b * WIDTH + lane) * 2;
-            tile[scales..][..2].copy_from_slice(&scale);
-            tile[scales + blocks * WIDTH * 2..][..2].copy_from_slice(&minimum);
-            // The file's byte i holds column i in its low half and column i + 16 in its high half: the same halves as
-            // groups g and g + 4 of ours.
-            for (i, byte) in block[header..].iter().enumerate() {
-                tile[b * BYTES_Q4 + i / 4 * 64 + lane * 4 + i % 4] = *byte;
-            }
-        }
-        out
+            packing.put_scales(tile, blocks, b, row, &scale, &minimum);
+            packing.put_weights(tile, b, row, &nibbles(&block[header..]));
+        });
+        self
     }
 
-    fn pack_q8(raw: &[u8], rows: usize, columns: usize) -> Self {
-        let mut out = Self::empty(Packing::Q8, rows, columns);
-        let blocks = columns / BLOCK;
-        for (index, block) in raw.chunks_exact(34).enumerate() {
-            let (row, b) = (index / blocks, index % blocks);
-            let (lane, tile) = (row % WIDTH, out.tile_mut(row / WIDTH));
-            tile[blocks * BYTES_Q8 + (b * WIDTH + lane) * 2..][..2].copy_from_slice(&block[..2]);
-            for (i, byte) in block[2..].iter().enumerate() {
-                tile[b * BYTES_Q8 + i / 4 * 64 + lane * 4 + i % 4] = byte ^ 128;
+    fn pack_q8(mut self, raw: &[u8]) -> Self {
+        let blocks = self.columns / BLOCK;
+        self.each_block(raw, 34, BLOCK, |packing, tile, row, b, block| {
+            packing.put_scales(tile, blocks, b, row, &block[..2], &[]);
+            packing.put_weights(tile, b, row, &std::array::from_fn(|i| block[2 + i] ^ 128));
+        });
+        self
+    }
+
+    /// `w = d (q - 16)`, the fifth bits of all columns in a word.
+    fn pack_q5(mut self, raw: &[u8]) -> Self {
+        let blocks = self.columns / BLOCK;
+        self.each_block(raw, 22, BLOCK, |packing, tile, row, b, block| {
+            packing.put_scales(tile, blocks, b, row, &block[..2], &[]);
+            let low = nibbles(&block[6..]);
+            packing.put_weights(
+                tile,
+                b,
+                row,
+                &std::array::from_fn(|i| (low[i] | (block[2 + i / 8] >> (i % 8) & 1) << 4) + 128 - 16),
+            );
+        });
+        self
+    }
+
+    /// Q4_K and Q5_K: `w = d a q - m b`.
+    fn pack_k(mut self, raw: &[u8], five: bool) -> Self {
+        let blocks = self.columns / BLOCK;
+        let (bytes, quants) = if five { (176, 48) } else { (144, 16) };
+        self.each_block(raw, bytes, BLOCK * GROUP, |packing, tile, row, group, block| {
+            let minimum = -f16::from_le_bytes([block[2], block[3]]);
+            packing.put_shared(tile, blocks, group, row, [block[0], block[1]], minimum.to_le_bytes());
+            for j in 0..GROUP {
+                let (scale, least) = six_bits(&block[4..16], j);
+                packing.put_scales(tile, blocks, group * GROUP + j, row, &[scale], &[least]);
+                // Two blocks share 32 bytes, the first in their low halves; bit j of `high` is the fifth.
+                let low = &block[quants + j / 2 * 32..][..32];
+                let high = &block[16..48];
+                let weights = std::array::from_fn(|i| {
+                    let fifth = if five { (high[i] >> j & 1) << 4 } else { 0 };
+                    (low[i] >> (j % 2 * 4) & 15) | fifth
+                });
+                packing.put_weights(tile, group * GROUP + j, row, &weights);
             }
-        }
-        out
+        });
+        self
+    }
+
+    /// `w = d a (q - 32)`, a of sixteen columns.
+    fn pack_q6_k(mut self, raw: &[u8]) -> Self {
+        let blocks = self.columns / BLOCK;
+        self.each_block(raw, 210, BLOCK * GROUP, |packing, tile, row, group, block| {
+            packing.put_shared(tile, blocks, group, row, [block[208], block[209]], [0; 2]);
+            for j in 0..GROUP {
+                packing.put_scales(tile, blocks, group * GROUP + j, row, &[block[192 + 2 * j]], &[block[193 + 2 * j]]);
+                // Halves of 128 columns: low four bits in 64 bytes, each for a column and that 64 later; high two bits in 32
+                // bytes, each for four columns that are 32 apart.
+                let (half, part) = (j / 4, j % 4);
+                let low = &block[half * 64 + part % 2 * 32..][..32];
+                let high = &block[128 + half * 32..][..32];
+                let weights =
+                    std::array::from_fn(|i| (low[i] >> (part / 2 * 4) & 15) | (high[i] >> (2 * part) & 3) << 4);
+                packing.put_weights(tile, group * GROUP + j, row, &weights);
+            }
+        });
+        self
+    }
+
+    /// `w = d (a - 32) (q - 4)`, a of sixteen columns: as Q6_K.
+    fn pack_q3_k(mut self, raw: &[u8]) -> Self {
+        let blocks = self.columns / BLOCK;
+        self.each_block(raw, 110, BLOCK * GROUP, |packing, tile, row, group, block| {
+            packing.put_shared(tile, blocks, group, row, [block[108], block[109]], [0; 2]);
+            let packed = &block[96..108];
+            // Sixteen scales of six bits: the low four in eight bytes, the high two in four.
+            let scale = |i: usize| {
+                let low = packed[i % 8] >> (i / 8 * 4) & 15;
+                let high = packed[8 + i % 4] >> (i / 4 * 2) & 3;
+                (low | high << 4).wrapping_sub(32)
+            };
+            for j in 0..GROUP {
+                packing.put_scales(tile, blocks, group * GROUP + j, row, &[scale(2 * j)], &[scale(2 * j + 1)]);
+                let low = &block[32 + j / 4 * 32..][..32];
+                let weights = std::array::from_fn(|i| (low[i] >> (j % 4 * 2) & 3) + (block[i] >> j & 1) * 4 + 32 - 4);
+                packing.put_weights(tile, group * GROUP + j, row, &weights);
+            }
+        });
+        self
+    }
+
+    fn tile_lines_mut(&mut self, tile: usize) -> &mut [Line] {
+        &mut self.lines[tile * self.tile_lines..][..self.tile_lines]
     }
 
     fn tile_mut(&mut self, tile: usize) -> &mut [u8] {
-        let lines = &mut self.lines[tile * self.tile_lines..][..self.tile_lines];
-        // SAFETY: a line is 64 plain bytes without padding.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), lines.len() * 64) }
+        number::bytes_mut(self.tile_lines_mut(tile))
     }
 
-    fn tile(&self, tile: usize) -> &[u8] {
-        let lines = &self.lines[tile * self.tile_lines..][..self.tile_lines];
-        // SAFETY: a line is 64 plain bytes without padding.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * 64) }
+    fn tile(&self, tile: usize) -> &[Line] {
+        &self.lines[tile * self.tile_lines..][..self.tile_lines]
     }
 
     pub fn rows(&self) -> usize {
@@ -169,19 +271,21 @@ impl Linear {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.floats.len() * 4 + self.lines.len() * 64
+        self.lines.len() * Line::BYTES
     }
 
     /// Row `row` as numbers (a token's embedding); `out` has `columns` elements.
     pub fn row(&self, row: usize, out: &mut [f32]) {
+        fn plain<T: Number>(tile: &[Line], row: usize, out: &mut [f32]) {
+            let tile = numbers::<T>(tile);
+            out.iter_mut().enumerate().for_each(|(column, out)| *out = tile[column * WIDTH + row].wide());
+        }
+        let (tile, row) = (self.tile(row / WIDTH), row % WIDTH);
         match self.kind {
-            Kind::F32 => {
-                let tile = &self.floats[row / WIDTH * self.columns * WIDTH..];
-                for (column, out) in out.iter_mut().enumerate() {
-                    *out = tile[column * WIDTH + row % WIDTH];
-                }
-            }
-            Kind::Packed(packing) => quantised::dequantise_row(packing, self.tile(row / WIDTH), row % WIDTH, out),
+            Kind::F32 => plain::<f32>(tile, row, out),
+            Kind::F16 => plain::<f16>(tile, row, out),
+            Kind::Bf16 => plain::<bf16>(tile, row, out),
+            Kind::Packed(packing) => quantised::dequantise_row(packing, number::bytes(tile), row, out),
         }
     }
 }
@@ -205,10 +309,10 @@ pub fn multiply(
         assert!(w.columns == columns && out.len() == tokens * w.rows, "matrices do not fit");
     }
     let blocks = columns / BLOCK;
-    if jobs.iter().any(|(w, _)| w.kind != Kind::F32) {
+    if jobs.iter().any(|(w, _)| matches!(w.kind, Kind::Packed(_))) {
         scratch.values.resize(tokens * columns * precision.planes(), 0);
         scratch.scales.resize(tokens * blocks, 0.0);
-        scratch.sums.resize(tokens * blocks, 0);
+        scratch.sums.resize(tokens * blocks, [0; 2]);
         scratch.totals.resize(tokens * blocks, 0.0);
         let Quantised { values, scales, sums, totals } = scratch;
         match precision {
@@ -258,27 +362,47 @@ fn one_tile(
     let width = WIDTH.min(w.rows - row);
     let mut result = [[0f32; WIDTH]; TOKENS_AT_ONCE];
     let result = &mut result[..count];
+    let tile = w.tile(index);
+    let rows = &x[start * w.columns..][..count * w.columns];
     match w.kind {
         Kind::Packed(packing) => {
-            quantised::multiply(ops.level, packing, w.tile(index), quantised, start, result);
+            quantised::multiply(ops.level, packing, number::bytes(tile), quantised, start, result);
         }
-        Kind::F32 => {
-            let tile = Tile {
-                a: &x[start * w.columns..],
-                a_stride: w.columns,
-                b: &w.floats[index * w.columns * WIDTH..][..w.columns * WIDTH],
-                b_stride: WIDTH,
-                b_tile: 0,
-                tiles: 1,
-                depth: w.columns,
-            };
-            tile::multiply(ops.level, count, tile, result.as_flattened_mut(), WIDTH, false);
-        }
+        Kind::F32 => plain::<f32>(ops, tile, w.columns, rows, result),
+        Kind::F16 => plain::<f16>(ops, tile, w.columns, rows, result),
+        Kind::Bf16 => plain::<bf16>(ops, tile, w.columns, rows, result),
     }
     for (t, result) in result.iter().enumerate() {
         // SAFETY: these rows of the result belong to this tile, and each tile to one task.
         let out = unsafe { out.slice((start + t) * w.rows + row, width) };
         out.copy_from_slice(&result[..width]);
+    }
+}
+
+/// Sixteen rows of plain numbers for some tokens.
+fn plain<T: Wide>(ops: &Ops, tile: &[Line], columns: usize, x: &[f32], out: &mut [[f32; WIDTH]]) {
+    let tile = Tile {
+        a: x,
+        a_stride: columns,
+        b: &numbers::<T>(tile)[..columns * WIDTH],
+        b_stride: WIDTH,
+        b_tile: 0,
+        tiles: 1,
+        depth: columns,
+    };
+    tile::multiply(ops.level, out.len(), tile, out.as_flattened_mut(), WIDTH, false);
+}
+
+/// Sixteen bytes as 32 weights of four bits: byte i holds columns i and i + 16.
+fn nibbles(bytes: &[u8]) -> [u8; BLOCK] {
+    std::array::from_fn(|i| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 })
+}
+
+/// Scale and minimum j of eight each, of six bits, packed in twelve bytes as Q4_K and Q5_K have them.
+fn six_bits(packed: &[u8], j: usize) -> (u8, u8) {
+    match j {
+        0..4 => (packed[j] & 63, packed[j + 4] & 63),
+        _ => (packed[j + 4] & 15 | packed[j - 4] >> 6 << 4, packed[j + 4] >> 4 | packed[j] >> 6 << 4),
     }
 }
 
@@ -306,13 +430,13 @@ pub fn dequantise(kind: TensorType, raw: &[u8], elements: usize) -> Result<Vec<f
         TensorType::Q4_0 => GgmlDType::Q4_0,
         TensorType::Q4_1 => GgmlDType::Q4_1,
         TensorType::Q8_0 => GgmlDType::Q8_0,
-        TensorType::Other(6) => GgmlDType::Q5_0,
-        TensorType::Other(7) => GgmlDType::Q5_1,
-        TensorType::Other(10) => GgmlDType::Q2K,
-        TensorType::Other(11) => GgmlDType::Q3K,
-        TensorType::Other(12) => GgmlDType::Q4K,
-        TensorType::Other(13) => GgmlDType::Q5K,
-        TensorType::Other(_) => GgmlDType::Q6K,
+        TensorType::Q5_0 => GgmlDType::Q5_0,
+        TensorType::Q5_1 => GgmlDType::Q5_1,
+        TensorType::Q2K => GgmlDType::Q2K,
+        TensorType::Q3K => GgmlDType::Q3K,
+        TensorType::Q4K => GgmlDType::Q4K,
+        TensorType::Q5K => GgmlDType::Q5K,
+        TensorType::Q6K => GgmlDType::Q6K,
     };
     let device = candle_core::Device::Cpu;
     qtensor_from_ggml(wide, raw, vec![elements], &device)?.dequantize(&device)?.to_vec1::<f32>()

@@ -7,8 +7,11 @@
 
 pub mod attention;
 pub mod block_pool;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod elementwise;
 pub mod linear;
+pub mod number;
 pub mod pool;
 mod quantised;
 pub mod tile;

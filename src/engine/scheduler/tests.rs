@@ -2,12 +2,16 @@ use proptest::prelude::*;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
-use crate::engine::{GenerateEvent, sampler::Choosing};
+use crate::engine::{
+    GenerateEvent,
+    ops::{block_pool::Memory, number::Element},
+    sampler::Choosing,
+};
 
 const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0, blocks: 7 };
 
 fn scheduler(limits: Limits) -> Scheduler {
-    Scheduler::new(limits, BlockPool::new(1))
+    Scheduler::new(limits, BlockPool::new(1, Element::F32))
 }
 
 fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, UnboundedReceiver<GenerateEvent>) {
@@ -18,6 +22,7 @@ fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, Unb
         max_tokens,
         stop: Vec::new(),
         logprobs: None,
+        mask: None,
         choices,
         priority: 0,
         events,
@@ -86,12 +91,12 @@ fn admission_keeps_order_and_bounds() {
     // one does not overtake.
     (0..8).for_each(|_| _ = step(&mut scheduler));
     assert_eq!(scheduler.running.len(), 1);
-    assert_eq!(scheduler.take_left(), 1);
+    assert_eq!(scheduler.take_left(), (1, 100));
     drop(_a);
     assert_eq!(scheduler.drop_abandoned(), 1);
     scheduler.admit();
     assert_eq!(scheduler.running.len(), 2);
-    assert_eq!(scheduler.take_left(), 2);
+    assert_eq!(scheduler.take_left(), (2, 125));
     assert!(!scheduler.is_idle());
 }
 
@@ -186,8 +191,8 @@ fn random_operations_leak_nothing_and_starve_nobody() {
         }
         assert!(scheduler.running.len() <= LIMITS.sequences);
         // No block twice but where it is shared, and none that nobody holds.
-        let mut held: Vec<*const f32> = scheduler.prefixes.blocks().map(|block| block.as_ptr()).collect();
-        held.extend(scheduler.running.iter().flat_map(|s| s.kv.blocks()).map(|block| block.as_ptr()));
+        let mut held: Vec<*const Memory> = scheduler.prefixes.blocks().map(Arc::as_ptr).collect();
+        held.extend(scheduler.running.iter().flat_map(|s| s.kv.blocks()).map(Arc::as_ptr));
         held.sort_unstable();
         held.dedup();
         assert_eq!(held.len(), scheduler.pool.live());
@@ -225,7 +230,7 @@ fn abandoned_requests_leave_the_queue_too() {
     scheduler.admit();
     drop(b_events);
     scheduler.drop_abandoned();
-    assert_eq!(scheduler.take_left(), 2);
+    assert_eq!(scheduler.take_left(), (2, 2));
     assert_eq!(step(&mut scheduler).len(), 1);
     assert!(scheduler.is_idle());
 }

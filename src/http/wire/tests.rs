@@ -290,6 +290,7 @@ fn token(text: &str, logprob: f32) -> TokenLogprob {
         logprob,
         bytes: text.as_bytes().to_vec(),
         top: vec![TopLogprob { token: "no".to_owned(), logprob: f32::NEG_INFINITY, bytes: b"no".to_vec() }],
+        entropy: None,
     }
 }
 

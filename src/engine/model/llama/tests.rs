@@ -49,9 +49,9 @@ fn logits_agree_with_the_reference_in_f64() {
         let path = tiny(kind, embedding).write(dir.path());
         let want: Vec<f64> = reference_logits(&path, &tokens).concat();
         let size = (want.iter().map(|v| v * v).sum::<f64>() / want.len() as f64).sqrt();
-        // The f32 path is the file's model; the native one also rounds activations.
+        // The f32 path is the file's model; the native one also rounds activations, keys and values.
         let both = [Precision::Sixteen, Precision::Eight];
-        let cases = [(Format::F32, both[0], 2e-5), (Format::Native, both[0], 2e-4), (Format::Native, both[1], 4e-2)];
+        let cases = [(Format::F32, both[0], 2e-5), (Format::Native, both[0], 1e-3), (Format::Native, both[1], 4e-2)];
         for (format, activations, tolerance) in cases {
             let model = load(&path, format).with_activations(activations);
             let got = run(&model, Level::detect(), &tokens, &[70]);
