@@ -1,8 +1,12 @@
-//! Tells the program which commit it was built from; records carry it.
+//! Tells the program which commit it was built from; records carry it. With the feature `cuda`, compiles the kernels.
 
 use std::{path::Path, process::Command};
 
-fn main() {
+#[cfg(feature = "cuda")]
+#[path = "kernels/build.rs"]
+mod kernels;
+
+fn main() -> Result<(), String> {
     println!("cargo:rerun-if-changed=build.rs");
     for path in [".git/HEAD", ".git/logs/HEAD"] {
         if Path::new(path).exists() {
@@ -17,4 +21,7 @@ fn main() {
         .and_then(|out| String::from_utf8(out.stdout).ok())
         .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned());
     println!("cargo:rustc-env=WEIR_COMMIT={commit}");
+    #[cfg(feature = "cuda")]
+    kernels::compile()?;
+    Ok(())
 }

@@ -10,13 +10,15 @@
 //! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes,
 //! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs,
 //! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth, `weir bench replay` ([`replay`]) says how fast
-//! a log is replayed, in how much memory, and `weir bench engine` ([`engine`]) how fast a model reads and writes.
+//! a log is replayed, in how much memory, `weir bench engine` ([`engine`]) how fast a model reads and writes, and `weir bench kernels` ([`kernels`]) whether a card's
+//! kernels compute what the processor does.
 
 pub mod bandits;
 pub mod bare_proxy;
 pub mod decide;
 pub mod engine;
 pub mod gateway;
+pub mod kernels;
 pub mod load;
 pub mod mock_upstream;
 pub mod ope;

@@ -12,6 +12,7 @@ use crate::{
     bench::{
         BenchError, bandits, bare_proxy, decide, engine,
         gateway::Plan,
+        kernels,
         load::Mode,
         mock_upstream, ope,
         peer::Peer,
@@ -46,6 +47,8 @@ enum What {
     Replay(ReplayArgs),
     /// Tokens per second of an in-process model
     Engine(EngineArgs),
+    /// Whether the kernels on an NVIDIA card compute what the processor does, and how fast
+    Kernels(KernelsArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -221,6 +224,26 @@ struct EngineArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example:
+  kernels/fetch-nvcc && cargo run --release --features cuda -- bench kernels --out eval/runs/today
+
+Exit code 1: a kernel's result is too far from its CPU twin's.")]
+struct KernelsArgs {
+    /// Number of the card
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    card: usize,
+    /// Times that each is measured; the median is reported
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    repeats: usize,
+    /// Directory for the raw results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 #[command(after_help = "Examples:
   weir bench decide
   weir bench decide --verify 10000      one hash over that many decisions per selector: the same in every build")]
@@ -295,6 +318,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Decide(args) => return decide_often(&args),
         What::Replay(args) => return replay_much(args),
         What::Engine(args) => return run_engine(args),
+        What::Kernels(args) => return run_kernels(&args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -454,6 +478,12 @@ fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let report = report?;
     publish(&report, &report.markdown(), "engine", args.out.as_deref(), args.json)
+}
+
+fn run_kernels(args: &KernelsArgs) -> anyhow::Result<ExitCode> {
+    let report = kernels::run(args.card, args.repeats)?;
+    let code = publish(&report, &report.markdown(), "kernels", args.out.as_deref(), args.json)?;
+    Ok(if report.agrees { code } else { ExitCode::from(1) })
 }
 
 fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
