@@ -246,6 +246,11 @@ impl Policy {
         self.selector.needs_embedding() || self.program.uses_similarity()
     }
 
+    /// Whether it asks what of the prompt models have in memory.
+    pub fn needs_residency(&self) -> bool {
+        self.program.uses_residency()
+    }
+
     /// Whether it cannot decide at all without an embedding, as its selector predicts from it.
     pub fn predicts(&self) -> bool {
         matches!(self.selector, select::Selector::Fitted(_))

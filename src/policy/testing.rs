@@ -191,11 +191,7 @@ pub(super) fn unknown_overrides(
         serde_json::to_value(KeyView { spent_usd: 1.0, tenant_spent_usd: 1.0, ..KeyView::default() }),
     );
     for (name, given) in &test.fleet {
-        compare(
-            &step("/fleet", name),
-            given,
-            serde_json::to_value(ModelState { ttft_ms: 1.0, tokens_per_s: 1.0, ..ModelState::default() }),
-        );
+        compare(&step("/fleet", name), given, serde_json::to_value(ModelState::whole()));
     }
     out
 }

@@ -36,6 +36,11 @@ impl Program {
     pub fn uses_similarity(&self) -> bool {
         self.slots.iter().any(|slot| matches!(slot, variables::Slot::Similarity(_)))
     }
+
+    /// Whether any asks what of the prompt a model has in memory.
+    pub fn uses_residency(&self) -> bool {
+        self.slots.iter().any(variables::Slot::is_residency)
+    }
 }
 
 /// The name of slot `n` in a lowered tree; no identifier of the language can be equal to it.

@@ -101,8 +101,7 @@ fn the_table_is_the_context_as_json() {
             }
         }
     }
-    c.fleet =
-        BTreeMap::from([("NAME".into(), ModelState { ttft_ms: 1.0, tokens_per_s: 1.0, ..ModelState::default() })]);
+    c.fleet = BTreeMap::from([("NAME".into(), ModelState::whole())]);
     walk("", &serde_json::to_value(&c).unwrap(), &mut leaves);
     leaves.remove("signals.similarity");
     // Time and seed are for the policy, not for its author: a rule on them could not be tested.
@@ -123,6 +122,11 @@ fn slots_are_shared_and_only_what_is_used_is_there() {
     assert!(!program.uses_similarity());
     check("signals.similarity.refund > 0.5", &names(), &mut program).unwrap();
     assert!(program.uses_similarity());
+    assert!(!program.uses_residency());
+    check("fleet.small.waiting > 2", &names(), &mut program).unwrap();
+    assert!(!program.uses_residency());
+    check("fleet.small.resident_tokens * 2 > fleet.small.prompt_tokens", &names(), &mut program).unwrap();
+    assert!(program.uses_residency());
 }
 
 proptest::proptest! {

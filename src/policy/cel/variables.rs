@@ -121,7 +121,32 @@ pub(super) const FLEET: &[Field] = &[
     ("waiting", || Ty::Int, "calls waiting for a place"),
     ("ttft_ms", || Ty::Double, "recent mean time to the first token in milliseconds; 0 where nothing was measured yet"),
     ("tokens_per_s", || Ty::Double, "recent mean rate of answer tokens of a call; 0 where nothing was measured yet"),
+    (
+        "pending_tokens",
+        || Ty::Int,
+        "tokens of prompts still to be computed before a request that comes now; of in-process models",
+    ),
+    (
+        "prefill_tokens_per_s",
+        || Ty::Double,
+        "recent rate at which an in-process model computes prompts; 0 where nothing was measured yet",
+    ),
+    (
+        "decode_tokens_per_s",
+        || Ty::Double,
+        "recent rate at which each running answer of an in-process model goes on; 0 where nothing was measured yet",
+    ),
+    (PROMPT_TOKENS, || Ty::Int, "tokens of this prompt for an in-process model; 0 for others"),
+    (
+        RESIDENT_TOKENS,
+        || Ty::Int,
+        "tokens of this prompt whose keys and values an in-process model has already, so that they cost nothing; 0 for others",
+    ),
 ];
+
+/// What is only known once the prompt has been tokenised for the model.
+const PROMPT_TOKENS: &str = "prompt_tokens";
+const RESIDENT_TOKENS: &str = "resident_tokens";
 
 /// What a lowered condition reads.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,10 +194,20 @@ impl Slot {
                     1 => int(state.running),
                     2 => int(state.waiting),
                     3 => double(state.ttft_ms),
-                    _ => double(state.tokens_per_s),
+                    4 => double(state.tokens_per_s),
+                    5 => int(state.pending_tokens),
+                    6 => double(state.prefill_tokens_per_s),
+                    7 => double(state.decode_tokens_per_s),
+                    8 => int(state.prompt_tokens),
+                    _ => int(state.resident_tokens),
                 }
             }
         })
+    }
+
+    /// Whether the prompt must have been tokenised for a model.
+    pub fn is_residency(&self) -> bool {
+        matches!(self, Slot::Fleet(_, field) if [PROMPT_TOKENS, RESIDENT_TOKENS].contains(&FLEET[*field].0))
     }
 
     /// The variable as it was written.

@@ -57,8 +57,13 @@ fn an_arms_own_condition_takes_it_out_and_says_so() {
 fn the_fastest_is_measured_and_the_unmeasured_is_tried() {
     let policy = compiled(&CHEAPEST.replace("cheapest", "fastest").replace("arms: [a, b, brief]", "arms: [a, b]"));
     let mut c = Context::default();
-    let state =
-        |ttft_ms, tokens_per_s, waiting| ModelState { available: true, ttft_ms, tokens_per_s, waiting, running: 0 };
+    let state = |ttft_ms, tokens_per_s, waiting| ModelState {
+        available: true,
+        ttft_ms,
+        tokens_per_s,
+        waiting,
+        ..ModelState::default()
+    };
     c.fleet.insert("dear".into(), state(300.0, 100.0, 0));
     assert_eq!(arm(&policy, &c), "b", "not measured yet");
     c.fleet.insert("cheap".into(), state(100.0, 20.0, 0));
