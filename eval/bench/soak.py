@@ -3,8 +3,8 @@
     python3 eval/bench/soak.py target/release/weir MODEL.gguf --minutes 30 --out DIR
 
 Each of some sixty requests is first answered alone by a quiet weir. Then many clients at once ask a weir whose cache holds one
-context (constant eviction and preemption); a fifth of them leave in the middle. Every whole answer must be the quiet one's,
-text and all. Memory is sampled, and its slope over the second half printed.
+context (constant eviction and preemption); a fifth of them leave in the middle. A second model is loaded and unloaded all the
+while, and asked by some. Every whole answer must be the quiet one's, text and all. Memory is sampled, and its slope over the second half printed.
 """
 
 import argparse
@@ -48,9 +48,11 @@ def requests():
 
 def serve(port, local):
     folder = pathlib.Path(tempfile.mkdtemp())
-    (folder / "p.yaml").write_text("policy: p\nmodels:\n  m: {name: m}\nselect:\n  arms: [m]\n  static: {m: 1}\n")
+    names = "models:\n  m: {name: m}\n  guest: {name: guest}\n"
+    (folder / "p.yaml").write_text(f"policy: p\n{names}select:\n  arms: [m]\n  static: {{m: 1}}\n")
     entry = json.dumps({"model": str(args.model), **local})
-    (folder / "weir.yaml").write_text(f"fleet:\n  - name: m\n    local: {entry}\npolicies: [{folder}/p.yaml]\n")
+    fleet = "".join(f"  - name: {name}\n    local: {entry}\n" for name in ["m", "guest"])
+    (folder / "weir.yaml").write_text(f"fleet:\n{fleet}policies: [{folder}/p.yaml]\n")
     log = open(args.out / f"weir-{port}.log", "w")
     command = [args.weir, "serve", "--config", folder / "weir.yaml", "--listen", f"127.0.0.1:{port}", "--data-dir", folder / "data"]
     process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -100,7 +102,19 @@ assert all(status == 200 for status, _ in want), want
 quiet.terminate()
 process = serve(18202, {"cache_mib": 1, "max_sequences": 16})
 end = time.time() + 60 * args.minutes
-totals, wrong, lock = {"whole": 0, "left": 0, "busy": 0}, [], threading.Lock()
+totals, wrong, lock = {"whole": 0, "of_guest": 0, "guest_away": 0, "left": 0, "busy": 0}, [], threading.Lock()
+turns = []
+
+
+def come_and_go():
+    """The guest is there for some seconds, and away for some."""
+    rng = random.Random(1)
+    while time.time() < end:
+        for loaded in (False, True):
+            time.sleep(rng.uniform(2, 8))
+            status, data = call(18202, "PUT", "/v1/fleet/guest", {"loaded": loaded})
+            assert status == 200 and json.loads(data)["loaded"] == loaded, data
+            turns.append(loaded)
 
 
 def client(seed):
@@ -111,9 +125,11 @@ def client(seed):
             leave(18202, bodies[i], rng)
             kind = "left"
         else:
-            got = ask(18202, bodies[i])
-            kind = "busy" if got[0] in (429, 503) else "whole"
-            if kind == "whole" and got != want[i]:
+            guest = rng.random() < 0.15
+            got = ask(18202, {**bodies[i], "model": "guest"} if guest else bodies[i])
+            away = guest and got[0] != 200 and "guest" in got[1]
+            kind = "guest_away" if away else "busy" if got[0] in (429, 503) else "of_guest" if guest else "whole"
+            if kind in ("whole", "of_guest") and got != want[i]:
                 with lock:
                     wrong.append({"request": i, "want": want[i], "got": got})
         with lock:
@@ -121,6 +137,7 @@ def client(seed):
 
 
 threads = [threading.Thread(target=client, args=(seed,)) for seed in range(args.clients)]
+threads.append(threading.Thread(target=come_and_go))
 for thread in threads:
     thread.start()
 samples = []
@@ -135,7 +152,7 @@ process.terminate()
 half = [s for s in samples if s[0] > samples[-1][0] / 2]
 mean_t, mean_m = (sum(s[i] for s in half) / len(half) for i in (0, 1))
 slope = sum((t - mean_t) * (m - mean_m) for t, m in half) / sum((t - mean_t) ** 2 for t, _ in half)
-report = {"minutes": args.minutes, "clients": args.clients, **totals, "wrong": len(wrong), "slope_mib_per_hour": round(3600 * slope, 1),
+report = {"minutes": args.minutes, "clients": args.clients, **totals, "wrong": len(wrong), "loaded_and_unloaded": len(turns), "slope_mib_per_hour": round(3600 * slope, 1),
           "memory_mib": [min(m for _, m in half), max(m for _, m in half)], "metrics": metrics}
 (args.out / "soak.json").write_text(json.dumps({**report, "samples": samples, "wrongs": wrong[:5]}, indent=1))
 print(json.dumps(report, indent=1))

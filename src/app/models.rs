@@ -18,7 +18,7 @@ use crate::{
     },
     config::{self, Config, FleetEntry, UPSTREAM},
     domain::{Fleet, ModelCard},
-    engine::{Engine, EngineOptions, Precision},
+    engine::{EngineOptions, Precision},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
 };
 
@@ -93,14 +93,15 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
             if let Some(precision) = local.activation_bits.and_then(Precision::of_bits) {
                 options.activations = precision;
             }
-            let engine = tokio::task::spawn_blocking(move || Engine::load(&path, options))
+            let name = entry.name.clone();
+            let backend = tokio::task::spawn_blocking(move || LocalBackend::load(&path, options, name))
                 .await
                 .map_err(|e| wrong(e.to_string()))?
                 .map_err(|e| wrong(e.to_string()))?;
             if card.context == 0 {
-                card.context = u32::try_from(engine.info().context).unwrap_or(u32::MAX);
+                card.context = u32::try_from(backend.info().context).unwrap_or(u32::MAX);
             }
-            Arc::new(LocalBackend::new(engine, entry.name.clone()))
+            Arc::new(backend)
         } else if let Some(remote) = &entry.remote {
             Arc::new(
                 RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?,

@@ -1,19 +1,24 @@
 //! The in-process engine as a backend: what a plan and a client ask for, put together into one engine request; the
 //! engine's events as chunks or as a whole completion. Inference itself is [`crate::engine`]'s.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::{Backend, BackendError, Call, Reply};
+use super::{Backend, BackendError, Call, LocalInfo, LocalModel, PromptState, Reply};
 use crate::{
     domain::{
         Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, Message, ModelState, Need,
         Request, Role, Sampling,
     },
-    engine::{Choosing, Engine, EngineError, Generate, GenerateEvent, Prompt},
+    engine::{Choosing, Engine, EngineError, EngineOptions, Generate, GenerateEvent, ModelInfo, Prompt},
 };
 
 /// Texts longer than this many bytes are tokenised on a thread where blocking is allowed (about 10 ms).
@@ -22,23 +27,51 @@ const LONG_TEXT: usize = 32 << 10;
 const DEFAULT_TEMPERATURE: f64 = 1.0;
 const DEFAULT_TOP_P: f64 = 1.0;
 
-/// A fleet entry that an in-process engine serves. Several entries may share an engine.
+/// A fleet entry that an in-process engine serves.
 pub struct LocalBackend {
-    engine: Arc<Engine>,
     name: String,
+    path: PathBuf,
+    options: EngineOptions,
+    /// `None` while it is not loaded. Calls under way hold it, too, and so it goes when they have ended.
+    engine: ArcSwapOption<Engine>,
+    /// What the file says; stays when it is unloaded.
+    info: ModelInfo,
+    /// One loads or unloads at a time.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl LocalBackend {
-    /// A backend for the fleet entry `name`.
-    pub fn new(engine: impl Into<Arc<Engine>>, name: impl Into<String>) -> Self {
-        Self { engine: engine.into(), name: name.into() }
+    /// Loads a model file for the fleet entry `name`. Blocks while it reads.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file or the options.
+    pub fn load(path: &Path, options: EngineOptions, name: impl Into<String>) -> Result<Self, EngineError> {
+        let engine = Engine::load(path, options.clone())?;
+        Ok(Self {
+            name: name.into(),
+            path: path.to_owned(),
+            options,
+            info: engine.info().clone(),
+            engine: ArcSwapOption::from_pointee(engine),
+            turn: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// What the model file is.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn engine(&self) -> Result<Arc<Engine>, BackendError> {
+        self.engine.load_full().ok_or_else(|| {
+            let name = &self.name;
+            let message = format!("model `{name}` is not loaded; load it with `weir models load {name}`");
+            BackendError::new(ErrorKind::Unreachable, message)
+        })
     }
 
     fn error(&self, error: &EngineError) -> BackendError {
-        BackendError {
-            retry_after: matches!(error, EngineError::Busy { .. }).then_some(Duration::from_secs(1)),
-            ..BackendError::new(error.kind(), format!("model `{}`: {error}", self.name))
-        }
+        failed(&self.name, error)
     }
 
     fn unsupported(&self, what: &str) -> BackendError {
@@ -69,6 +102,7 @@ impl LocalBackend {
             n: request.n,
             priority: 0,
             logprobs: request.logprobs.then_some(request.top_logprobs),
+            mask: None,
         })
     }
 
@@ -89,31 +123,25 @@ impl LocalBackend {
         Ok(messages)
     }
 
-    async fn submit(&self, call: &Call) -> Result<UnboundedReceiver<GenerateEvent>, BackendError> {
+    async fn submit(
+        &self,
+        engine: &Arc<Engine>,
+        call: &Call,
+    ) -> Result<UnboundedReceiver<GenerateEvent>, BackendError> {
         let generate = self.generate(call)?;
         let Prompt::Chat(messages) = &generate.prompt else {
             return Err(BackendError::new(ErrorKind::Internal, "a chat call became another prompt"));
         };
         let bytes: usize = messages.iter().flat_map(|m| &m.content).map(length).sum();
         let submitted = if bytes > LONG_TEXT {
-            let engine = Arc::clone(&self.engine);
+            let engine = Arc::clone(engine);
             tokio::task::spawn_blocking(move || engine.generate(generate))
                 .await
                 .map_err(|e| BackendError::new(ErrorKind::Internal, format!("tokenising failed: {e}")))?
         } else {
-            self.engine.generate(generate)
+            engine.generate(generate)
         };
         submitted.map_err(|e| self.error(&e))
-    }
-
-    /// The chunk of an event.
-    fn chunk(&self, event: GenerateEvent) -> Result<Chunk, BackendError> {
-        match event {
-            GenerateEvent::Text { choice, text, logprobs } => Ok(Chunk::Text { choice, text, logprobs }),
-            GenerateEvent::Finish { choice, reason } => Ok(Chunk::Finish { choice, reason }),
-            GenerateEvent::Usage(usage) => Ok(Chunk::Usage(usage)),
-            GenerateEvent::Failed(error) => Err(self.error(&error)),
-        }
     }
 
     async fn whole(&self, mut events: UnboundedReceiver<GenerateEvent>, n: u32) -> Result<Completion, BackendError> {
@@ -121,7 +149,7 @@ impl LocalBackend {
             .map(|index| Choice { index, text: String::new(), logprobs: Vec::new(), finish: FinishReason::Cancelled })
             .collect();
         while let Some(event) = events.recv().await {
-            match self.chunk(event)? {
+            match chunk(&self.name, event)? {
                 Chunk::Text { choice, text, logprobs } => {
                     if let Some(entry) = choices.get_mut(choice as usize) {
                         entry.text.push_str(&text);
@@ -138,6 +166,23 @@ impl LocalBackend {
             }
         }
         Err(self.error(&EngineError::Stopped))
+    }
+}
+
+fn failed(name: &str, error: &EngineError) -> BackendError {
+    BackendError {
+        retry_after: matches!(error, EngineError::Busy { .. }).then_some(Duration::from_secs(1)),
+        ..BackendError::new(error.kind(), format!("model `{name}`: {error}"))
+    }
+}
+
+/// The chunk of an event.
+fn chunk(name: &str, event: GenerateEvent) -> Result<Chunk, BackendError> {
+    match event {
+        GenerateEvent::Text { choice, text, logprobs } => Ok(Chunk::Text { choice, text, logprobs }),
+        GenerateEvent::Finish { choice, reason } => Ok(Chunk::Finish { choice, reason }),
+        GenerateEvent::Usage(usage) => Ok(Chunk::Usage(usage)),
+        GenerateEvent::Failed(error) => Err(failed(name, &error)),
     }
 }
 
@@ -174,39 +219,84 @@ impl Backend for LocalBackend {
     }
 
     async fn start(&self, call: Call) -> Result<Reply, BackendError> {
-        let events = self.submit(&call).await?;
-        let name = &self.engine.info().name;
+        let engine = self.engine()?;
+        let events = self.submit(&engine, &call).await?;
+        let name = &self.info.name;
         let model_reported = (!name.is_empty()).then(|| name.clone());
         if !call.request.stream {
             let completion = self.whole(events, call.request.n).await?;
             return Ok(Reply::Whole { completion, model_reported });
         }
-        let backend = Self { engine: Arc::clone(&self.engine), name: self.name.clone() };
-        // `None`: the last chunk, or an error, has been given out.
-        let chunks = stream::unfold(Some((events, backend)), |state| async move {
-            let (mut events, backend) = state?;
+        // `None`: the last chunk, or an error, has been given out. The engine is held until then.
+        let chunks = stream::unfold(Some((events, engine, self.name.clone())), |state| async move {
+            let (mut events, engine, name) = state?;
             let item = match events.recv().await {
-                Some(event) => backend.chunk(event),
-                None => Err(backend.error(&EngineError::Stopped)),
+                Some(event) => chunk(&name, event),
+                None => Err(failed(&name, &EngineError::Stopped)),
             };
             let last = matches!(item, Ok(Chunk::Usage(_)) | Err(_));
-            Some((item, (!last).then_some((events, backend))))
+            Some((item, (!last).then_some((events, engine, name))))
         });
         Ok(Reply::Stream { chunks: chunks.boxed(), model_reported })
     }
 
     fn state(&self) -> ModelState {
-        let (running, waiting) = self.engine.load_state();
+        let Some(engine) = self.engine.load_full() else { return ModelState::default() };
+        let (running, waiting) = engine.load_state();
+        let pace = engine.pace();
         ModelState {
-            available: self.engine.is_running(),
+            available: engine.is_running(),
             running: running as u32,
             waiting: waiting as u32,
+            pending_tokens: u32::try_from(pace.pending).unwrap_or(u32::MAX),
+            prefill_tokens_per_s: pace.prefill_tokens_per_s,
+            decode_tokens_per_s: pace.decode_tokens_per_s,
             ..ModelState::default()
         }
     }
 
+    async fn prompt(&self, request: &Arc<Request>) -> Option<PromptState> {
+        let messages = self.messages(request, None).ok()?;
+        let bytes: usize = messages.iter().flat_map(|m| &m.content).map(length).sum();
+        let engine = self.engine.load_full()?;
+        let look = move || {
+            let tokens = engine.encode(&messages).ok()?;
+            let resident = engine.resident(&tokens);
+            Some(PromptState { tokens: tokens.len() as u32, resident: resident as u32 })
+        };
+        match bytes > LONG_TEXT {
+            true => tokio::task::spawn_blocking(look).await.ok()?,
+            false => look(),
+        }
+    }
+
+    fn local(&self) -> Option<LocalModel> {
+        let ModelInfo { architecture, parameters, quantisation, context, weight_bytes, kv_bytes_per_token, .. } =
+            self.info.clone();
+        let info = LocalInfo { architecture, parameters, quantisation, context, weight_bytes, kv_bytes_per_token };
+        let loaded = self.engine.load().is_some();
+        Some(LocalModel { file: self.path.display().to_string(), loaded, info })
+    }
+
+    async fn set_loaded(&self, loaded: bool) -> Result<(), BackendError> {
+        let _turn = self.turn.lock().await;
+        if self.engine.load().is_some() == loaded {
+            return Ok(());
+        }
+        let internal = |e: tokio::task::JoinError| BackendError::new(ErrorKind::Internal, e.to_string());
+        if !loaded {
+            let engine = self.engine.swap(None);
+            // Joins the engine's thread, unless calls still hold it.
+            return tokio::task::spawn_blocking(move || drop(engine)).await.map_err(internal);
+        }
+        let (path, options) = (self.path.clone(), self.options.clone());
+        let engine = tokio::task::spawn_blocking(move || Engine::load(&path, options)).await.map_err(internal)?;
+        self.engine.store(Some(Arc::new(engine.map_err(|e| self.error(&e))?)));
+        Ok(())
+    }
+
     fn counters(&self) -> Option<Counters> {
-        Some(self.engine.counters())
+        self.engine.load().as_ref().map(|engine| engine.counters())
     }
 }
 

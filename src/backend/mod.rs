@@ -14,6 +14,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use serde::Serialize;
 
 use crate::domain::{CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, ModelState, Request};
 
@@ -63,6 +64,37 @@ impl BackendError {
     }
 }
 
+/// A model that runs in this process.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalModel {
+    pub file: String,
+    /// Whether it is in memory, and so takes calls.
+    pub loaded: bool,
+    #[serde(flatten)]
+    pub info: LocalInfo,
+}
+
+/// What a model file is.
+#[derive(Clone, Debug, Serialize)]
+pub struct LocalInfo {
+    pub architecture: String,
+    pub parameters: u64,
+    pub quantisation: String,
+    /// Longest prompt plus answer, in tokens.
+    pub context: usize,
+    /// Bytes of weights in memory, and of keys and values per token.
+    pub weight_bytes: usize,
+    pub kv_bytes_per_token: usize,
+}
+
+/// A prompt as a model sees it, without what a plan would put before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptState {
+    pub tokens: u32,
+    /// Tokens whose keys and values are there already.
+    pub resident: u32,
+}
+
 /// Where one fleet entry runs.
 ///
 /// Contract: `start` either returns a [`Reply`] or fails; it never retries (dispatch does, by the plan). It may be called
@@ -78,6 +110,24 @@ pub trait Backend: Send + Sync {
 
     /// Load and availability at this moment; cheap, called for every decision.
     fn state(&self) -> ModelState;
+
+    /// What of a request's prompt is in memory, asked for a decision that depends on it; `None` where that is not known, as of
+    /// remote servers. Tokenises the prompt.
+    async fn prompt(&self, _request: &Arc<Request>) -> Option<PromptState> {
+        None
+    }
+
+    /// Of a model that runs in this process: what it is, and whether it is in memory.
+    fn local(&self) -> Option<LocalModel> {
+        None
+    }
+
+    /// Takes a model that runs in this process into memory, or out of it once its calls have ended; others go on meanwhile.
+    /// Does nothing where it is so already.
+    async fn set_loaded(&self, _loaded: bool) -> Result<(), BackendError> {
+        let message = "only models that run in this process are loaded and unloaded";
+        Err(BackendError::new(ErrorKind::Unsupported, message))
+    }
 
     /// What has been computed and reused; `None` where that is not known, as of remote servers.
     fn counters(&self) -> Option<Counters> {

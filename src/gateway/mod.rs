@@ -35,7 +35,9 @@ use crate::{
 use sessions::Sessions;
 pub use speeds::Speeds;
 pub use spending::Spending;
-pub use types::{Answer, AnswerBody, Caller, Embedded, Explained, GatewayError, Readiness, Served, UnknownModel};
+pub use types::{
+    Answer, AnswerBody, Caller, Embedded, Explained, FleetStatus, GatewayError, Readiness, Served, UnknownModel,
+};
 
 /// The name behind which the default policy decides.
 pub const AUTO: &str = "auto";
@@ -203,6 +205,34 @@ impl Gateway {
         let mut seen = BTreeSet::new();
         served.retain(|s| seen.insert(s.id.clone()));
         served
+    }
+
+    /// All entries of the fleet, and how they are.
+    pub fn fleet(&self) -> Vec<FleetStatus> {
+        self.parts.backends.iter().map(|(name, backend)| status(name, backend)).collect()
+    }
+
+    /// Loads or unloads a model that runs in this process, while others serve; gives how it is then.
+    ///
+    /// # Errors
+    /// [`GatewayError::UnknownModel`], [`GatewayError::Invalid`] for entries that run elsewhere or cannot be loaded.
+    pub async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError> {
+        let served = || self.parts.backends.keys().cloned().collect();
+        let backend = self
+            .parts
+            .backends
+            .get(name)
+            .ok_or_else(|| GatewayError::UnknownModel { name: name.to_owned(), served: served() })?;
+        if backend.local().is_some_and(|local| local.loaded == loaded) {
+            return Ok(status(name, backend));
+        }
+        let wrong = |e: BackendError| GatewayError::Invalid { message: e.message, param: Some("loaded".to_owned()) };
+        backend.set_loaded(loaded).await.map_err(wrong)?;
+        let action = if loaded { "model_loaded" } else { "model_unloaded" };
+        let admin = Admin { action: action.to_owned(), detail: name.to_owned() };
+        let event = Event::new(now_micros(), None, EventBody::Admin(admin));
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        Ok(status(name, backend))
     }
 
     /// Records a judgement; the learner hears of it through the log. `false` when its idempotency key was seen before.
@@ -438,12 +468,16 @@ impl Gateway {
         };
         let (now, mut key) = (now_micros(), caller.key.clone());
         self.parts.spending.fill(policy, now, &mut session, &mut key);
-        let state = |(name, backend): (&String, &Arc<dyn Backend>)| {
+        let resident = looked_at && policy.needs_residency();
+        let mut fleet = BTreeMap::new();
+        for (name, backend) in &self.parts.backends {
             let mut state = backend.state();
             self.parts.speeds.fill(name, &mut state);
-            (name.clone(), state)
-        };
-        let fleet = self.parts.backends.iter().map(state).collect();
+            if resident && let Some(prompt) = backend.prompt(request).await {
+                (state.prompt_tokens, state.resident_tokens) = (prompt.tokens, prompt.resident);
+            }
+            fleet.insert(name.clone(), state);
+        }
         Context { now, seed: seed(id, policy.name()), request: request.view(), signals, session, key, fleet, embedding }
     }
 
@@ -525,4 +559,16 @@ fn seed(id: DecisionId, policy: &str) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
     u64::from_le_bytes(first)
+}
+
+fn status(name: &str, backend: &Arc<dyn Backend>) -> FleetStatus {
+    let state = backend.state();
+    FleetStatus {
+        name: name.to_owned(),
+        kind: backend.kind(),
+        available: state.available,
+        running: state.running,
+        waiting: state.waiting,
+        local: backend.local(),
+    }
 }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    backend::BackendError,
+    backend::{BackendError, LocalModel},
     domain::{Chunk, Completion, Context, Decision, DecisionId, KeyView, Need},
 };
 
@@ -81,6 +81,22 @@ pub struct Readiness {
     pub ready: bool,
     /// Component name to `ok` or what is wrong with it. A degraded component need not make weir unready.
     pub components: BTreeMap<String, String>,
+}
+
+/// One entry of the fleet at this moment.
+#[derive(Clone, Debug, Serialize)]
+pub struct FleetStatus {
+    pub name: String,
+    /// `local`, `remote` or `scripted`.
+    pub kind: &'static str,
+    /// Whether calls may be sent there.
+    pub available: bool,
+    /// Calls under way, and calls that wait for a place.
+    pub running: u32,
+    pub waiting: u32,
+    /// Of a model that runs in this process.
+    #[serde(flatten)]
+    pub local: Option<LocalModel>,
 }
 
 /// Why a request got no answer. The HTTP edge maps `kind()` to a status and an OpenAI error object.

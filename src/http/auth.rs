@@ -1,5 +1,5 @@
 //! Who sends a request: API keys, and what they may. Without configured keys everyone may everything (weir then listens on
-//! loopback only); with keys, `/v1/*` needs one of them, and `/v1/audit/*` and `/metrics` one with `admin`. `/healthz`,
+//! loopback only); with keys, `/v1/*` needs one of them, and `/v1/audit/*`, `/v1/fleet` and `/metrics` one with `admin`. `/healthz`,
 //! `/readyz` and `/openapi.json` are always open.
 
 use std::{fmt, sync::Arc};

@@ -7,6 +7,7 @@
 //! | `POST /v1/decision` | the same body; decides, explains, calls nothing |
 //! | `POST /v1/embeddings`, `GET /v1/models[/{id}]` | as OpenAI |
 //! | `POST /v1/feedback` | a judgement on an answer |
+//! | `GET /v1/fleet`, `PUT /v1/fleet/{name}` | what runs where; loading and unloading; an admin key where keys are configured |
 //! | `GET /v1/audit/decisions[/{id}]` | the record; an admin key where keys are configured |
 //! | `GET /metrics` | OpenMetrics; likewise |
 //! | `GET /healthz`, `/readyz`, `/openapi.json` | open |
@@ -31,7 +32,7 @@ use axum::{
     Router,
     http::{Method, Uri},
     middleware,
-    routing::{get, post},
+    routing::{get, post, put},
 };
 
 pub use auth::ApiKey;
@@ -41,7 +42,7 @@ pub use service::{DecisionsQuery, Service};
 use crate::telemetry::Metrics;
 
 /// Every route, which is also every value of the metrics' label.
-pub const ROUTES: [&str; 12] = [
+pub const ROUTES: [&str; 14] = [
     "/v1/chat/completions",
     "/v1/embeddings",
     "/v1/models",
@@ -50,6 +51,8 @@ pub const ROUTES: [&str; 12] = [
     "/v1/feedback",
     "/v1/audit/decisions",
     "/v1/audit/decisions/{id}",
+    "/v1/fleet",
+    "/v1/fleet/{*name}",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -104,8 +107,22 @@ pub fn app(service: Arc<dyn Service>, options: HttpOptions) -> Router {
         heartbeat: options.heartbeat,
         metrics: options.metrics,
     });
-    let [chat, embeddings, models, model, decision, feedback, decisions, one, healthz, readyz, metrics, openapi] =
-        ROUTES;
+    let [
+        chat,
+        embeddings,
+        models,
+        model,
+        decision,
+        feedback,
+        decisions,
+        one,
+        fleet,
+        entry,
+        healthz,
+        readyz,
+        metrics,
+        openapi,
+    ] = ROUTES;
     Router::new()
         .route(chat, post(chat::chat))
         .route(embeddings, post(embeddings::embeddings))
@@ -115,6 +132,8 @@ pub fn app(service: Arc<dyn Service>, options: HttpOptions) -> Router {
         .route(feedback, post(record::feedback))
         .route(decisions, get(record::decisions))
         .route(one, get(record::decision))
+        .route(fleet, get(ops::fleet))
+        .route(entry, put(ops::set_loaded))
         .route(healthz, get(ops::healthz))
         .route(readyz, get(ops::readyz))
         .route(metrics, get(ops::metrics))

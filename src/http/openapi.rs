@@ -17,7 +17,7 @@ use super::{chat, embeddings, error, ops, record, wire};
         title = "weir",
         description = "OpenAI's API in front of a policy that routes each request to a plan over a fleet of models, and \
                        records every decision. Where keys are configured, `/v1/*` needs one as a bearer token, \
-                       `/v1/audit/*` and `/metrics` one with `admin: true`.",
+                       `/v1/audit/*`, `/v1/fleet` and `/metrics` one with `admin: true`.",
         license(name = "Apache-2.0")
     ),
     paths(
@@ -29,6 +29,8 @@ use super::{chat, embeddings, error, ops, record, wire};
         record::feedback,
         record::decisions,
         record::decision,
+        ops::fleet,
+        ops::set_loaded,
         ops::healthz,
         ops::readyz,
         ops::metrics,

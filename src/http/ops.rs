@@ -4,17 +4,18 @@ use std::sync::Arc;
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Request, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use super::{
     App,
     auth::{Admin, Authorized},
+    body,
     error::{ApiError, ErrorBody},
 };
 use crate::gateway::{GatewayError, Served};
@@ -83,6 +84,56 @@ pub(super) async fn model(
             Err(GatewayError::UnknownModel { name: id, served }.into())
         }
     }
+}
+
+/// What `PUT /v1/fleet/{name}` changes.
+#[derive(Deserialize, ToSchema)]
+#[schema(as = FleetChange)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FleetChange {
+    /// Whether the model is to be in memory.
+    loaded: bool,
+}
+
+/// Lists the fleet: where each entry runs, whether it takes calls, and of models in this process what they are.
+#[utoipa::path(
+    get, path = "/v1/fleet", tag = "operation",
+    responses(
+        (status = 200, body = Value, description = "`data`: one object per entry"),
+        (status = 401, body = ErrorBody, description = "No or a wrong key"),
+        (status = 403, body = ErrorBody, description = "The key is no administrator's"),
+    )
+)]
+pub(super) async fn fleet(State(app): State<Arc<App>>, _: Admin) -> Json<Value> {
+    Json(json!({"object": "list", "data": app.service.fleet()}))
+}
+
+/// Loads a model that runs in this process, or unloads it once its calls have ended. Others serve meanwhile.
+#[utoipa::path(
+    put, path = "/v1/fleet/{name}", tag = "operation",
+    params(("name" = String, Path, description = "The entry; it may hold slashes")),
+    request_body = FleetChange,
+    responses(
+        (status = 200, body = Value, description = "The entry as it is then"),
+        (status = 400, body = ErrorBody, description = "It runs elsewhere, or cannot be loaded"),
+        (status = 401, body = ErrorBody, description = "No or a wrong key"),
+        (status = 403, body = ErrorBody, description = "The key is no administrator's"),
+        (status = 404, body = ErrorBody, description = "No such entry"),
+    )
+)]
+pub(super) async fn set_loaded(
+    State(app): State<Arc<App>>,
+    _: Admin,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (parts, body) = request.into_parts();
+    let bytes = body::read(body, &parts.headers, app.body_limit).await?;
+    let change: FleetChange = serde_json::from_slice(&bytes).map_err(|e| {
+        ApiError::invalid("invalid_body", format!("The body must be {{\"loaded\": true}} or false: {e}."))
+    })?;
+    let status = app.service.set_loaded(&name, change.loaded).await?;
+    Ok(Json(status).into_response())
 }
 
 /// The process lives.

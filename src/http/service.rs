@@ -9,7 +9,7 @@ use utoipa::IntoParams;
 use crate::{
     audit::DecisionFilter,
     domain::{DecisionId, Feedback, OutcomeStatus, Request},
-    gateway::{Answer, Caller, Embedded, Explained, Gateway, GatewayError, Readiness, Served},
+    gateway::{Answer, Caller, Embedded, Explained, FleetStatus, Gateway, GatewayError, Readiness, Served},
 };
 
 /// The gateway as the HTTP edge sees it. Every method may be called from many tasks at once; dropping a future, or the
@@ -27,6 +27,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// Every name that `model` may hold.
     fn served(&self) -> Vec<Served>;
+
+    /// All entries of the fleet, and how they are.
+    fn fleet(&self) -> Vec<FleetStatus>;
+
+    /// Loads or unloads a model that runs in this process; gives how it is then.
+    async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError>;
 
     /// Records a judgement; `false` when its idempotency key was seen before.
     async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError>;
@@ -105,6 +111,14 @@ impl Service for Gateway {
 
     fn served(&self) -> Vec<Served> {
         Gateway::served(self)
+    }
+
+    fn fleet(&self) -> Vec<FleetStatus> {
+        Gateway::fleet(self)
+    }
+
+    async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError> {
+        Gateway::set_loaded(self, name, loaded).await
     }
 
     async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {

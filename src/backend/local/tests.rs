@@ -13,7 +13,7 @@ use crate::{
 fn backend(options: EngineOptions) -> LocalBackend {
     let dir = tempfile::tempdir().unwrap();
     let path = tiny(TensorType::Q8_0, TensorType::Q8_0).write(dir.path());
-    LocalBackend::new(Engine::load(&path, options).unwrap(), "tiny")
+    LocalBackend::load(&path, options, "tiny").unwrap()
 }
 
 fn request(text: &str, stream: bool, sampling: Sampling) -> Request {
@@ -161,4 +161,21 @@ async fn choices_differ_and_are_all_counted() {
     assert!(choices[0].text != choices[1].text && choices[1].text != choices[2].text);
     assert!(choices.iter().all(|c| c.finish == FinishReason::Length || c.finish == FinishReason::Stop));
     assert!(usage.completion_tokens > 16);
+}
+
+#[tokio::test]
+async fn a_prompt_that_was_computed_is_in_memory() {
+    let backend = backend(EngineOptions::default());
+    let asked = request(&"Tell me a story about the sea. ".repeat(3), false, short(3));
+    let before = backend.prompt(&Arc::new(asked.clone())).await.unwrap();
+    let (_, usage) = whole(&backend, call(asked.clone(), CallSpec::bare("tiny"))).await;
+    assert_eq!(before, PromptState { tokens: usage.prompt_tokens, resident: 0 });
+    let after = backend.prompt(&Arc::new(asked.clone())).await.unwrap();
+    assert_eq!(after.resident, (usage.prompt_tokens - 1) / 32 * 32);
+    let (_, usage) = whole(&backend, call(asked, CallSpec::bare("tiny"))).await;
+    assert_eq!(usage.cached_tokens, after.resident, "what was said beforehand is what is found");
+    let state = backend.state();
+    assert!(state.prefill_tokens_per_s > 0.0 && state.decode_tokens_per_s > 0.0);
+    // Too long for the model, and tokenised apart.
+    assert_eq!(backend.prompt(&Arc::new(request(&"a".repeat(100_000), false, short(1)))).await, None);
 }
