@@ -7,8 +7,8 @@ use weir::{
     domain::{FinishReason, Message, Role, TokenLogprob, Usage},
     engine::{
         Choosing, Engine, EngineError, EngineOptions, Format, Generate, GenerateEvent, Level, Prompt,
-        gguf::Gguf,
         model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
+        model_file::ModelFile,
         ops::{Ops, Pool},
     },
 };
@@ -245,10 +245,10 @@ fn smollm2_says_what_transformers_says() {
     let tokens: Vec<u32> = serde_json::from_value(golden["tokens"].clone()).unwrap();
     let top: Vec<Vec<usize>> = serde_json::from_value(golden["top"].clone()).unwrap();
     let logprobs: Vec<Vec<f64>> = serde_json::from_value(golden["logprobs"].clone()).unwrap();
-    let gguf = Gguf::open(&model_file()).unwrap();
-    let config = Config::read(&gguf).unwrap();
+    let file = ModelFile::open(&model_file()).unwrap();
+    let config = Config::read(&file).unwrap();
     let vocabulary = config.vocabulary;
-    let model = Llama::load(&gguf, config, Format::Native).unwrap();
+    let model = Llama::load(&file, config, Format::Native).unwrap();
     let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
     let (mut kv, mut w) = (Kv::new(&model.config().block_pool()), Workspace::default());
     let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];

@@ -30,7 +30,7 @@ async fn a_rule_sees_what_of_a_prompt_is_in_memory() {
     let policy = dir.path().join("warm.yaml");
     std::fs::write(
         &policy,
-        "policy: warm
+        "policy: resident
 models: {cold: {name: cold}, warm: {name: warm}}
 rules:
   - {name: resident, when: fleet.warm.resident_tokens * 2 > fleet.warm.prompt_tokens, use: warm}

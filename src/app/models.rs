@@ -144,10 +144,10 @@ fn remote_config(entry: &FleetEntry, remote: &config::RemoteEntry) -> Result<Rem
     Ok(out)
 }
 
-/// A path as it is; anything else is an asset, fetched where it is missing.
+/// A path (a file, or a folder of safetensors) as it is; anything else is an asset, fetched where it is missing.
 async fn model_file(model: &str, assets: &Arc<Assets>) -> Result<PathBuf, StartError> {
     let path = Path::new(model);
-    if path.extension().is_some() && path.exists() {
+    if path.extension().is_some() && path.exists() || path.join("config.json").exists() {
         return Ok(path.to_owned());
     }
     let installed = ensure(assets, model).await?;

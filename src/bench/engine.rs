@@ -12,8 +12,8 @@ use super::{
 };
 use crate::engine::{
     EngineError, Format, Level,
-    gguf::Gguf,
     model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
+    model_file::ModelFile,
     ops::{Ops, Pool, Precision, block_pool::BlockPool},
 };
 
@@ -188,8 +188,8 @@ fn peak_mib() -> f64 {
 /// When the model cannot be loaded, no thread be started, the peer fails, or the plan asks for more than its context.
 pub fn run(plan: Plan, peer: Option<&Peer>, tick: &dyn Fn()) -> Result<Report, BenchError> {
     let failed = |e: EngineError| BenchError::Start { what: "the model".to_owned(), reason: e.to_string() };
-    let gguf = Gguf::open(&plan.model).map_err(failed)?;
-    let config = Config::read(&gguf).map_err(failed)?;
+    let file = ModelFile::open(&plan.model).map_err(failed)?;
+    let config = Config::read(&file).map_err(failed)?;
     let longest = plan.prefill.iter().chain(&plan.depths).max().copied().unwrap_or(0) + DECODED;
     if longest > config.context {
         return Err(BenchError::Usage(format!(
@@ -204,7 +204,7 @@ pub fn run(plan: Plan, peer: Option<&Peer>, tick: &dyn Fn()) -> Result<Report, B
         .chain(plan.depths.iter().map(|n| Case::Depth(*n)))
         .chain(plan.batches.iter().map(|n| Case::Batch(*n)))
         .collect();
-    let model = Llama::load(&gguf, config, Format::Native).map_err(failed)?.with_activations(plan.activations);
+    let model = Llama::load(&file, config, Format::Native).map_err(failed)?.with_activations(plan.activations);
     let mut bench = Bench {
         pool: model.config().block_pool(),
         model,
@@ -325,7 +325,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{gguf::TensorType, testing::tiny};
+    use crate::engine::{model_file::TensorType, testing::tiny};
 
     #[test]
     fn every_case_is_measured_and_what_does_not_fit_is_said() {

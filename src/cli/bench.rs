@@ -448,7 +448,7 @@ fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
 fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.threads.iter().chain(&args.batches).all(|n| *n > 0), "at least 1 thread and 1 sequence");
     let model = match PathBuf::from(&args.model) {
-        file if file.is_file() => file,
+        file if file.exists() => file,
         _ => {
             let assets =
                 Assets::new(&args.data_dir.path(), assets::Options { offline: true, ..assets::Options::from_env() });

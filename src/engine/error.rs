@@ -10,14 +10,14 @@ pub enum EngineError {
     /// The model file cannot be opened or read.
     #[error("{}: cannot be read: {reason}; check the path, or fetch the model again with `weir models fetch`", path.display())]
     Io { path: PathBuf, reason: String },
-    /// The file is no whole GGUF file.
+    /// The file is not whole.
     #[error(
         "{}: the model file is damaged: {reason}; check it with `weir models verify` and fetch it again with \
          `weir models fetch`", path.display()
     )]
     Corrupt { path: PathBuf, reason: String },
     /// The file is sound, but this engine cannot run it.
-    #[error("{}: this model cannot be run: {reason}; choose a GGUF file of a llama, qwen2 or qwen3 model", path.display())]
+    #[error("{}: this model cannot be run: {reason}; choose a GGUF file or a folder of safetensors of a llama, qwen2 or qwen3 model", path.display())]
     UnsupportedModel { path: PathBuf, reason: String },
     /// Options that make no sense together with the model.
     #[error("engine options: {0}")]

@@ -1,4 +1,4 @@
-//! In-process inference, an island: GGUF models of the llama and Qwen architectures on the CPU, several requests at once.
+//! In-process inference, an island: models (GGUF, safetensors) of the llama and Qwen architectures on the CPU, several requests at once.
 //!
 //! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
 //! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
@@ -8,9 +8,11 @@ mod detokenizer;
 mod error;
 pub mod gguf;
 pub mod model;
+pub mod model_file;
 pub mod ops;
 mod prefix_cache;
 mod runner;
+mod safetensors;
 pub mod sampler;
 mod scheduler;
 mod sequence;
@@ -37,8 +39,8 @@ pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
 use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
-use gguf::{Gguf, TensorType};
 use model::{Config, Llama};
+use model_file::{ModelFile, TensorType};
 use ops::{Ops, Pool, attention::POSITIONS};
 use scheduler::{Limits, Scheduler};
 use template::Template;
@@ -193,22 +195,22 @@ impl Engine {
                 return Err(EngineError::Options(format!("{name} must be at least 1")));
             }
         }
-        let gguf = Gguf::open(path)?;
-        let config = Config::read(&gguf)?;
+        let file = ModelFile::open(path)?;
+        let config = Config::read(&file)?;
         let context = options.context.map_or(config.context, |n| config.context.min(n as usize));
         if context < 2 {
             return Err(EngineError::Options("context must be at least 2 tokens".to_owned()));
         }
-        let tokenizer = Arc::new(Tokenizer::read(&gguf, config.vocabulary)?);
-        let template = Template::compile(gguf.text("tokenizer.chat_template")?).map_err(|e| gguf.unsupported(e))?;
-        let model = Llama::load(&gguf, config, options.format)?.with_activations(options.activations);
+        let tokenizer = Arc::new(Tokenizer::read(&file, config.vocabulary)?);
+        let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
+        let model = Llama::load(&file, config, options.format)?.with_activations(options.activations);
         let config = model.config().clone();
         let info = ModelInfo {
             path: path.to_owned(),
             name: config.name.clone(),
             architecture: config.architecture.name().to_owned(),
-            parameters: gguf.tensors.values().map(gguf::TensorInfo::elements).sum(),
-            quantisation: quantisation(&gguf).to_owned(),
+            parameters: file.tensors.values().map(model_file::TensorInfo::elements).sum(),
+            quantisation: quantisation(&file).to_owned(),
             context,
             vocabulary: config.vocabulary,
             weight_bytes: model.weight_bytes(),
@@ -406,9 +408,9 @@ impl Drop for Engine {
 }
 
 /// The element type of most matrix elements but the embedding's.
-fn quantisation(gguf: &Gguf) -> &'static str {
+fn quantisation(file: &ModelFile) -> &'static str {
     let mut counts: Vec<(TensorType, u64)> = Vec::new();
-    for (_, info) in gguf.tensors.iter().filter(|(name, i)| name.starts_with("blk.") && i.dimensions.len() > 1) {
+    for (_, info) in file.tensors.iter().filter(|(name, i)| name.starts_with("blk.") && i.dimensions.len() > 1) {
         match counts.iter_mut().find(|(kind, _)| *kind == info.kind) {
             Some((_, count)) => *count += info.elements(),
             None => counts.push((info.kind, info.elements())),

@@ -211,6 +211,14 @@ impl Scheduler {
                     Sequence::new(request, rank.1, 0, kv)
                 }
                 Waiting::Again(mut sequence) => {
+                    // Others may have computed what this one had not come to.
+                    let more = kv.len().saturating_sub(sequence.once);
+                    self.counts.reused += more as u64;
+                    let of_prompt = kv.len().min(sequence.request.prompt.len()).saturating_sub(sequence.once);
+                    if let Some(ticket) = self.tickets.get_mut(&sequence.ticket) {
+                        ticket.tally.reused += of_prompt as u32;
+                    }
+                    sequence.once += more;
                     sequence.kv = kv;
                     *sequence
                 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use half::f16;
 
-use super::gguf::{Gguf, TensorType, Value};
+use super::model_file::{ModelFile, TensorType, Value};
 
 /// `n` reproducible numbers between -1 and 1.
 pub fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -249,10 +249,10 @@ pub fn tiny(kind: TensorType, embedding: TensorType) -> Writer {
 
 /// Logits of every position of the tiny model, in f64, read from the file again: `[position][vocabulary]`.
 pub fn reference_logits(path: &Path, tokens: &[u32]) -> Vec<Vec<f64>> {
-    let gguf = Gguf::open(path).unwrap();
+    let file = ModelFile::open(path).unwrap();
     let load = |name: &str| -> Vec<f64> {
-        let info = &gguf.tensors[name];
-        let raw = gguf.read(name).unwrap().unwrap();
+        let info = &file.tensors[name];
+        let raw = file.read(name).unwrap().unwrap();
         let values = super::ops::linear::dequantise(info.kind, &raw, info.elements() as usize).unwrap();
         values.into_iter().map(f64::from).collect()
     };

@@ -261,7 +261,7 @@ fn answers_do_not_depend_on_who_had_to_give_way() {
 fn what_is_kept_makes_way_for_what_runs() {
     let config = {
         let dir = tempfile::tempdir().unwrap();
-        Config::read(&Gguf::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap()).unwrap()
+        Config::read(&ModelFile::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap()).unwrap()
     };
     // Room for one context, and a block.
     let bytes = CONTEXT * config.kv_bytes_per_token();

@@ -20,7 +20,7 @@ use tokenizers::{
 
 use super::{
     EngineError,
-    gguf::{Gguf, Value},
+    model_file::{ModelFile, Value},
 };
 
 /// GGUF's `tokenizer.ggml.token_type` of unknown text, of control tokens, of tokens that users defined, and of bytes.
@@ -66,46 +66,46 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::UnsupportedModel`] for other kinds of tokenizer, [`EngineError::Corrupt`] for lists that do not
     /// fit together.
-    pub fn read(gguf: &Gguf, vocabulary: usize) -> Result<Self, EngineError> {
-        let missing = |key: &str| gguf.corrupt(format!("metadata `{key}` is missing"));
-        let scored = match gguf.text("tokenizer.ggml.model")?.ok_or_else(|| missing("tokenizer.ggml.model"))? {
+    pub fn read(file: &ModelFile, vocabulary: usize) -> Result<Self, EngineError> {
+        let missing = |key: &str| file.corrupt(format!("metadata `{key}` is missing"));
+        let scored = match file.text("tokenizer.ggml.model")?.ok_or_else(|| missing("tokenizer.ggml.model"))? {
             "gpt2" => false,
             "llama" => true,
             other => {
-                return Err(gguf.unsupported(format!("its tokenizer is of the kind `{other}`, not `gpt2` or `llama`")));
+                return Err(file.unsupported(format!("its tokenizer is of the kind `{other}`, not `gpt2` or `llama`")));
             }
         };
-        let tokens = texts(gguf, "tokenizer.ggml.tokens")?;
+        let tokens = texts(file, "tokenizer.ggml.tokens")?;
         if tokens.len() != vocabulary {
-            return Err(gguf.corrupt(format!(
+            return Err(file.corrupt(format!(
                 "`tokenizer.ggml.tokens` lists {} tokens, and the embedding has {vocabulary}",
                 tokens.len()
             )));
         }
-        let types = types(gguf, tokens.len())?;
+        let types = types(file, tokens.len())?;
         let vocab: Vocab = tokens.iter().enumerate().map(|(id, token)| ((*token).to_owned(), id as u32)).collect();
         let built = |builder: BpeBuilder| {
-            builder.build().map_err(|e| gguf.corrupt(format!("its tokenizer cannot be built: {e}")))
+            builder.build().map_err(|e| file.corrupt(format!("its tokenizer cannot be built: {e}")))
         };
         let (model, cut) = if scored {
-            let merges = merges_by_score(&tokens, &types, &scores(gguf, tokens.len())?, &vocab);
+            let merges = merges_by_score(&tokens, &types, &scores(file, tokens.len())?, &vocab);
             let mut builder = BpeBuilder::new().vocab_and_merges(vocab, merges).byte_fallback(true).fuse_unk(true);
             if let Some(unknown) = types.iter().position(|kind| *kind == UNKNOWN) {
                 builder = builder.unk_token(tokens[unknown].to_owned());
             }
-            let before = gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
+            let before = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
             (built(builder)?, Cut::Spaces { before })
         } else {
-            let pre = gguf.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
-            let split = pre_tokenizer(pre).map_err(|reason| gguf.unsupported(reason))?;
-            let merges = listed_merges(gguf, &vocab)?;
+            let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
+            let split = pre_tokenizer(pre).map_err(|reason| file.unsupported(reason))?;
+            let merges = listed_merges(file, &vocab)?;
             let builder = BpeBuilder::new().vocab_and_merges(vocab, merges).ignore_merges(pre == "llama-bpe");
             (built(builder)?, Cut::Words(split))
         };
 
         let id = |key: &str| -> Result<Option<u32>, EngineError> {
-            match gguf.u64(key)? {
-                Some(n) if n >= vocabulary as u64 => Err(gguf.corrupt(format!("metadata `{key}` is {n}"))),
+            match file.u64(key)? {
+                Some(n) if n >= vocabulary as u64 => Err(file.corrupt(format!("metadata `{key}` is {n}"))),
                 n => Ok(n.map(|n| n as u32)),
             }
         };
@@ -154,7 +154,7 @@ impl Tokenizer {
             special,
             special_first,
             bos,
-            add_bos: gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(scored) && bos.is_some(),
+            add_bos: file.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(scored) && bos.is_some(),
             ends,
             bos_text: text(bos),
             eos_text: text(eos),
@@ -258,34 +258,34 @@ impl Tokenizer {
     }
 }
 
-fn texts<'a>(gguf: &'a Gguf, key: &str) -> Result<Vec<&'a str>, EngineError> {
-    let list = gguf.list(key)?.ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is missing")))?;
+fn texts<'a>(file: &'a ModelFile, key: &str) -> Result<Vec<&'a str>, EngineError> {
+    let list = file.list(key)?.ok_or_else(|| file.corrupt(format!("metadata `{key}` is missing")))?;
     list.iter()
         .map(|value| match value {
             Value::Text(text) => Ok(text.as_str()),
-            _ => Err(gguf.corrupt(format!("metadata `{key}` is not a list of texts"))),
+            _ => Err(file.corrupt(format!("metadata `{key}` is not a list of texts"))),
         })
         .collect()
 }
 
-fn types(gguf: &Gguf, tokens: usize) -> Result<Vec<u64>, EngineError> {
+fn types(file: &ModelFile, tokens: usize) -> Result<Vec<u64>, EngineError> {
     let key = "tokenizer.ggml.token_type";
-    let Some(list) = gguf.list(key)? else { return Ok(vec![1; tokens]) };
+    let Some(list) = file.list(key)? else { return Ok(vec![1; tokens]) };
     if list.len() != tokens {
-        return Err(gguf.corrupt(format!("metadata `{key}` has {} entries for {tokens} tokens", list.len())));
+        return Err(file.corrupt(format!("metadata `{key}` has {} entries for {tokens} tokens", list.len())));
     }
     list.iter()
         .map(|value| match value {
             Value::Signed(n) if *n >= 0 => Ok(*n as u64),
             Value::Unsigned(n) => Ok(*n),
-            _ => Err(gguf.corrupt(format!("metadata `{key}` is not a list of whole numbers"))),
+            _ => Err(file.corrupt(format!("metadata `{key}` is not a list of whole numbers"))),
         })
         .collect()
 }
 
-fn scores(gguf: &Gguf, tokens: usize) -> Result<Vec<f64>, EngineError> {
+fn scores(file: &ModelFile, tokens: usize) -> Result<Vec<f64>, EngineError> {
     let key = "tokenizer.ggml.scores";
-    let list = gguf.list(key)?.ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is missing")))?;
+    let list = file.list(key)?.ok_or_else(|| file.corrupt(format!("metadata `{key}` is missing")))?;
     let score = |value: &Value| match value {
         Value::Float(x) => Some(*x),
         _ => None,
@@ -293,17 +293,17 @@ fn scores(gguf: &Gguf, tokens: usize) -> Result<Vec<f64>, EngineError> {
     let scores: Option<Vec<f64>> = list.iter().map(score).collect();
     scores
         .filter(|scores| scores.len() == tokens && scores.iter().all(|s| !s.is_nan()))
-        .ok_or_else(|| gguf.corrupt(format!("metadata `{key}` is not a list of {tokens} numbers")))
+        .ok_or_else(|| file.corrupt(format!("metadata `{key}` is not a list of {tokens} numbers")))
 }
 
-fn listed_merges(gguf: &Gguf, vocab: &Vocab) -> Result<Vec<(String, String)>, EngineError> {
+fn listed_merges(file: &ModelFile, vocab: &Vocab) -> Result<Vec<(String, String)>, EngineError> {
     let mut merges = Vec::new();
-    for merge in texts(gguf, "tokenizer.ggml.merges")? {
+    for merge in texts(file, "tokenizer.ggml.merges")? {
         let pair = merge.split_once(' ').filter(|(a, b)| {
             vocab.contains_key(*a) && vocab.contains_key(*b) && vocab.contains_key(&format!("{a}{b}"))
         });
         let Some((a, b)) = pair else {
-            return Err(gguf.corrupt(format!("merge {} of the tokenizer is of unknown tokens", merges.len())));
+            return Err(file.corrupt(format!("merge {} of the tokenizer is of unknown tokens", merges.len())));
         };
         merges.push((a.to_owned(), b.to_owned()));
     }

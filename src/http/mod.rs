@@ -52,7 +52,7 @@ pub const ROUTES: [&str; 14] = [
     "/v1/audit/decisions",
     "/v1/audit/decisions/{id}",
     "/v1/fleet",
-    "/v1/fleet/{*name}",
+    "/v1/fleet/{*id}",
     "/healthz",
     "/readyz",
     "/metrics",

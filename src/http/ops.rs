@@ -110,8 +110,8 @@ pub(super) async fn fleet(State(app): State<Arc<App>>, _: Admin) -> Json<Value> 
 
 /// Loads a model that runs in this process, or unloads it once its calls have ended. Others serve meanwhile.
 #[utoipa::path(
-    put, path = "/v1/fleet/{name}", tag = "operation",
-    params(("name" = String, Path, description = "The entry; it may hold slashes")),
+    put, path = "/v1/fleet/{id}", tag = "operation",
+    params(("id" = String, Path, description = "The entry; it may hold slashes")),
     request_body = FleetChange,
     responses(
         (status = 200, body = Value, description = "The entry as it is then"),

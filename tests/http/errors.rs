@@ -284,7 +284,7 @@ async fn keys() {
         }
     };
     for wrong in [None, Some("Bearer sk-nobody"), Some("Bearer "), Some("sk-app"), Some("Basic sk-app")] {
-        for path in ["/v1/models", "/v1/models/default", "/v1/audit/decisions", "/metrics"] {
+        for path in ["/v1/models", "/v1/models/default", "/v1/audit/decisions", "/v1/fleet", "/metrics"] {
             let reply = get(path, wrong).await;
             assert_eq!((reply.status, &error(&reply)["code"]), (401, &json!("invalid_api_key")), "{path} {wrong:?}");
             assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"weir\""));
@@ -298,7 +298,10 @@ async fn keys() {
         assert_eq!(get(path, None).await.status, 200, "{path} is open");
     }
     assert_eq!(get("/v1/models", Some("bearer sk-app")).await.status, 200);
-    for path in ["/v1/audit/decisions", "/metrics"] {
+    let put = [("authorization", "Bearer sk-app")];
+    let reply = server.send("PUT", "/v1/fleet/org/smol", &put, br#"{"loaded": false}"#).await;
+    assert_eq!((reply.status, &error(&reply)["code"]), (403, &json!("admin_key_required")));
+    for path in ["/v1/audit/decisions", "/v1/fleet", "/metrics"] {
         let reply = get(path, Some("Bearer sk-app")).await;
         assert_eq!((reply.status, &error(&reply)["code"]), (403, &json!("admin_key_required")));
         assert_eq!(get(path, Some("Bearer sk-boss")).await.status, 200);
@@ -309,4 +312,21 @@ async fn keys() {
     let caller = &requests[0].1;
     assert_eq!((caller.key.id.as_str(), caller.key.tenant.as_str(), caller.key.tier.as_str()), ("app", "acme", "gold"));
     assert_eq!(caller.authorization, None, "weir's own key is not for upstreams");
+}
+
+#[tokio::test]
+async fn a_fleet_entry_is_loaded_and_unloaded_by_name() {
+    let server = Server::start().await;
+    let put =
+        async |name: &str, body: &str| server.send("PUT", &format!("/v1/fleet/{name}"), &[], body.as_bytes()).await;
+    let reply = put("org/smol", r#"{"loaded": false}"#).await;
+    assert_eq!((reply.status, &reply.json()["available"]), (200, &json!(false)));
+    let reply = put("org/huge", r#"{"loaded": true}"#).await;
+    assert_eq!((reply.status, &error(&reply)["code"]), (404, &json!("model_not_found")));
+    for wrong in ["", "{}", "[]", r#"{"loaded": 1}"#, r#"{"loaded": true, "more": 1}"#] {
+        let reply = put("org/smol", wrong).await;
+        assert_eq!(reply.status, 400, "{wrong}");
+        assert!(error(&reply)["message"].as_str().unwrap().contains(r#"{"loaded": true}"#), "{}", reply.body);
+    }
+    assert_eq!(server.get("/v1/fleet").await.json()["data"][0]["name"], "org/smol");
 }

@@ -5,7 +5,7 @@ use crate::{
     domain::{CallSpec, DecisionId, Usage, UsageSource},
     engine::{
         EngineOptions,
-        gguf::TensorType,
+        model_file::TensorType,
         testing::{CONTEXT, tiny},
     },
 };

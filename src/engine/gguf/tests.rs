@@ -4,11 +4,11 @@ use crate::engine::{
     testing::{Writer, tiny},
 };
 
-fn open(bytes: &[u8]) -> Result<Gguf, EngineError> {
+fn open(bytes: &[u8]) -> Result<ModelFile, EngineError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("model.gguf");
     std::fs::write(&path, bytes).unwrap();
-    Gguf::open(&path)
+    ModelFile::open(&path)
 }
 
 fn message(bytes: &[u8]) -> String {
@@ -18,18 +18,18 @@ fn message(bytes: &[u8]) -> String {
 #[test]
 fn what_was_written_is_read() {
     let writer = tiny(TensorType::Q4_1, TensorType::Q8_0);
-    let gguf = open(&writer.bytes()).unwrap();
+    let file = open(&writer.bytes()).unwrap();
     for (key, value) in &writer.metadata {
-        match (value, &gguf.metadata[key]) {
+        match (value, &file.metadata[key]) {
             (Value::Float(a), Value::Float(b)) => assert!((a - b).abs() < 1e-9),
             (a, b) => assert_eq!(a, b, "{key}"),
         }
     }
     for (name, _, dimensions, bytes) in &writer.tensors {
-        assert_eq!(&gguf.tensors[name].dimensions, dimensions);
-        assert_eq!(&gguf.read(name).unwrap().unwrap(), bytes, "{name}");
+        assert_eq!(&file.tensors[name].dimensions, dimensions);
+        assert_eq!(&file.read(name).unwrap().unwrap(), bytes, "{name}");
     }
-    assert_eq!(gguf.read("no such tensor").unwrap(), None);
+    assert_eq!(file.read("no such tensor").unwrap(), None);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_senseless_alignment_and_overflowing_shapes_are_refused() {
 
 #[test]
 fn a_missing_file_says_where() {
-    let error = Gguf::open(Path::new("/no/such/model.gguf")).err().unwrap();
+    let error = ModelFile::open(Path::new("/no/such/model.gguf")).err().unwrap();
     assert!(matches!(error, EngineError::Io { .. }));
     assert!(error.to_string().starts_with("/no/such/model.gguf: cannot be read"));
 }

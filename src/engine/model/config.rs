@@ -2,8 +2,9 @@
 
 use crate::engine::{
     EngineError,
-    gguf::Gguf,
+    model_file::ModelFile,
     ops::{attention::Heads, block_pool::BlockPool, number::Element},
+    safetensors,
 };
 
 /// What the forward pass knows. They differ in little: see [`super::llama`].
@@ -29,9 +30,8 @@ impl Architecture {
         }
     }
 
-    /// Whether the file's query and key rows are in two halves, of which the i-th of each are a pair that is rotated. Files
-    /// of llama models have the two of a pair beside each other.
-    pub fn in_halves(self) -> bool {
+    /// Whether query and key rows of GGUF files are in two halves, see [`Config::in_halves`].
+    fn in_halves(self) -> bool {
         self != Self::Llama
     }
 }
@@ -52,6 +52,9 @@ pub struct Config {
     pub rope_base: f64,
     /// Positions are divided by it (linear scaling); 1 without.
     pub rope_scale: f64,
+    /// Whether the file's query and key rows are in two halves, of which the i-th of each are a pair that is rotated. In others
+    /// the two of a pair are neighbours.
+    pub in_halves: bool,
     /// What keys and values are kept as: f16, unless [`super::Llama::load`] is asked for the reference.
     pub kv: Element,
 }
@@ -65,23 +68,23 @@ impl Config {
     /// # Errors
     /// [`EngineError::UnsupportedModel`] for other architectures and features, [`EngineError::Corrupt`] for metadata
     /// that is missing or makes no sense.
-    pub fn read(gguf: &Gguf) -> Result<Self, EngineError> {
-        let architecture = gguf
+    pub fn read(file: &ModelFile) -> Result<Self, EngineError> {
+        let architecture = file
             .text("general.architecture")?
-            .ok_or_else(|| gguf.corrupt("metadata `general.architecture` is missing"))?;
+            .ok_or_else(|| file.corrupt("metadata `general.architecture` is missing"))?;
         let known = Architecture::ALL.into_iter().find(|known| known.name() == architecture);
         let Some(architecture) = known else {
             let names = Architecture::ALL.map(Architecture::name).join(", ");
-            return Err(gguf.unsupported(format!("its architecture is `{architecture}`, and there are {names}")));
+            return Err(file.unsupported(format!("its architecture is `{architecture}`, and there are {names}")));
         };
         let key = |rest: &str| format!("{}.{rest}", architecture.name());
-        if gguf.u64(&key("expert_count"))?.is_some_and(|n| n > 0) {
-            return Err(gguf.unsupported("it is a mixture of experts"));
+        if file.u64(&key("expert_count"))?.is_some_and(|n| n > 0) {
+            return Err(file.unsupported("it is a mixture of experts"));
         }
         let size = |rest: &str| -> Result<usize, EngineError> {
             let key = key(rest);
-            match gguf.need_u64(&key)? {
-                n if n == 0 || n > MOST => Err(gguf.corrupt(format!("metadata `{key}` is {n}"))),
+            match file.need_u64(&key)? {
+                n if n == 0 || n > MOST => Err(file.corrupt(format!("metadata `{key}` is {n}"))),
                 n => Ok(n as usize),
             }
         };
@@ -89,59 +92,59 @@ impl Config {
         let layers = size("block_count")?;
         let feed_forward = size("feed_forward_length")?;
         // Beyond its window a model that slides one sees less than all; up to there it is like any other.
-        let window = gguf.u64(&key("attention.sliding_window"))?.filter(|n| *n > 0).unwrap_or(u64::MAX);
+        let window = file.u64(&key("attention.sliding_window"))?.filter(|n| *n > 0).unwrap_or(u64::MAX);
         let context = size("context_length")?.min(usize::try_from(window).unwrap_or(usize::MAX));
         let queries = size("attention.head_count")?;
-        let keys = match gguf.u64(&key("attention.head_count_kv"))? {
+        let keys = match file.u64(&key("attention.head_count_kv"))? {
             Some(_) => size("attention.head_count_kv")?,
             None => queries,
         };
-        let head = match gguf.u64(&key("attention.key_length"))? {
+        let head = match file.u64(&key("attention.key_length"))? {
             Some(_) => size("attention.key_length")?,
             None => hidden / queries,
         };
-        let value_head = gguf.u64(&key("attention.value_length"))?.unwrap_or(head as u64);
+        let value_head = file.u64(&key("attention.value_length"))?.unwrap_or(head as u64);
         if value_head != head as u64 {
-            return Err(gguf.unsupported(format!("its keys have {head} elements and its values {value_head}")));
+            return Err(file.unsupported(format!("its keys have {head} elements and its values {value_head}")));
         }
         if queries % keys != 0 || head == 0 {
-            return Err(gguf.corrupt(format!("{queries} heads over {keys} key heads of {head} elements")));
+            return Err(file.corrupt(format!("{queries} heads over {keys} key heads of {head} elements")));
         }
         if head % 16 != 0 {
-            return Err(gguf.unsupported(format!("its heads have {head} elements, not a multiple of 16")));
+            return Err(file.unsupported(format!("its heads have {head} elements, not a multiple of 16")));
         }
-        if gguf.u64(&key("rope.dimension_count"))?.is_some_and(|n| n != head as u64) {
-            return Err(gguf.unsupported("only a part of each head is rotated"));
+        if file.u64(&key("rope.dimension_count"))?.is_some_and(|n| n != head as u64) {
+            return Err(file.unsupported("only a part of each head is rotated"));
         }
-        let rope_scale = match gguf.text(&key("rope.scaling.type"))? {
+        let rope_scale = match file.text(&key("rope.scaling.type"))? {
             None | Some("none") => 1.0,
-            Some("linear") => gguf.f64(&key("rope.scaling.factor"))?.unwrap_or(1.0),
-            Some(other) => return Err(gguf.unsupported(format!("its rotary embedding is scaled by `{other}`"))),
+            Some("linear") => file.f64(&key("rope.scaling.factor"))?.unwrap_or(1.0),
+            Some(other) => return Err(file.unsupported(format!("its rotary embedding is scaled by `{other}`"))),
         };
-        let rope_base = gguf.f64(&key("rope.freq_base"))?.unwrap_or(10_000.0);
-        let rms_epsilon = gguf.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
-            gguf.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
+        let rope_base = file.f64(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let rms_epsilon = file.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
+            file.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
         })?;
         if rope_base <= 0.0 || rope_scale <= 0.0 || rms_epsilon < 0.0 {
-            return Err(gguf.corrupt(format!(
+            return Err(file.corrupt(format!(
                 "rotary base {rope_base}, its scale {rope_scale} or the norms' epsilon {rms_epsilon} is out of range"
             )));
         }
-        let embedding = gguf
+        let embedding = file
             .tensors
             .get("token_embd.weight")
-            .ok_or_else(|| gguf.corrupt("tensor `token_embd.weight` is missing"))?;
+            .ok_or_else(|| file.corrupt("tensor `token_embd.weight` is missing"))?;
         let vocabulary = match embedding.dimensions[..] {
             [columns, rows] if columns == hidden as u64 && rows <= MOST => rows as usize,
             _ => {
-                return Err(gguf.corrupt(format!(
+                return Err(file.corrupt(format!(
                     "tensor `token_embd.weight` has the shape {:?}, whose first size should be {hidden}",
                     embedding.dimensions
                 )));
             }
         };
         Ok(Self {
-            name: gguf.text("general.name")?.unwrap_or_default().to_owned(),
+            name: file.text("general.name")?.unwrap_or_default().to_owned(),
             architecture,
             hidden,
             layers,
@@ -152,6 +155,7 @@ impl Config {
             rms_epsilon: rms_epsilon as f32,
             rope_base,
             rope_scale,
+            in_halves: file.bool(safetensors::HALVES)?.unwrap_or(architecture.in_halves()),
             kv: Element::F16,
         })
     }

@@ -8,7 +8,7 @@
 use super::{Architecture, Config, Kv};
 use crate::engine::{
     EngineError,
-    gguf::{Gguf, TensorType},
+    model_file::{ModelFile, TensorType},
     ops::{
         Ops, Precision, attention, elementwise,
         linear::{Format, Linear, Quantised, dequantise, multiply},
@@ -96,42 +96,42 @@ impl Llama {
     /// # Errors
     /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
     /// [`EngineError::UnsupportedModel`] for parts that its architecture does not have.
-    pub fn load(gguf: &Gguf, config: Config, format: Format) -> Result<Self, EngineError> {
+    pub fn load(file: &ModelFile, config: Config, format: Format) -> Result<Self, EngineError> {
         let kv = if format == Format::F32 { Element::F32 } else { config.kv };
         let config = Config { kv, ..config };
         let known = |name: &str| {
             let of_attention = ["attn_q.bias", "attn_k.bias", "attn_v.bias"].iter().any(|end| name.ends_with(end));
             !name.ends_with(".bias") || of_attention
         };
-        if let Some(name) = gguf.tensors.keys().find(|name| !known(name)) {
-            return Err(gguf.unsupported(format!("it has biases (`{name}`)")));
+        if let Some(name) = file.tensors.keys().find(|name| !known(name)) {
+            return Err(file.unsupported(format!("it has biases (`{name}`)")));
         }
         let c = &config;
         let (q, kv) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size);
-        let matrix = |name: &str, rows: usize, columns: usize| load_matrix(gguf, name, rows, columns, format);
+        let matrix = |name: &str, rows: usize, columns: usize| load_matrix(file, name, rows, columns, format);
         let mut layers = Vec::with_capacity(c.layers);
         for i in 0..c.layers {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
             layers.push(Layer {
-                attention_norm: load_vector(gguf, &name("attn_norm"), c.hidden)?,
-                query: load_projection(gguf, c, i, "attn_q", q, format)?,
-                key: load_projection(gguf, c, i, "attn_k", kv, format)?,
-                value: load_projection(gguf, c, i, "attn_v", kv, format)?,
+                attention_norm: load_vector(file, &name("attn_norm"), c.hidden)?,
+                query: load_projection(file, c, i, "attn_q", q, format)?,
+                key: load_projection(file, c, i, "attn_k", kv, format)?,
+                value: load_projection(file, c, i, "attn_v", kv, format)?,
                 output: matrix(&name("attn_output"), c.hidden, q)?,
-                feed_forward_norm: load_vector(gguf, &name("ffn_norm"), c.hidden)?,
+                feed_forward_norm: load_vector(file, &name("ffn_norm"), c.hidden)?,
                 gate: matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
                 up: matrix(&name("ffn_up"), c.feed_forward, c.hidden)?,
                 down: matrix(&name("ffn_down"), c.hidden, c.feed_forward)?,
             });
         }
         let embedding = matrix("token_embd.weight", c.vocabulary, c.hidden)?;
-        let head = match gguf.tensors.contains_key("output.weight") {
+        let head = match file.tensors.contains_key("output.weight") {
             true => Some(matrix("output.weight", c.vocabulary, c.hidden)?),
             false => None,
         };
-        let norm = load_vector(gguf, "output_norm.weight", c.hidden)?;
-        let factors = match gguf.tensors.contains_key("rope_freqs.weight") {
-            true => load_vector(gguf, "rope_freqs.weight", c.heads.size / 2)?,
+        let norm = load_vector(file, "output_norm.weight", c.hidden)?;
+        let factors = match file.tensors.contains_key("rope_freqs.weight") {
+            true => load_vector(file, "rope_freqs.weight", c.heads.size / 2)?,
             false => vec![1.0; c.heads.size / 2],
         };
         // base^(-2i / head), divided by the file's factors and the linear scale.
@@ -295,18 +295,18 @@ impl Llama {
     }
 }
 
-fn read<'a>(gguf: &'a Gguf, name: &str, shape: &[u64]) -> Result<(TensorType, Vec<u8>), EngineError> {
-    let missing = || gguf.corrupt(format!("tensor `{name}` is missing"));
-    let info: &'a _ = gguf.tensors.get(name).ok_or_else(missing)?;
+fn read<'a>(file: &'a ModelFile, name: &str, shape: &[u64]) -> Result<(TensorType, Vec<u8>), EngineError> {
+    let missing = || file.corrupt(format!("tensor `{name}` is missing"));
+    let info: &'a _ = file.tensors.get(name).ok_or_else(missing)?;
     if info.dimensions != shape {
-        return Err(gguf.corrupt(format!("tensor `{name}` has the shape {:?} instead of {shape:?}", info.dimensions)));
+        return Err(file.corrupt(format!("tensor `{name}` has the shape {:?} instead of {shape:?}", info.dimensions)));
     }
-    Ok((info.kind, gguf.read(name)?.ok_or_else(missing)?))
+    Ok((info.kind, file.read(name)?.ok_or_else(missing)?))
 }
 
 /// Queries, keys or values of layer `i`; those that are rotated in the order in which [`elementwise::rope`] wants them.
 fn load_projection(
-    gguf: &Gguf,
+    file: &ModelFile,
     c: &Config,
     i: usize,
     part: &str,
@@ -314,11 +314,11 @@ fn load_projection(
     format: Format,
 ) -> Result<Projection, EngineError> {
     let name = |what: &str, end: &str| format!("blk.{i}.{what}.{end}");
-    let there = |name: &String| gguf.tensors.contains_key(name);
-    let turned = c.architecture.in_halves() && part != "attn_v";
+    let there = |name: &String| file.tensors.contains_key(name);
+    let turned = c.in_halves && part != "attn_v";
     let head = c.heads.size;
     let weight = name(part, "weight");
-    let (kind, mut raw) = read(gguf, &weight, &[c.hidden as u64, rows as u64])?;
+    let (kind, mut raw) = read(file, &weight, &[c.hidden as u64, rows as u64])?;
     if turned {
         raw = in_pairs(&raw, raw.len() / rows, head);
     }
@@ -326,11 +326,11 @@ fn load_projection(
         if !there(&name) {
             return Ok(Vec::new());
         }
-        let values = load_vector(gguf, &name, length)?;
+        let values = load_vector(file, &name, length)?;
         Ok(if turned { in_pairs(&values, 1, head) } else { values })
     };
     let out = Projection {
-        weight: pack(gguf, &weight, kind, &raw, (rows, c.hidden), format)?,
+        weight: pack(file, &weight, kind, &raw, (rows, c.hidden), format)?,
         bias: vector(name(part, "bias"), rows)?,
         norm: vector(name(&format!("{part}_norm"), "weight"), head)?,
     };
@@ -340,7 +340,7 @@ fn load_projection(
         Architecture::Qwen3 => (out.norm.is_empty() && turned).then(|| name(&format!("{part}_norm"), "weight")),
         Architecture::Llama => None,
     };
-    missing.map_or(Ok(out), |name| Err(gguf.corrupt(format!("tensor `{name}` is missing"))))
+    missing.map_or(Ok(out), |name| Err(file.corrupt(format!("tensor `{name}` is missing"))))
 }
 
 /// Rows of heads that are in two halves, so that the i-th of both are neighbours.
@@ -357,7 +357,7 @@ fn in_pairs<T: Copy>(rows: &[T], width: usize, head: usize) -> Vec<T> {
 }
 
 fn pack(
-    gguf: &Gguf,
+    file: &ModelFile,
     name: &str,
     kind: TensorType,
     raw: &[u8],
@@ -365,20 +365,26 @@ fn pack(
     format: Format,
 ) -> Result<Linear, EngineError> {
     Linear::pack(kind, raw, rows, columns, format)
-        .map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
+        .map_err(|e| file.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
 }
 
-fn load_matrix(gguf: &Gguf, name: &str, rows: usize, columns: usize, format: Format) -> Result<Linear, EngineError> {
-    let (kind, raw) = read(gguf, name, &[columns as u64, rows as u64])?;
-    pack(gguf, name, kind, &raw, (rows, columns), format)
+fn load_matrix(
+    file: &ModelFile,
+    name: &str,
+    rows: usize,
+    columns: usize,
+    format: Format,
+) -> Result<Linear, EngineError> {
+    let (kind, raw) = read(file, name, &[columns as u64, rows as u64])?;
+    pack(file, name, kind, &raw, (rows, columns), format)
 }
 
-fn load_vector(gguf: &Gguf, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {
-    let (kind, raw) = read(gguf, name, &[length as u64])?;
+fn load_vector(file: &ModelFile, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {
+    let (kind, raw) = read(file, name, &[length as u64])?;
     let values =
-        dequantise(kind, &raw, length).map_err(|e| gguf.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))?;
+        dequantise(kind, &raw, length).map_err(|e| file.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))?;
     if values.iter().any(|v| !v.is_finite()) {
-        return Err(gguf.corrupt(format!("tensor `{name}` holds numbers that are not finite")));
+        return Err(file.corrupt(format!("tensor `{name}` holds numbers that are not finite")));
     }
     Ok(values)
 }

@@ -14,7 +14,7 @@ use super::{
     quantised::{self, BLOCK, GROUP, Packing, Precision, Tokens},
     tile::{self, Tile, WIDTH, Wide},
 };
-use crate::engine::gguf::TensorType;
+use crate::engine::model_file::TensorType;
 
 /// Tokens times weights below which a product is not worth waking another thread for (about 20 microseconds).
 const ALONE_BELOW: usize = 1 << 20;
@@ -65,7 +65,7 @@ impl Linear {
     /// A reason, when the bytes cannot be decoded (only for types that candle decodes).
     ///
     /// # Panics
-    /// When `raw` is not as long as shape and type say; [`crate::engine::gguf`] checks that.
+    /// When `raw` is not as long as shape and type say; [`crate::engine::model_file`] checks that.
     pub fn pack(
         kind: TensorType,
         raw: &[u8],

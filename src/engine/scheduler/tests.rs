@@ -1,4 +1,4 @@
-use proptest::prelude::*;
+use proptest::{prelude::*, test_runner::TestCaseError};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use super::*;
@@ -244,34 +244,48 @@ fn a_request_larger_than_the_bound_runs_alone() {
     assert_eq!(scheduler.running.len(), 1);
 }
 
+/// Runs requests of (prompt, longest answer, choices) to their ends.
+fn check(requests: Vec<(usize, usize, u32)>) -> Result<(), TestCaseError> {
+    let mut scheduler = scheduler(LIMITS);
+    let mut receivers = Vec::new();
+    let mut wanted = 0;
+    for (prompt, max_tokens, choices) in requests {
+        let (request, events) = request(prompt, max_tokens, choices);
+        // All prompt tokens once, all generated ones but each choice's last.
+        wanted += (prompt + (max_tokens - 1) * choices as usize) as u64;
+        scheduler.push(request);
+        receivers.push(events);
+    }
+    let mut computed = 0u64;
+    for _ in 0..5_000 {
+        if scheduler.is_idle() {
+            break;
+        }
+        let parts = step(&mut scheduler);
+        let tokens: usize = parts.iter().map(|p| p.count).sum();
+        prop_assert!((1..=LIMITS.step_tokens).contains(&tokens));
+        prop_assert!(scheduler.running.len() <= LIMITS.sequences);
+        computed += tokens as u64;
+    }
+    prop_assert!(scheduler.is_idle());
+    let counts = scheduler.counts();
+    prop_assert_eq!(computed + counts.reused, wanted + counts.recomputed);
+    Ok(())
+}
+
+#[test]
+fn who_gave_way_may_find_more_than_it_had_computed() {
+    // Of 33 tokens 31 are computed when the last must give way; the second, which begins alike, has kept 32 when it comes back.
+    check(vec![(27, 7, 2), (42, 4, 1), (33, 1, 1)]).unwrap();
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_request_ends_with_its_tokens_and_no_step_exceeds_its_bound(
         requests in prop::collection::vec((1usize..60, 1usize..12, 1u32..4), 1..12),
     ) {
-        let mut scheduler = scheduler(LIMITS);
-        let mut receivers = Vec::new();
-        let mut wanted = 0;
-        for (prompt, max_tokens, choices) in requests {
-            let (request, events) = request(prompt, max_tokens, choices);
-            // All prompt tokens once, all generated ones but each choice's last.
-            wanted += (prompt + (max_tokens - 1) * choices as usize) as u64;
-            scheduler.push(request);
-            receivers.push(events);
-        }
-        let mut computed = 0u64;
-        for _ in 0..5_000 {
-            if scheduler.is_idle() {
-                break;
-            }
-            let parts = step(&mut scheduler);
-            let tokens: usize = parts.iter().map(|p| p.count).sum();
-            prop_assert!((1..=LIMITS.step_tokens).contains(&tokens));
-            prop_assert!(scheduler.running.len() <= LIMITS.sequences);
-            computed += tokens as u64;
-        }
-        prop_assert!(scheduler.is_idle());
-        let counts = scheduler.counts();
-        prop_assert_eq!(computed + counts.reused, wanted + counts.recomputed);
+        check(requests)?;
     }
 }

@@ -1,13 +1,13 @@
 use super::*;
 use crate::engine::{
-    gguf::{Gguf, TensorType},
+    model_file::{ModelFile, TensorType},
     testing::tiny,
 };
 
 fn tokenizer() -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
-    let gguf = Gguf::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap();
-    Tokenizer::read(&gguf, gguf.tensors["token_embd.weight"].dimensions[1] as usize).unwrap()
+    let file = ModelFile::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap();
+    Tokenizer::read(&file, file.tensors["token_embd.weight"].dimensions[1] as usize).unwrap()
 }
 
 /// Ids as text, special tokens as `{id}`.

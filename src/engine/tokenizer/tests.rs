@@ -1,14 +1,14 @@
 use super::*;
 use crate::engine::{
-    gguf::TensorType,
+    model_file::TensorType,
     testing::{SPECIAL, byte_characters, tiny},
 };
 
 fn tokenizer() -> Tokenizer {
     let dir = tempfile::tempdir().unwrap();
-    let gguf = Gguf::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap();
-    let vocabulary = gguf.tensors["token_embd.weight"].dimensions[1] as usize;
-    Tokenizer::read(&gguf, vocabulary).unwrap()
+    let file = ModelFile::open(&tiny(TensorType::F32, TensorType::F32).write(dir.path())).unwrap();
+    let vocabulary = file.tensors["token_embd.weight"].dimensions[1] as usize;
+    Tokenizer::read(&file, vocabulary).unwrap()
 }
 
 fn encode(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
@@ -97,9 +97,9 @@ fn scored() -> (Tokenizer, serde_json::Value) {
     let types = list("types").iter().map(|t| Value::Signed(t.as_i64().unwrap())).collect();
     w.set("tokenizer.ggml.token_type", Value::List(types));
     let dir = tempfile::tempdir().unwrap();
-    let gguf = Gguf::open(&w.write(dir.path())).unwrap();
+    let file = ModelFile::open(&w.write(dir.path())).unwrap();
     let tokens = golden["tokens"].as_array().unwrap().len();
-    (Tokenizer::read(&gguf, tokens).unwrap(), golden)
+    (Tokenizer::read(&file, tokens).unwrap(), golden)
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Logits against PyTorch's `transformers`, for every architecture and every format of weights: `make.py` says how.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use half::f16;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::engine::{
-    gguf::Value,
+    model_file::Value,
     ops::{Level, Pool},
     testing::{Writer, numbers},
 };
@@ -145,10 +145,141 @@ fn made(name: &str, kind: &str, s: Sizes, factors: Option<Vec<f32>>) -> Writer {
     made.writer
 }
 
-fn load(path: &std::path::Path, format: Format) -> Result<Llama, EngineError> {
-    let gguf = Gguf::open(path)?;
-    let config = Config::read(&gguf)?;
-    Llama::load(&gguf, config, format)
+/// The same weights as a folder of the hub has them.
+fn as_folder(writer: &Writer, name: &str, s: Sizes, dir: &Path) -> PathBuf {
+    let dir = dir.join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let number = |key: &str| match &writer.metadata.iter().find(|(k, _)| k.ends_with(key)).unwrap().1 {
+        Value::Unsigned(n) => json!(n),
+        Value::Float(x) => json!(x),
+        other => panic!("{other:?}"),
+    };
+    let mut config = json!({
+        "model_type": if name == "llama3" { "llama" } else { name },
+        "hidden_size": s.hidden,
+        "num_hidden_layers": s.layers,
+        "intermediate_size": s.feed_forward,
+        "num_attention_heads": s.heads,
+        "num_key_value_heads": s.keys,
+        "head_dim": s.head,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": number("rope.freq_base"),
+        "tie_word_embeddings": !["llama3", "mistral", "qwen3"].contains(&name),
+    });
+    if name == "llama3" {
+        config["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                        "original_max_position_embeddings": 64});
+    }
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let vocab: serde_json::Map<String, Json> =
+        crate::engine::testing::byte_characters().into_iter().zip(0..).map(|(c, id)| (c, json!(id))).collect();
+    let tokenizer =
+        json!({"model": {"type": "BPE", "vocab": vocab, "merges": []}, "pre_tokenizer": {"type": "ByteLevel"}});
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let tensors: Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)> = writer
+        .tensors
+        .iter()
+        .filter(|(tensor, ..)| tensor != "rope_freqs.weight")
+        .map(|(tensor, code, dimensions, bytes)| {
+            let dtype = match code {
+                0 => safetensors::Dtype::F32,
+                1 => safetensors::Dtype::F16,
+                _ => safetensors::Dtype::BF16,
+            };
+            let shape: Vec<usize> = dimensions.iter().rev().map(|n| *n as usize).collect();
+            let turned = !name.starts_with("qwen") && (tensor.contains("attn_q.") || tensor.contains("attn_k."));
+            let bytes = if turned { in_halves(bytes, shape[0], s.head) } else { bytes.clone() };
+            (hub_name(tensor), dtype, shape, bytes)
+        })
+        .collect();
+    // In two files, as large models are.
+    for (n, part) in tensors.chunks(tensors.len() / 2 + 1).enumerate() {
+        let views = part.iter().map(|(name, dtype, shape, bytes)| {
+            (name.clone(), safetensors::tensor::TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+        });
+        let file = dir.join(format!("model-{n}.safetensors"));
+        std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
+    }
+    dir
+}
+
+/// Rows whose pairs are neighbours, with the first of all pairs of a head before the second.
+fn in_halves(bytes: &[u8], rows: usize, head: usize) -> Vec<u8> {
+    let row = bytes.len() / rows;
+    let of = |head: &[u8]| {
+        let rows: Vec<&[u8]> = head.chunks_exact(row).collect();
+        let half = |from: usize| rows.iter().skip(from).step_by(2).copied().collect::<Vec<_>>().concat();
+        [half(0), half(1)].concat()
+    };
+    bytes.chunks_exact(head * row).flat_map(of).collect()
+}
+
+fn hub_name(name: &str) -> String {
+    match name {
+        "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
+        "output_norm.weight" => return "model.norm.weight".to_owned(),
+        "output.weight" => return "lm_head.weight".to_owned(),
+        _ => {}
+    }
+    let parts: Vec<&str> = name.split('.').collect();
+    let part = match parts[2] {
+        "attn_norm" => "input_layernorm",
+        "ffn_norm" => "post_attention_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        other => panic!("{other}"),
+    };
+    format!("model.layers.{}.{part}.{}", parts[1], parts[3])
+}
+
+/// Safetensors hold no Q8_0, so the embedding is what that is in f32.
+fn without_q8(mut writer: Writer) -> Writer {
+    for (name, code, dimensions, bytes) in &mut writer.tensors {
+        if *code == 8 && name == "token_embd.weight" {
+            let values = dequantise(TensorType::Q8_0, bytes, dimensions.iter().product::<u64>() as usize).unwrap();
+            (*code, *bytes) = (0, values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        }
+    }
+    writer
+}
+
+#[test]
+fn a_folder_of_safetensors_computes_what_transformers_does() {
+    let goldens: Json = serde_json::from_str(include_str!("logits.json")).unwrap();
+    let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
+    let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    for case in ["llama F32", "llama3 F32", "mistral F32", "qwen2 F32", "qwen3 F32", "llama F16", "llama BF16"] {
+        let (name, kind) = case.split_once(' ').unwrap();
+        let sizes = if name == "qwen3" { Sizes { head: 32, ..SMALL } } else { SMALL };
+        // Llama 3's factors are computed from the folder's parameters.
+        let writer = without_q8(made(name, kind, sizes, None));
+        let folder = as_folder(&writer, name, sizes, dir.path());
+        let raw = STANDARD.decode(goldens[case]["logits"].as_str().unwrap()).unwrap();
+        let want = raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        let got = logits(&load(&folder, Format::F32).unwrap(), &tokens, &rows);
+        let apart = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+        assert!(apart < 1e-4, "{case}: {apart} from transformers' logits");
+        // One of its files names the folder, too.
+        let native = load(&folder.join("model-0.safetensors"), Format::Native).unwrap();
+        let close = logits(&native, &tokens, &rows).iter().zip(&got).all(|(a, b)| (a - b).abs() < 0.02);
+        assert!(close, "{case}: native far from f32");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+fn load(path: &Path, format: Format) -> Result<Llama, EngineError> {
+    let file = ModelFile::open(path)?;
+    let config = Config::read(&file)?;
+    Llama::load(&file, config, format)
 }
 
 fn logits(model: &Llama, tokens: &[u32], rows: &[usize]) -> Vec<f32> {

@@ -7,9 +7,9 @@ use crate::engine::{
 };
 
 fn load(path: &Path, format: Format) -> Llama {
-    let gguf = Gguf::open(path).unwrap();
-    let config = Config::read(&gguf).unwrap();
-    Llama::load(&gguf, config, format).unwrap()
+    let file = ModelFile::open(path).unwrap();
+    let config = Config::read(&file).unwrap();
+    Llama::load(&file, config, format).unwrap()
 }
 
 /// Logits of all positions, the tokens given in chunks of these sizes.
@@ -141,9 +141,9 @@ fn missing_tensors_and_wrong_shapes_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let whole = tiny(TensorType::F32, TensorType::F32);
     let fail = |w: &crate::engine::testing::Writer| {
-        let gguf = Gguf::open(&w.write(dir.path())).unwrap();
-        let config = Config::read(&gguf);
-        config.and_then(|c| Llama::load(&gguf, c, Format::Native)).err().unwrap().to_string()
+        let file = ModelFile::open(&w.write(dir.path())).unwrap();
+        let config = Config::read(&file);
+        config.and_then(|c| Llama::load(&file, c, Format::Native)).err().unwrap().to_string()
     };
     let mut w = whole.clone();
     w.tensors.retain(|(name, ..)| name != "blk.1.ffn_up.weight");
