@@ -47,6 +47,9 @@ pub struct ConfigFile {
     /// What becomes of a `model` that nothing here is called.
     pub unknown_model: Option<UnknownModel>,
     pub embedder: Option<EmbedderSection>,
+    /// MiB for keys and values of all models in the process together, of what runs and of what is kept for reuse; 2048
+    /// otherwise, and in any case what each model's longest sequence needs.
+    pub kv_cache_mib: Option<usize>,
     pub limits: LimitsSection,
 }
 
@@ -143,7 +146,7 @@ pub struct LocalEntry {
     /// Requests that generate at the same time.
     #[serde(default)]
     pub max_sequences: Option<usize>,
-    /// MiB for keys and values, of what runs and of what is kept for reuse; at least one whole context is taken.
+    /// Most MiB that its keys and values may take of `kv_cache_mib`; at least one whole context.
     #[serde(default)]
     pub cache_mib: Option<usize>,
     /// Tokens to guess ahead from what was said before, and to check in one step: the same answers, faster where they
@@ -251,6 +254,8 @@ pub struct Config {
     pub embedder_asked: bool,
     pub embed_deadline: Duration,
     pub embed_threads: usize,
+    /// For keys and values of all models in the process.
+    pub kv_cache_bytes: usize,
     pub body_limit: usize,
     pub drain: Duration,
     /// `--upstream`: the list of its models is asked for at the start.
@@ -385,6 +390,7 @@ impl Config {
             embedder_asked: file.embedder.is_some(),
             embed_deadline: Duration::from_millis(file.embedder.as_ref().and_then(|e| e.deadline_ms).unwrap_or(250)),
             embed_threads: file.embedder.as_ref().and_then(|e| e.threads).unwrap_or(1),
+            kv_cache_bytes: file.kv_cache_mib.map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib << 20),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
             upstream: over.upstream,

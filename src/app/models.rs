@@ -18,7 +18,7 @@ use crate::{
     },
     config::{self, Config, FleetEntry, UPSTREAM},
     domain::{Fleet, ModelCard},
-    engine::{EngineOptions, Precision},
+    engine::{EngineOptions, KvCache, Precision},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
 };
 
@@ -72,12 +72,13 @@ pub(super) type Backends = BTreeMap<String, Arc<dyn Backend>>;
 pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fleet), StartError> {
     let mut backends = Backends::new();
     let mut cards: Vec<ModelCard> = Vec::new();
+    let kv_cache = KvCache::new(config.kv_cache_bytes);
     for entry in &config.fleet {
         let mut card = entry.card();
         let wrong = |reason: String| StartError::Model { name: entry.name.clone(), reason };
         let backend: Arc<dyn Backend> = if let Some(local) = &entry.local {
             let path = model_file(&local.model, assets).await?;
-            let mut options = EngineOptions::default();
+            let mut options = EngineOptions { kv_cache: kv_cache.clone(), ..EngineOptions::default() };
             if let Some(threads) = local.threads {
                 options.threads = threads;
             }
@@ -85,7 +86,7 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
                 options.max_sequences = sequences;
             }
             if let Some(mib) = local.cache_mib {
-                options.cache_bytes = mib << 20;
+                options.cache_bytes = Some(mib << 20);
             }
             if let Some(guesses) = local.prompt_lookup {
                 options.prompt_lookup = guesses;

@@ -10,6 +10,7 @@ use std::{
     fs::File,
     io::{BufReader, Read},
     path::Path,
+    sync::Mutex,
 };
 
 use super::{
@@ -33,7 +34,7 @@ pub fn open(path: &Path) -> Result<ModelFile, EngineError> {
     let length = file.metadata().map_err(|e| EngineError::io(path, &e))?.len();
     let mut header = Header { path, reader: BufReader::with_capacity(1 << 16, &file), at: 0, length };
     let (metadata, tensors) = header.read()?;
-    Ok(ModelFile { path: path.to_owned(), files: vec![file], metadata, tensors })
+    Ok(ModelFile { path: path.to_owned(), files: vec![file], read: Mutex::default(), metadata, tensors })
 }
 
 type Tables = (BTreeMap<String, Value>, BTreeMap<String, TensorInfo>);

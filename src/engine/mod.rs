@@ -7,6 +7,7 @@
 mod detokenizer;
 mod error;
 pub mod gguf;
+pub mod kv_cache;
 pub mod model;
 pub mod model_file;
 pub mod ops;
@@ -35,6 +36,7 @@ use std::{
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 pub use error::EngineError;
+pub use kv_cache::KvCache;
 pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
@@ -68,10 +70,11 @@ pub struct EngineOptions {
     /// Tokens that are guessed ahead from what the prompt and the answer have said before, and checked in one step (prompt
     /// lookup): answers are the same, those that repeat come faster. 0: none; at most [`sequence::MOST_GUESSES`].
     pub prompt_lookup: usize,
-    /// Bytes that keys and values may take: of running sequences first, and what they leave of prompts and answers before,
-    /// to be reused. Sequences that need more than there is give way to those that came earlier. At least one whole context
-    /// is always allowed.
-    pub cache_bytes: usize,
+    /// The memory of all models of the device for keys and values: of running sequences first, and what they leave of prompts
+    /// and answers before, to be reused. Sequences that need more than there is give way to those that came earlier.
+    pub kv_cache: KvCache,
+    /// Bytes that this model may take of it; one whole context at least. `None`: all.
+    pub cache_bytes: Option<usize>,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
     /// Of how many bits activations are, see [`Llama::with_activations`].
@@ -89,7 +92,8 @@ impl Default for EngineOptions {
             context: None,
             step_tokens: 128,
             prompt_lookup: sequence::MOST_GUESSES,
-            cache_bytes: 2 << 30,
+            kv_cache: KvCache::default(),
+            cache_bytes: None,
             format: Format::Native,
             activations: Precision::Sixteen,
             level: None,
@@ -220,9 +224,12 @@ impl Engine {
             step_tokens: options.step_tokens,
             sequences: options.max_sequences,
             guesses: options.prompt_lookup,
-            blocks: (context.div_ceil(POSITIONS) + 1)
-                .max(options.cache_bytes / (config.kv_bytes_per_token() * POSITIONS)),
         };
+        // One more for the copy that a fork writes to.
+        let promised = context.div_ceil(POSITIONS) + 1;
+        let block_bytes = config.kv_bytes_per_token() * POSITIONS;
+        let most = options.cache_bytes.map_or(usize::MAX, |bytes| promised.max(bytes / block_bytes));
+        let blocks = options.kv_cache.enter(&config, model.identity(), promised, most);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
             n => n,
@@ -234,7 +241,7 @@ impl Engine {
         };
         let (sender, requests) = mpsc::channel();
         let load = Arc::new(Load::default());
-        let scheduler = Scheduler::new(limits, config.block_pool());
+        let scheduler = Scheduler::new(limits, blocks);
         let known = scheduler.known();
         let worker = Worker {
             requests,

@@ -7,6 +7,7 @@ use std::{
     fs::File,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use super::{EngineError, gguf, safetensors};
@@ -128,6 +129,8 @@ impl TensorInfo {
 pub struct ModelFile {
     pub(super) path: PathBuf,
     pub(super) files: Vec<File>,
+    /// Of all tensors that were read.
+    pub(super) read: Mutex<blake3::Hasher>,
     pub metadata: BTreeMap<String, Value>,
     pub tensors: BTreeMap<String, TensorInfo>,
 }
@@ -155,12 +158,26 @@ impl ModelFile {
     /// [`EngineError::Io`] when reading fails.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>, EngineError> {
         let Some(info) = self.tensors.get(name) else { return Ok(None) };
-        let Some(mut file) = self.files.get(info.file) else { return Ok(info.made.clone()) };
+        let Some(mut file) = self.files.get(info.file) else {
+            self.note(name, info, info.made.as_deref().unwrap_or_default());
+            return Ok(info.made.clone());
+        };
         let mut bytes = vec![0; info.bytes as usize];
         file.seek(SeekFrom::Start(info.offset))
             .and_then(|_| file.read_exact(&mut bytes))
             .map_err(|e| EngineError::io(&self.path, &e))?;
+        self.note(name, info, &bytes);
         Ok(Some(bytes))
+    }
+
+    fn note(&self, name: &str, info: &TensorInfo, bytes: &[u8]) {
+        let mut hasher = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        hasher.update(format!("{name} {} {:?}\n", info.kind.name(), info.dimensions).as_bytes()).update(bytes);
+    }
+
+    /// A hash of all tensors that were read so far, in that order.
+    pub fn hash_of_read(&self) -> [u8; 32] {
+        *self.read.lock().unwrap_or_else(PoisonError::into_inner).finalize().as_bytes()
     }
 
     pub fn corrupt(&self, reason: impl Into<String>) -> EngineError {

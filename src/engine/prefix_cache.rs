@@ -1,14 +1,19 @@
 //! Exact prefix reuse: blocks of keys and values that were computed before, found again by the tokens before and in them.
 //!
-//! A block's key is the hash of the key of the block before it and of its own tokens; a hit is confirmed by the token ids,
-//! so a collision cannot give another prompt's block. A block is only reached through those before it, so what goes first
-//! is the block that no other follows and that was not used for longest. Full blocks are never written again, and what a
-//! sequence computes does not depend on how it was cut (see [`super::ops`]): a reused prefix gives the same bits.
+//! One store for all models of a device; a model's [`PrefixCache`] is its view of it. A block's key is the hash of the key of
+//! the block before it and of its own tokens, the first one's begins with the identity of the model's keys and values; a hit is
+//! confirmed by the token ids, so a collision cannot give another prompt's block. Full blocks are never written again, and what
+//! a sequence computes does not depend on how it was cut (see [`super::ops`]): a reused prefix gives the same bits.
+//!
+//! A block is only reached through those before it, so one goes that no other follows, by GreedyDual (Young 1994; with sizes,
+//! Cao and Irani 1997): each use lifts a block to the present level plus what it costs to compute it again, per byte; the lowest
+//! goes first, and the level rises to what went last. Of equal costs this is the least recently used; a block deep in a long
+//! prompt, or of a large model, stays longer.
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, HashMap, HashSet},
-    sync::{Arc, PoisonError, RwLock},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use super::ops::{attention::POSITIONS, block_pool::Block};
@@ -16,59 +21,86 @@ use super::ops::{attention::POSITIONS, block_pool::Block};
 /// The chained hash of all tokens up to the end of a block.
 type Key = u128;
 
+/// Order of going: the level and cost at its last use, when that was, the farthest from the beginning first.
+type Leaf = (u64, u64, Reverse<u32>, Key);
+
+/// What keys and values of a model are, for all that share them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Of everything that they depend on.
+    pub hash: u128,
+    /// Operations to compute a block again by the bytes that it takes: of the first, and how many more for each block before it.
+    pub cost: u64,
+    pub cost_of_depth: u64,
+}
+
 struct Entry {
-    parent: Option<Key>,
+    /// Of the block before, or a model's identity.
+    parent: Key,
+    identity: Identity,
     tokens: [u32; POSITIONS],
     block: Block,
     /// Entries that follow it.
     children: u32,
+    /// The level when it was used last, with its cost.
+    rank: u64,
     /// Of the clock.
     used: u64,
     /// Blocks before it.
     depth: u32,
 }
 
-/// The keys of what is kept, for other threads to ask. By hashes of 128 bits alone: what is said to be here is confirmed when it
-/// is used.
+/// The blocks of all models of a device. Clones are the same store.
 #[derive(Clone, Default)]
-pub struct Known(Arc<RwLock<HashSet<Key>>>);
+pub struct Kept(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    store: Mutex<Store>,
+    keys: RwLock<HashSet<Key>>,
+}
+
+#[derive(Default)]
+struct Store {
+    entries: HashMap<Key, Entry>,
+    /// Those without children.
+    leaves: BTreeSet<Leaf>,
+    clock: u64,
+    level: u64,
+    /// By identity: views, and entries.
+    models: BTreeMap<u128, (usize, usize)>,
+}
+
+/// What a model's view of the store says to other threads. By hashes of 128 bits alone: what is said to be here is confirmed
+/// when it is used.
+#[derive(Clone)]
+pub struct Known {
+    kept: Kept,
+    identity: u128,
+}
 
 impl Known {
     /// Blocks of the longest beginning of `tokens` that is here, at most `most`.
     pub fn count(&self, tokens: &[u32], most: usize) -> usize {
-        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        let mut parent = None;
+        let keys = self.kept.0.keys.read().unwrap_or_else(PoisonError::into_inner);
+        let mut parent = self.identity;
         let here = |tokens: &&[u32; POSITIONS]| {
-            let key = key(parent, tokens);
-            parent = Some(key);
-            keys.contains(&key)
+            parent = key(parent, tokens);
+            keys.contains(&parent)
         };
         chunks(tokens).iter().take(most).take_while(here).count()
     }
-
-    fn set(&self, key: Key, here: bool) {
-        let mut keys = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if here {
-            keys.insert(key)
-        } else {
-            keys.remove(&key)
-        };
-    }
 }
 
-/// Blocks by the tokens that they hold.
-#[derive(Default)]
+/// A model's blocks in the store, by the tokens that they hold. When the last view of an identity goes, so do its blocks.
 pub struct PrefixCache {
-    entries: HashMap<Key, Entry>,
-    known: Known,
-    /// Those without children: least used first; of those used together the farthest from the beginning.
-    leaves: BTreeSet<(u64, Reverse<u32>, Key)>,
-    clock: u64,
+    kept: Kept,
+    identity: Identity,
 }
 
-fn key(parent: Option<Key>, tokens: &[u32; POSITIONS]) -> Key {
+fn key(parent: Key, tokens: &[u32; POSITIONS]) -> Key {
     let mut hash = blake3::Hasher::new();
-    hash.update(&parent.unwrap_or_default().to_le_bytes());
+    hash.update(&parent.to_le_bytes());
     tokens.iter().for_each(|token| _ = hash.update(&token.to_le_bytes()));
     let hash = hash.finalize();
     hash.as_bytes().first_chunk().map_or(0, |bytes: &[u8; 16]| u128::from_le_bytes(*bytes))
@@ -78,94 +110,167 @@ fn chunks(tokens: &[u32]) -> &[[u32; POSITIONS]] {
     tokens.as_chunks().0
 }
 
+impl Identity {
+    fn cost(&self, depth: u32) -> u64 {
+        self.cost.saturating_add(self.cost_of_depth.saturating_mul(depth.into()))
+    }
+}
+
 impl Entry {
-    fn leaf(&self, key: Key) -> (u64, Reverse<u32>, Key) {
-        (self.used, Reverse(self.depth), key)
+    fn leaf(&self, key: Key) -> Leaf {
+        (self.rank, self.used, Reverse(self.depth), key)
+    }
+
+    fn is(&self, parent: Key, tokens: &[u32; POSITIONS]) -> bool {
+        self.parent == parent && self.tokens == *tokens
     }
 }
 
 impl PrefixCache {
-    /// Blocks that are kept.
+    /// A view of the blocks of this identity.
+    pub fn new(kept: &Kept, identity: Identity) -> Self {
+        kept.store().models.entry(identity.hash).or_default().0 += 1;
+        Self { kept: kept.clone(), identity }
+    }
+
+    /// Blocks of this identity.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.kept.store().models.get(&self.identity.hash).map_or(0, |(_, entries)| *entries)
     }
 
     pub fn known(&self) -> Known {
-        self.known.clone()
-    }
-
-    #[cfg(test)]
-    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
-        self.entries.values().map(|entry| &entry.block)
+        Known { kept: self.kept.clone(), identity: self.identity.hash }
     }
 
     /// The blocks of the longest beginning of `tokens` that is here, at most `most` of them.
-    pub fn find(&mut self, tokens: &[u32], most: usize) -> Vec<Block> {
-        self.clock += 1;
+    pub fn find(&self, tokens: &[u32], most: usize) -> Vec<Block> {
+        let store = &mut *self.kept.store();
+        store.clock += 1;
         let mut blocks = Vec::new();
-        let mut parent = None;
+        let mut parent = self.identity.hash;
         for tokens in chunks(tokens).iter().take(most) {
             let key = key(parent, tokens);
-            let Some(entry) = self.entries.get(&key).filter(|e| e.tokens == *tokens && e.parent == parent) else {
-                break;
-            };
+            let Some(entry) = store.entries.get(&key).filter(|e| e.is(parent, tokens)) else { break };
             blocks.push(entry.block.clone());
-            self.touch(key);
-            parent = Some(key);
+            store.touch(key);
+            parent = key;
         }
         blocks
     }
 
     /// Keeps the full blocks of a sequence whose tokens up to `blocks`' end are these.
-    pub fn keep(&mut self, tokens: &[u32], blocks: &[Block]) {
-        self.clock += 1;
-        let mut parent = None;
+    pub fn keep(&self, tokens: &[u32], blocks: &[Block]) {
+        let store = &mut *self.kept.store();
+        store.clock += 1;
+        let mut parent = self.identity.hash;
         for ((tokens, block), depth) in chunks(tokens).iter().zip(blocks).zip(0u32..) {
             let key = key(parent, tokens);
-            match self.entries.get(&key) {
-                Some(entry) if entry.tokens == *tokens && entry.parent == parent => self.touch(key),
+            match store.entries.get(&key) {
+                Some(entry) if entry.is(parent, tokens) => store.touch(key),
                 // Of two with one hash the first stays.
                 Some(_) => return,
                 None => {
-                    if let Some(parent) = parent {
-                        self.child(parent, true);
-                    }
-                    let entry =
-                        Entry { parent, tokens: *tokens, block: block.clone(), children: 0, used: self.clock, depth };
-                    self.leaves.insert(entry.leaf(key));
-                    self.entries.insert(key, entry);
-                    self.known.set(key, true);
+                    store.child(parent, true);
+                    let entry = Entry {
+                        parent,
+                        identity: self.identity,
+                        tokens: *tokens,
+                        block: block.clone(),
+                        children: 0,
+                        rank: store.level.saturating_add(self.identity.cost(depth)),
+                        used: store.clock,
+                        depth,
+                    };
+                    store.leaves.insert(entry.leaf(key));
+                    store.entries.insert(key, entry);
+                    store.models.entry(self.identity.hash).or_default().1 += 1;
+                    self.kept.known(key, true);
                 }
             }
-            parent = Some(key);
+            parent = key;
         }
     }
 
-    /// Lets go of the block that was not used for longest, of those that nobody else holds; false where there is none.
-    pub fn evict(&mut self) -> bool {
-        let unused = |(_, _, key): &&(u64, Reverse<u32>, Key)| {
-            self.entries.get(key).is_some_and(|entry| Arc::strong_count(&entry.block) == 1)
+    /// Lets go of the block that ranks lowest, of those that nobody else holds, of this model or of all; false where there is
+    /// none.
+    pub fn evict(&self, of_all: bool) -> bool {
+        let store = &mut *self.kept.store();
+        let unused = |(_, _, _, key): &&Leaf| {
+            store.entries.get(key).is_some_and(|entry| {
+                Arc::strong_count(&entry.block) == 1 && (of_all || entry.identity.hash == self.identity.hash)
+            })
         };
-        let Some(leaf) = self.leaves.iter().find(unused).copied() else { return false };
-        self.leaves.remove(&leaf);
-        let Some(entry) = self.entries.remove(&leaf.2) else { return false };
-        self.known.set(leaf.2, false);
-        if let Some(parent) = entry.parent {
-            self.child(parent, false);
-        }
+        let Some(leaf) = store.leaves.iter().find(unused).copied() else { return false };
+        store.level = store.level.max(leaf.0);
+        self.kept.remove(store, leaf);
         true
     }
 
+    #[cfg(test)]
+    pub fn blocks(&self) -> Vec<Block> {
+        self.kept.store().entries.values().map(|entry| entry.block.clone()).collect()
+    }
+}
+
+impl Drop for PrefixCache {
+    fn drop(&mut self) {
+        let mut store = self.kept.store();
+        let Some((views, _)) = store.models.get_mut(&self.identity.hash) else { return };
+        *views -= 1;
+        if *views > 0 {
+            return;
+        }
+        loop {
+            let of_model =
+                |leaf: &&Leaf| store.entries.get(&leaf.3).is_some_and(|e| e.identity.hash == self.identity.hash);
+            // Leaf by leaf; their parents become leaves.
+            let gone: Vec<Leaf> = store.leaves.iter().filter(of_model).copied().collect();
+            if gone.is_empty() {
+                break;
+            }
+            gone.into_iter().for_each(|leaf| self.kept.remove(&mut store, leaf));
+        }
+        store.models.remove(&self.identity.hash);
+    }
+}
+
+impl Kept {
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.0.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, key: Key, here: bool) {
+        let mut keys = self.0.keys.write().unwrap_or_else(PoisonError::into_inner);
+        if here {
+            keys.insert(key)
+        } else {
+            keys.remove(&key)
+        };
+    }
+
+    fn remove(&self, store: &mut Store, leaf: Leaf) {
+        store.leaves.remove(&leaf);
+        let Some(entry) = store.entries.remove(&leaf.3) else { return };
+        self.known(leaf.3, false);
+        store.child(entry.parent, false);
+        if let Some((_, entries)) = store.models.get_mut(&entry.identity.hash) {
+            *entries -= 1;
+        }
+    }
+}
+
+impl Store {
     fn touch(&mut self, key: Key) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         let leaf = entry.children == 0 && self.leaves.remove(&entry.leaf(key));
         entry.used = self.clock;
+        entry.rank = self.level.saturating_add(entry.identity.cost(entry.depth));
         if leaf {
             self.leaves.insert(entry.leaf(key));
         }
     }
 
-    /// One child more or less.
+    /// One child more or less of an entry; nothing, where the parent is a model's identity.
     fn child(&mut self, key: Key, more: bool) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         if more {
@@ -218,10 +323,16 @@ mod tests {
         Arc::new(Memory::of(&prefix.iter().map(|t| *t as f32).collect::<Vec<f32>>()))
     }
 
+    const ONE: Identity = Identity { hash: 1, cost: 5, cost_of_depth: 0 };
+
+    fn cache() -> PrefixCache {
+        PrefixCache::new(&Kept::default(), ONE)
+    }
+
     #[test]
     fn it_agrees_with_a_simple_model_over_100_000_operations() {
         let mut rng = Rng(5);
-        let mut cache = PrefixCache::default();
+        let cache = cache();
         // By prefix: when it was last used.
         let mut model: BTreeMap<Vec<u32>, u64> = BTreeMap::new();
         let mut clock = 0;
@@ -253,7 +364,7 @@ mod tests {
                 _ => {
                     let most = rng.below(60);
                     while cache.len() > most {
-                        assert!(cache.evict());
+                        assert!(cache.evict(true));
                     }
                     while model.len() > most {
                         let leaf = |p: &Vec<u32>| !model.keys().any(|q| q.len() > p.len() && q.starts_with(p));
@@ -268,29 +379,30 @@ mod tests {
             }
             assert_eq!(cache.len(), model.len());
         }
-        while cache.evict() {}
-        assert!(cache.entries.is_empty() && cache.leaves.is_empty());
+        while cache.evict(true) {}
+        let store = cache.kept.store();
+        assert!(store.entries.is_empty() && store.leaves.is_empty());
     }
 
     #[test]
     fn what_somebody_holds_is_not_let_go() {
-        let mut cache = PrefixCache::default();
+        let cache = cache();
         let tokens = [1; 2 * POSITIONS];
         cache.keep(&tokens, &[block(&tokens[..POSITIONS]), block(&tokens)]);
         let held = cache.find(&tokens, 2);
-        assert!(!cache.evict());
+        assert!(!cache.evict(true));
         drop(held);
-        assert!(cache.evict() && cache.evict() && !cache.evict());
+        assert!(cache.evict(true) && cache.evict(true) && !cache.evict(true));
     }
 
     #[test]
     fn a_hash_is_confirmed_by_its_tokens() {
-        let mut cache = PrefixCache::default();
+        let cache = cache();
         let tokens = [1; 2 * POSITIONS];
         cache.keep(&tokens, &[block(&tokens[..POSITIONS]), block(&tokens)]);
-        let first = key(None, &[1; POSITIONS]);
+        let first = key(ONE.hash, &[1; POSITIONS]);
         // As if another prompt's block had the same hash.
-        cache.entries.get_mut(&first).unwrap().tokens[3] = 7;
+        cache.kept.store().entries.get_mut(&first).unwrap().tokens[3] = 7;
         assert_eq!(cache.find(&tokens, 9).len(), 0);
         cache.keep(&tokens, &[block(&[5]), block(&[6])]);
         assert_eq!(cache.find(&tokens, 9).len(), 0);

@@ -9,6 +9,7 @@ use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -138,7 +139,7 @@ pub fn open(path: &Path) -> Result<ModelFile, EngineError> {
     let rows = tensors.get("token_embd.weight").and_then(|info| info.dimensions.get(1)).copied();
     let rows = rows.ok_or_else(|| folder.corrupt("config.json", "there is no tensor `model.embed_tokens.weight`"))?;
     folder.tokenizer(&config, rows, &mut metadata)?;
-    Ok(ModelFile { path: dir.to_owned(), files, metadata, tensors })
+    Ok(ModelFile { path: dir.to_owned(), files, read: Mutex::default(), metadata, tensors })
 }
 
 impl Folder {

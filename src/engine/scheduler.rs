@@ -3,7 +3,7 @@
 //! Touches no tensor.
 //!
 //! A request is admitted when its choices fit the bound on sequences and its prompt fits the blocks that are free or kept for
-//! nobody in particular ([`PrefixCache`]), with what those that run still need for their prompts and one block more for each. When blocks run out later, first what is kept
+//! nobody in particular ([`Blocks`]), with what those that run still need for their prompts and one block more for each. When blocks run out later, first what is kept
 //! goes, then who ranks last gives way: its blocks are freed, it waits, and computes them again (recompute, as in vLLM;
 //! Kwon et al. 2023, section 4.5). What it has said stays said, and as numbers do not depend on the batch, what follows is the
 //! same. Who ranks first never gives way, so there is always progress; a priority counts as having come [`AHEAD`] requests
@@ -12,9 +12,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
+    kv_cache::Blocks,
     model::Kv,
-    ops::{attention::POSITIONS, block_pool::BlockPool},
-    prefix_cache::{Known, PrefixCache},
+    ops::attention::POSITIONS,
+    prefix_cache::Known,
     sequence::{Request, Sequence, Tally},
 };
 
@@ -32,8 +33,6 @@ pub struct Limits {
     pub sequences: usize,
     /// Tokens that are guessed ahead of a sequence; may be zero.
     pub guesses: usize,
-    /// Blocks of [`POSITIONS`] positions, of running sequences and of what is kept; one whole context at least.
-    pub blocks: usize,
 }
 
 /// A part of the next step.
@@ -67,13 +66,12 @@ enum Waiting {
 /// The queue and the running sequences.
 pub struct Scheduler {
     limits: Limits,
-    pool: BlockPool,
+    blocks: Blocks,
     waiting: BTreeMap<Rank, Waiting>,
     /// In no order.
     pub running: Vec<Sequence>,
     tickets: BTreeMap<u64, Ticket>,
     next_ticket: u64,
-    prefixes: PrefixCache,
     counts: Counts,
     /// Requests that have left the queue since [`take_left`](Self::take_left), and the tokens of their prompts.
     left: (usize, usize),
@@ -99,15 +97,14 @@ fn rank(request: &Request, ticket: u64, choice: u32) -> Rank {
 }
 
 impl Scheduler {
-    pub fn new(limits: Limits, pool: BlockPool) -> Self {
+    pub fn new(limits: Limits, blocks: Blocks) -> Self {
         Self {
             limits,
-            pool,
+            blocks,
             waiting: BTreeMap::new(),
             running: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
-            prefixes: PrefixCache::default(),
             counts: Counts::default(),
             left: (0, 0),
         }
@@ -126,7 +123,7 @@ impl Scheduler {
 
     /// What is kept, for others to ask.
     pub fn known(&self) -> Known {
-        self.prefixes.known()
+        self.blocks.prefixes.known()
     }
 
     /// Tokens that are to be computed of sequences that run or had to give way, beyond the last one of each.
@@ -152,7 +149,7 @@ impl Scheduler {
 
     /// Tokens whose keys and values are kept.
     pub fn kept(&self) -> u64 {
-        (self.prefixes.len() * POSITIONS) as u64
+        (self.blocks.prefixes.len() * POSITIONS) as u64
     }
 
     /// Drops what nobody listens to any more; gives the number of running sequences dropped.
@@ -190,18 +187,18 @@ impl Scheduler {
                 Waiting::Again(sequence) => (sequence.tokens(), self.choices(sequence)),
             };
             // The last token is computed in any case: its logits are what is sampled from.
-            let found = self.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS);
-            let blocks = (tokens.len() + 1).div_ceil(POSITIONS) - found.len() + choices - 1;
+            let found = self.blocks.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS);
+            let wanted = (tokens.len() + 1).div_ceil(POSITIONS) - found.len() + choices - 1;
             let running: usize = self.running.iter().map(|sequence| self.choices(sequence)).sum();
             // Alone it runs in any case: the engine has checked that a sequence fits the context.
             let owed: usize =
                 self.running.iter().map(|sequence| sequence.kv.wanted(sequence.pending().len()) + 1).sum();
-            let fits = running + choices <= self.limits.sequences && self.make_room(blocks + owed);
+            let fits = running + choices <= self.limits.sequences && self.blocks.make_room(wanted + owed);
             if !fits && !self.running.is_empty() {
                 self.waiting.insert(rank, waiting);
                 return;
             }
-            let kv = Kv::of(&self.pool, found);
+            let kv = Kv::of(&self.blocks.pool, found);
             let sequence = match waiting {
                 Waiting::New(request) => {
                     self.left = (self.left.0 + 1, self.left.1 + request.prompt.len());
@@ -232,20 +229,10 @@ impl Scheduler {
         if sequence.generated() == 0 { sequence.request.choices as usize } else { 1 }
     }
 
-    /// Lets go of what is kept until so many blocks are free; false where that is not enough.
-    fn make_room(&mut self, blocks: usize) -> bool {
-        while self.pool.live() + blocks > self.limits.blocks {
-            if !self.prefixes.evict() {
-                return false;
-            }
-        }
-        true
-    }
-
     /// Keeps what a running sequence has computed, for those that begin alike.
     pub fn keep(&mut self, index: usize) {
         let sequence = &self.running[index];
-        self.prefixes.keep(sequence.computed(), sequence.kv.blocks());
+        self.blocks.prefixes.keep(sequence.computed(), sequence.kv.blocks());
     }
 
     /// The parts of the next step, for which there are blocks: at least one when anything runs.
@@ -257,7 +244,7 @@ impl Scheduler {
             let parts = self.parts();
             let wanted = parts.iter().map(|part| self.running[part.sequence].kv.wanted(part.count)).sum();
             // What is kept goes for a single sequence, too; it has nobody else to give way.
-            if self.make_room(wanted) || self.running.len() < 2 {
+            if self.blocks.make_room(wanted) || self.running.len() < 2 {
                 return parts;
             }
             self.preempt();

@@ -236,7 +236,7 @@ fn guesses_change_no_answer() {
 /// Whole contexts compete for one: constant preemption. Every answer is, to the bit, what it is alone.
 #[test]
 fn answers_do_not_depend_on_who_had_to_give_way() {
-    let narrow = engine(EngineOptions { cache_bytes: 0, step_tokens: 40, ..EngineOptions::default() });
+    let narrow = engine(EngineOptions { cache_bytes: Some(0), step_tokens: 40, ..EngineOptions::default() });
     let wide = engine(EngineOptions { max_sequences: 1, ..EngineOptions::default() });
     let requests: Vec<Generate> = (0..12)
         .map(|i| {
@@ -265,7 +265,7 @@ fn what_is_kept_makes_way_for_what_runs() {
     };
     // Room for one context, and a block.
     let bytes = CONTEXT * config.kv_bytes_per_token();
-    let small = engine(EngineOptions { cache_bytes: bytes, ..EngineOptions::default() });
+    let small = engine(EngineOptions { cache_bytes: Some(bytes), ..EngineOptions::default() });
     let large = engine(EngineOptions::default());
     for round in 0..40u32 {
         let g = generate(prompt(60 + (round as usize * 13) % 60, round % 2), GREEDY, 20);

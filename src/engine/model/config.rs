@@ -160,9 +160,14 @@ impl Config {
         })
     }
 
-    /// A pool of blocks for keys and values of this model.
+    /// Numbers of a block of keys and values.
+    pub fn block_elements(&self) -> usize {
+        self.heads.layer_elements() * self.layers
+    }
+
+    /// A pool of blocks for keys and values of this model, of its own.
     pub fn block_pool(&self) -> BlockPool {
-        BlockPool::new(self.heads.layer_elements() * self.layers, self.kv)
+        BlockPool::new(self.block_elements(), self.kv)
     }
 
     /// Bytes of keys and values per token.

@@ -71,15 +71,22 @@ impl Kv {
         if count == 0 {
             return;
         }
-        if let Some(block) = self.blocks.get_mut(self.length / POSITIONS) {
-            Arc::make_mut(block);
+        if let Some(block) = self.blocks.get_mut(self.length / POSITIONS)
+            && Arc::get_mut(block).is_none()
+        {
+            let mut copy = self.pool.take();
+            copy.copy_from(block);
+            *block = Arc::new(copy);
         }
         let wanted = (self.length + count).div_ceil(POSITIONS);
         let pool = &self.pool;
         self.blocks.resize_with(wanted.max(self.blocks.len()), || Arc::new(pool.take()));
     }
 
-    /// Writes keys and values (`[positions][kv elements]` each) of one layer behind what is filled; room must be reserved.
+    /// Writes keys and values (`[positions][kv elements]` each) of one layer behind what is filled.
+    ///
+    /// # Panics
+    /// Unless room is reserved.
     pub fn write(&mut self, config: &Config, layer: usize, keys: &[f32], values: &[f32]) {
         match self.pool.element() {
             Element::F32 => self.write_as::<f32>(config, layer, keys, values),
@@ -92,8 +99,11 @@ impl Kv {
         let per_layer = config.heads.layer_elements();
         for (i, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
             let position = self.length + i;
-            let block = Arc::make_mut(&mut self.blocks[position / POSITIONS]).numbers_mut::<T>();
-            store(config.heads, &mut block[layer * per_layer..][..per_layer], position, keys, values);
+            let Some(block) = Arc::get_mut(&mut self.blocks[position / POSITIONS]) else {
+                unreachable!("room is reserved in blocks of its own")
+            };
+            let layer = &mut block.numbers_mut::<T>()[layer * per_layer..][..per_layer];
+            store(config.heads, layer, position, keys, values);
         }
     }
 

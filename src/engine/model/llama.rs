@@ -10,10 +10,13 @@ use crate::engine::{
     EngineError,
     model_file::{ModelFile, TensorType},
     ops::{
-        Ops, Precision, attention, elementwise,
+        Ops, Precision,
+        attention::{self, POSITIONS},
+        elementwise,
         linear::{Format, Linear, Quantised, dequantise, multiply},
         number::Element,
     },
+    prefix_cache::Identity,
 };
 
 struct Layer {
@@ -47,6 +50,8 @@ pub struct Llama {
     /// Radians per position, by pair of elements of a head.
     frequencies: Vec<f64>,
     activations: Precision,
+    /// Of all tensors that were read.
+    weights: [u8; 32],
 }
 
 /// Tokens of one sequence within a batch.
@@ -140,7 +145,8 @@ impl Llama {
             |(i, factor): (usize, &f32)| c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale;
         let frequencies = factors.iter().enumerate().map(frequency).collect();
         let activations = Precision::Sixteen;
-        Ok(Self { embedding, layers, norm, head, frequencies, activations, config })
+        let weights = file.hash_of_read();
+        Ok(Self { embedding, layers, norm, head, frequencies, activations, weights, config })
     }
 
     /// Of how many bits activations are in the products with most of the work: of the feed-forward network and of what
@@ -154,14 +160,37 @@ impl Llama {
         &self.config
     }
 
-    /// Bytes of packed weights.
-    pub fn weight_bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
+    fn layer_matrices(&self) -> impl Iterator<Item = &Linear> {
+        self.layers
             .iter()
             .flat_map(|l| [&l.query.weight, &l.key.weight, &l.value.weight, &l.output, &l.gate, &l.up, &l.down])
-            .map(Linear::bytes)
-            .sum();
+    }
+
+    /// What its keys and values depend on, and what they cost: two operations per weight of the layers and token, four per
+    /// element of the queries and position before.
+    pub fn identity(&self) -> Identity {
+        let c = &self.config;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.weights);
+        let sizes = (c.architecture, c.layers, c.heads, c.rms_epsilon.to_bits(), c.in_halves, c.kv, self.activations);
+        hasher.update(format!("{sizes:?}").as_bytes());
+        self.frequencies.iter().for_each(|f| _ = hasher.update(&f.to_le_bytes()));
+        let mut hash = [0; 16];
+        hasher.finalize_xof().fill(&mut hash);
+        let weights: usize = self.layer_matrices().map(|w| w.rows() * w.columns()).sum();
+        let of_position = 4 * c.layers * c.heads.queries * c.heads.size;
+        // By bytes: a block's positions cancel out.
+        let bytes = c.kv_bytes_per_token();
+        Identity {
+            hash: u128::from_le_bytes(hash),
+            cost: (2 * weights / bytes) as u64,
+            cost_of_depth: (of_position * POSITIONS / bytes) as u64,
+        }
+    }
+
+    /// Bytes of packed weights.
+    pub fn weight_bytes(&self) -> usize {
+        let layers: usize = self.layer_matrices().map(Linear::bytes).sum();
         layers + self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes)
     }
 

@@ -4,14 +4,23 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::engine::{
     GenerateEvent,
-    ops::{block_pool::Memory, number::Element},
+    ops::{
+        block_pool::{BlockPool, Memory},
+        number::{Element, Line},
+        superblocks::Reservation,
+    },
+    prefix_cache::{Identity, Kept, PrefixCache},
     sampler::Choosing,
 };
 
-const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0, blocks: 7 };
+const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0 };
+/// Blocks that there are.
+const BLOCKS: usize = 7;
 
 fn scheduler(limits: Limits) -> Scheduler {
-    Scheduler::new(limits, BlockPool::new(1, Element::F32))
+    let kept = PrefixCache::new(&Kept::default(), Identity { hash: 0, cost: 1, cost_of_depth: 0 });
+    let pool = BlockPool::within(&Reservation::of(BLOCKS, Line::BYTES), 1, Element::F32, 0, usize::MAX);
+    Scheduler::new(limits, Blocks { pool, prefixes: kept })
 }
 
 fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, UnboundedReceiver<GenerateEvent>) {
@@ -191,12 +200,12 @@ fn random_operations_leak_nothing_and_starve_nobody() {
         }
         assert!(scheduler.running.len() <= LIMITS.sequences);
         // No block twice but where it is shared, and none that nobody holds.
-        let mut held: Vec<*const Memory> = scheduler.prefixes.blocks().map(Arc::as_ptr).collect();
+        let mut held: Vec<*const Memory> = scheduler.blocks.prefixes.blocks().iter().map(Arc::as_ptr).collect();
         held.extend(scheduler.running.iter().flat_map(|s| s.kv.blocks()).map(Arc::as_ptr));
         held.sort_unstable();
         held.dedup();
-        assert_eq!(held.len(), scheduler.pool.live());
-        assert!(held.len() <= LIMITS.blocks, "{} blocks", held.len());
+        assert_eq!(held.len(), scheduler.blocks.pool.live());
+        assert!(held.len() <= BLOCKS, "{} blocks", held.len());
         there.retain(|(events, came)| {
             if events.is_closed() {
                 finished += 1;
@@ -216,8 +225,8 @@ fn random_operations_leak_nothing_and_starve_nobody() {
     there.clear();
     scheduler.drop_abandoned();
     assert!(scheduler.is_idle() && scheduler.tickets.is_empty());
-    while scheduler.prefixes.evict() {}
-    assert_eq!(scheduler.pool.live(), 0);
+    while scheduler.blocks.prefixes.evict(true) {}
+    assert_eq!(scheduler.blocks.pool.live(), 0);
 }
 
 #[test]
