@@ -10,6 +10,7 @@ use weir::{
         model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
         model_file::ModelFile,
         ops::{Ops, Pool},
+        sampler::{choose, logprobs},
     },
 };
 
@@ -183,6 +184,98 @@ fn a_prompt_beyond_the_context_is_refused_with_both_numbers() {
     let error = engine.generate(generate(user(&"river ".repeat(9_000)), GREEDY, 8)).err().unwrap();
     assert!(matches!(error, EngineError::PromptTooLong { exact: true, context: 8192, prompt } if prompt > 9_000));
     assert!(error.to_string().contains("8192 tokens"), "{error}");
+}
+
+/// What the real model says under any schedule, fed back to it: prompts whole, then token by token, then all at once. At each
+/// place the sampler's choice is what was emitted, with the same log-probability to the bit; the plain prefill at the end is the
+/// rule by which it counts. Preemption, forks, guesses, reuse, priorities and clients that leave are all on.
+#[test]
+fn no_schedule_changes_what_is_said() {
+    let path = model_file();
+    let file = ModelFile::open(&path).unwrap();
+    let config = Config::read(&file).unwrap();
+    let vocabulary = config.vocabulary;
+    let model = Llama::load(&file, config, Format::Native).unwrap();
+    let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
+    let mut rng = 11u64;
+    let mut below = move |n: u64| {
+        rng ^= rng << 13;
+        rng ^= rng >> 7;
+        rng ^= rng << 17;
+        (rng >> 11) % n
+    };
+    // Six blocks, or 192 tokens: a few sequences fill them.
+    let options = EngineOptions { context: Some(160), cache_bytes: Some(0), max_sequences: 8, ..EngineOptions::default() };
+    let (mut flips, mut judged, mut tokens_judged) = (0, 0, 0);
+    let (mut preempted, mut reused, mut guessed) = (0, 0, 0);
+    for round in 0..3 {
+        let options = EngineOptions { step_tokens: 24 + 40 * round, ..options.clone() };
+        let engine = Engine::load(&path, options).unwrap();
+        let texts = ["Count: one two one two one two", "The river and the sea. The river and", "List of words, in no order:"];
+        let requests: Vec<(Generate, bool)> = (0..9)
+            .map(|i| {
+                let mut tokens = engine.encode_text(&texts[below(3) as usize].repeat(1 + below(4) as usize)).unwrap();
+                tokens.truncate(100);
+                let temperature = [0.0, 0.8][below(2) as usize];
+                let choosing = Choosing { temperature, top_p: 0.95, seed: below(1 << 40) };
+                let g = generate(Prompt::Tokens(tokens), choosing, 12 + below(28) as u32);
+                (Generate { n: 1 + u32::from(i % 4 == 1), priority: below(3) as i32 - 1, ..g }, i % 5 == 4)
+            })
+            .collect();
+        let running: Vec<_> = requests.iter().map(|(g, _)| engine.generate(g.clone()).unwrap()).collect();
+        for (mut events, (g, leaves)) in running.into_iter().zip(&requests) {
+            let mut said: Vec<Vec<f32>> = vec![Vec::new(); g.n as usize];
+            while let Some(event) = events.blocking_recv() {
+                if let GenerateEvent::Text { choice, logprobs, .. } = event {
+                    said[choice as usize].extend(logprobs.iter().map(|l| l.logprob));
+                    if *leaves && said[choice as usize].len() > 3 {
+                        break;
+                    }
+                }
+            }
+            drop(events);
+            let Prompt::Tokens(prompt) = &g.prompt else { unreachable!() };
+            for (choice, said) in (0..).zip(&said) {
+                let (mut kv, mut w) = (Kv::new(&model.config().block_pool()), Workspace::default());
+                let mut tokens = prompt.clone();
+                let mut fresh = prompt.clone();
+                for logprob in said {
+                    let batch = Batch {
+                        pieces: vec![Piece { cache: 0, row: 0, count: fresh.len() }],
+                        logits: vec![fresh.len() - 1],
+                        tokens: fresh,
+                    };
+                    model.forward(&ops, &batch, &mut [&mut kv], &mut w);
+                    let token = choose(&w.logits, g.choosing, choice, tokens.len()).unwrap();
+                    assert_eq!(logprobs(&w.logits, token, 0).chosen, *logprob, "round {round}, place {}", tokens.len());
+                    tokens.push(token);
+                    fresh = vec![token];
+                }
+                let mut kv = Kv::new(&model.config().block_pool());
+                let batch = Batch {
+                    pieces: vec![Piece { cache: 0, row: 0, count: tokens.len() }],
+                    logits: (prompt.len() - 1..tokens.len() - 1).collect(),
+                    tokens: tokens.clone(),
+                };
+                model.forward(&ops, &batch, &mut [&mut kv], &mut w);
+                for (at, row) in (prompt.len()..).zip(w.logits.chunks_exact(vocabulary)) {
+                    let by_prefill = choose(row, g.choosing, choice, at).unwrap();
+                    let apart = (row[by_prefill as usize] - row[tokens[at] as usize]).abs();
+                    assert!(apart <= 0.05, "round {round}, place {at}: {apart} apart");
+                    flips += usize::from(by_prefill != tokens[at]);
+                }
+                judged += 1;
+                tokens_judged += said.len();
+            }
+        }
+        let counters = engine.counters();
+        preempted += counters.preempted;
+        reused += counters.reused;
+        guessed += counters.guessed_right;
+    }
+    println!("{judged} answers, {tokens_judged} tokens, {flips} flips; {preempted} preempted, {reused} reused, {guessed} guessed");
+    assert!(flips * 200 <= tokens_judged, "{flips} flips in {tokens_judged} tokens");
+    assert!(preempted > 0 && reused > 0 && guessed > 0, "{preempted} {reused} {guessed}");
 }
 
 /// Figures, by hand: `cargo test --release --test it engine_model::figures -- --ignored --nocapture`.

@@ -110,7 +110,7 @@ select: {arms: [first, second], static: {second: 1}}
     let (status, answer) = ask("auto", 2).await;
     assert_eq!((status, answer["model"].as_str()), (200, Some("first")), "{answer}");
     let (status, answer) = ask("second", 2).await;
-    assert!(status >= 400, "{answer}");
+    assert_eq!((status, answer["error"]["code"].as_str()), (503, Some("model_unavailable")), "{answer}");
     assert!(answer["error"]["message"].as_str().unwrap().contains("second"), "{answer}");
     let (code, said) = models(&["running"]);
     assert!(code == 0 && said.contains("first   loaded") && said.contains("second  not loaded"), "{said}");

@@ -78,7 +78,12 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
         let wrong = |reason: String| StartError::Model { name: entry.name.clone(), reason };
         let backend: Arc<dyn Backend> = if let Some(local) = &entry.local {
             let path = model_file(&local.model, assets).await?;
-            let mut options = EngineOptions { kv_cache: kv_cache.clone(), ..EngineOptions::default() };
+            let mut options = EngineOptions {
+                kv_cache: kv_cache.clone(),
+                packed: Some(config.data_dir.join("packed")),
+                context: entry.context,
+                ..EngineOptions::default()
+            };
             if let Some(threads) = local.threads {
                 options.threads = threads;
             }
@@ -99,9 +104,8 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
                 .await
                 .map_err(|e| wrong(e.to_string()))?
                 .map_err(|e| wrong(e.to_string()))?;
-            if card.context == 0 {
-                card.context = u32::try_from(backend.info().context).unwrap_or(u32::MAX);
-            }
+            // What is configured bounds the model, and the model what is configured.
+            card.context = u32::try_from(backend.info().context).unwrap_or(u32::MAX);
             Arc::new(backend)
         } else if let Some(remote) = &entry.remote {
             Arc::new(

@@ -100,7 +100,7 @@ impl LocalBackend {
             max_tokens: sampling.max_tokens,
             stop: sampling.stop,
             n: request.n,
-            priority: 0,
+            priority: request.priority,
             logprobs: request.logprobs.then_some(request.top_logprobs),
             mask: None,
         })

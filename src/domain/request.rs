@@ -78,6 +78,8 @@ pub struct Request {
     pub session: Option<String>,
     /// `x-stainless-retry-count`: above zero, the client itself says that it repeats a request.
     pub client_retry: u32,
+    /// How models in the process rank it among what waits, from OpenAI's `service_tier`: 1 for `priority`, -1 for `flex`, else 0.
+    pub priority: i32,
     pub body: Bytes,
 }
 

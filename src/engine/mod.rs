@@ -11,6 +11,7 @@ pub mod kv_cache;
 pub mod model;
 pub mod model_file;
 pub mod ops;
+mod packed;
 mod prefix_cache;
 mod runner;
 mod safetensors;
@@ -75,6 +76,8 @@ pub struct EngineOptions {
     pub kv_cache: KvCache,
     /// Bytes that this model may take of it; one whole context at least. `None`: all.
     pub cache_bytes: Option<usize>,
+    /// Folder for packed weights, to be mapped from there the next time; `None`: in memory only.
+    pub packed: Option<PathBuf>,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
     /// Of how many bits activations are, see [`Llama::with_activations`].
@@ -94,6 +97,7 @@ impl Default for EngineOptions {
             prompt_lookup: sequence::MOST_GUESSES,
             kv_cache: KvCache::default(),
             cache_bytes: None,
+            packed: None,
             format: Format::Native,
             activations: Precision::Sixteen,
             level: None,
@@ -207,7 +211,11 @@ impl Engine {
         }
         let tokenizer = Arc::new(Tokenizer::read(&file, config.vocabulary)?);
         let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
-        let model = Llama::load(&file, config, options.format)?.with_activations(options.activations);
+        let model = match &options.packed {
+            Some(dir) => Llama::load_packed(&file, config, options.format, dir)?,
+            None => Llama::load(&file, config, options.format)?,
+        }
+        .with_activations(options.activations);
         let config = model.config().clone();
         let info = ModelInfo {
             path: path.to_owned(),

@@ -148,6 +148,10 @@ impl ModelFile {
         }
     }
 
+    pub fn files(&self) -> &[File] {
+        &self.files
+    }
+
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -159,6 +159,7 @@ fn request(text: &str) -> Request {
         user: None,
         session: None,
         client_retry: 0,
+        priority: 0,
         body: bytes::Bytes::new(),
     }
 }

@@ -548,6 +548,9 @@ fn refusal(id: DecisionId, reason: String, decision: &Decision) -> GatewayError 
     if decision.candidates.iter().any(|c| matches!(c.eliminated, Some(Elimination::Budget(_)))) {
         return GatewayError::OverBudget { id, reason };
     }
+    if decision.candidates.iter().any(|c| matches!(c.eliminated, Some(Elimination::Unavailable(_)))) {
+        return GatewayError::Unavailable { id, reason };
+    }
     GatewayError::Refused { id, reason }
 }
 

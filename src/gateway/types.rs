@@ -108,6 +108,9 @@ pub enum GatewayError {
     /// The policy refused, or every arm was eliminated.
     #[error("{reason}")]
     Refused { id: DecisionId, reason: String },
+    /// Of what the policy would take, nothing can be called now.
+    #[error("{reason}")]
+    Unavailable { id: DecisionId, reason: String },
     /// What the caller may spend leaves no arm.
     #[error("{reason}")]
     OverBudget { id: DecisionId, reason: String },
@@ -143,6 +146,7 @@ impl GatewayError {
         match self {
             GatewayError::UnknownModel { .. } => "unknown_model",
             GatewayError::Refused { .. } => "refused",
+            GatewayError::Unavailable { .. } => "unavailable",
             GatewayError::OverBudget { .. } => "over_budget",
             GatewayError::Incapable { .. } => "incapable",
             GatewayError::Backend { error, .. } => error.kind.as_str(),

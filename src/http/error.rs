@@ -177,6 +177,9 @@ impl From<GatewayError> for ApiError {
         let message = error.to_string();
         match error {
             GatewayError::UnknownModel { .. } => Self::not_found("model_not_found", message).param("model"),
+            GatewayError::Unavailable { id, .. } => {
+                Self::new(S::SERVICE_UNAVAILABLE, SERVER, "model_unavailable", message).of(id)
+            }
             GatewayError::Refused { id, .. } => Self::forbidden("policy_refused", message).of(id),
             GatewayError::OverBudget { id, .. } => {
                 // As OpenAI says it; the money does not come back by trying again.

@@ -23,6 +23,7 @@ fn request(messages: Vec<Message>) -> Request {
         user: None,
         session: None,
         client_retry: 0,
+        priority: 0,
         body: Bytes::new(),
     }
 }

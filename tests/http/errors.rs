@@ -128,6 +128,7 @@ async fn failures_of_the_gateway() {
     let cases = [
         ("unknown", 404, "invalid_request_error", "model_not_found", Some("model")),
         ("refused", 403, "permission_error", "policy_refused", None),
+        ("unavailable", 503, "server_error", "model_unavailable", None),
         ("incapable", 400, "invalid_request_error", "unsupported_by_models", None),
         ("unrecorded", 503, "server_error", "not_recorded", None),
         ("draining", 503, "server_error", "draining", None),

@@ -104,6 +104,10 @@ impl Service for Fake {
                 guard.0 = None;
                 return Err(GatewayError::Refused { id: id(), reason: "rule pii-stays-home left no model".to_owned() });
             }
+            "unavailable" => {
+                guard.0 = None;
+                return Err(GatewayError::Unavailable { id: id(), reason: "smol is not available".to_owned() });
+            }
             "incapable" => {
                 guard.0 = None;
                 return Err(GatewayError::Incapable { id: id(), needs: vec![Need::Tools, Need::Images] });

@@ -31,6 +31,7 @@ fn request(text: &str, stream: bool, sampling: Sampling) -> Request {
         user: None,
         session: None,
         client_retry: 0,
+        priority: 0,
         body: Bytes::new(),
     }
 }

@@ -30,6 +30,7 @@ pub(crate) fn request(body: &str, stream: bool) -> Request {
         user: None,
         session: None,
         client_retry: 0,
+        priority: 0,
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }

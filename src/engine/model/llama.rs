@@ -5,6 +5,8 @@
 //! together differs between files; as scores do not depend on the order of a head's elements, rows are brought into one
 //! order at load. Nothing here knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
 
+use std::path::Path;
+
 use super::{Architecture, Config, Kv};
 use crate::engine::{
     EngineError,
@@ -16,6 +18,7 @@ use crate::engine::{
         linear::{Format, Linear, Quantised, dequantise, multiply},
         number::Element,
     },
+    packed::{Packed, Writer},
     prefix_cache::Identity,
 };
 
@@ -102,6 +105,31 @@ impl Llama {
     /// [`EngineError::Corrupt`] for missing tensors and wrong shapes, [`EngineError::Io`] when reading fails,
     /// [`EngineError::UnsupportedModel`] for parts that its architecture does not have.
     pub fn load(file: &ModelFile, config: Config, format: Format) -> Result<Self, EngineError> {
+        Self::build(&mut Weights { file, format, packed: None, writer: None }, config)
+    }
+
+    /// As [`load`](Self::load), with the packed weights mapped from a file in this folder, which is made where there is none.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load). Where the file cannot be written, weights stay in memory of their own.
+    pub fn load_packed(file: &ModelFile, config: Config, format: Format, dir: &Path) -> Result<Self, EngineError> {
+        let open = || Packed::open(dir, file, format);
+        if let Some(packed) = open() {
+            return Self::build(&mut Weights { file, format, packed: Some(packed), writer: None }, config);
+        }
+        let failed = |error: std::io::Error| tracing::warn!(dir = %dir.display(), %error, "packed weights cannot be kept");
+        let writer = Writer::new(dir, file, format).map_err(failed).ok();
+        let mut weights = Weights { file, format, packed: None, writer };
+        let model = Self::build(&mut weights, config.clone())?;
+        let written = weights.writer.is_some_and(|writer| writer.finish(model.weights).map_err(failed).is_ok());
+        match written.then(open).flatten() {
+            Some(packed) => Self::build(&mut Weights { file, format, packed: Some(packed), writer: None }, config),
+            None => Ok(model),
+        }
+    }
+
+    fn build(weights: &mut Weights<'_>, config: Config) -> Result<Self, EngineError> {
+        let (file, format) = (weights.file, weights.format);
         let kv = if format == Format::F32 { Element::F32 } else { config.kv };
         let config = Config { kv, ..config };
         let known = |name: &str| {
@@ -113,25 +141,24 @@ impl Llama {
         }
         let c = &config;
         let (q, kv) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size);
-        let matrix = |name: &str, rows: usize, columns: usize| load_matrix(file, name, rows, columns, format);
         let mut layers = Vec::with_capacity(c.layers);
         for i in 0..c.layers {
             let name = |part: &str| format!("blk.{i}.{part}.weight");
             layers.push(Layer {
                 attention_norm: load_vector(file, &name("attn_norm"), c.hidden)?,
-                query: load_projection(file, c, i, "attn_q", q, format)?,
-                key: load_projection(file, c, i, "attn_k", kv, format)?,
-                value: load_projection(file, c, i, "attn_v", kv, format)?,
-                output: matrix(&name("attn_output"), c.hidden, q)?,
+                query: load_projection(weights, c, i, "attn_q", q)?,
+                key: load_projection(weights, c, i, "attn_k", kv)?,
+                value: load_projection(weights, c, i, "attn_v", kv)?,
+                output: weights.matrix(&name("attn_output"), c.hidden, q)?,
                 feed_forward_norm: load_vector(file, &name("ffn_norm"), c.hidden)?,
-                gate: matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
-                up: matrix(&name("ffn_up"), c.feed_forward, c.hidden)?,
-                down: matrix(&name("ffn_down"), c.hidden, c.feed_forward)?,
+                gate: weights.matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
+                up: weights.matrix(&name("ffn_up"), c.feed_forward, c.hidden)?,
+                down: weights.matrix(&name("ffn_down"), c.hidden, c.feed_forward)?,
             });
         }
-        let embedding = matrix("token_embd.weight", c.vocabulary, c.hidden)?;
+        let embedding = weights.matrix("token_embd.weight", c.vocabulary, c.hidden)?;
         let head = match file.tensors.contains_key("output.weight") {
-            true => Some(matrix("output.weight", c.vocabulary, c.hidden)?),
+            true => Some(weights.matrix("output.weight", c.vocabulary, c.hidden)?),
             false => None,
         };
         let norm = load_vector(file, "output_norm.weight", c.hidden)?;
@@ -145,7 +172,7 @@ impl Llama {
             |(i, factor): (usize, &f32)| c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale;
         let frequencies = factors.iter().enumerate().map(frequency).collect();
         let activations = Precision::Sixteen;
-        let weights = file.hash_of_read();
+        let weights = weights.packed.as_ref().map_or_else(|| file.hash_of_read(), Packed::weights);
         Ok(Self { embedding, layers, norm, head, frequencies, activations, weights, config })
     }
 
@@ -335,22 +362,18 @@ fn read<'a>(file: &'a ModelFile, name: &str, shape: &[u64]) -> Result<(TensorTyp
 
 /// Queries, keys or values of layer `i`; those that are rotated in the order in which [`elementwise::rope`] wants them.
 fn load_projection(
-    file: &ModelFile,
+    weights: &mut Weights<'_>,
     c: &Config,
     i: usize,
     part: &str,
     rows: usize,
-    format: Format,
 ) -> Result<Projection, EngineError> {
+    let file = weights.file;
     let name = |what: &str, end: &str| format!("blk.{i}.{what}.{end}");
     let there = |name: &String| file.tensors.contains_key(name);
     let turned = c.in_halves && part != "attn_v";
     let head = c.heads.size;
-    let weight = name(part, "weight");
-    let (kind, mut raw) = read(file, &weight, &[c.hidden as u64, rows as u64])?;
-    if turned {
-        raw = in_pairs(&raw, raw.len() / rows, head);
-    }
+    let turn = |raw: Vec<u8>| if turned { in_pairs(&raw, raw.len() / rows, head) } else { raw };
     let vector = |name: String, length: usize| -> Result<Vec<f32>, EngineError> {
         if !there(&name) {
             return Ok(Vec::new());
@@ -359,7 +382,7 @@ fn load_projection(
         Ok(if turned { in_pairs(&values, 1, head) } else { values })
     };
     let out = Projection {
-        weight: pack(file, &weight, kind, &raw, (rows, c.hidden), format)?,
+        weight: weights.turned_matrix(&name(part, "weight"), rows, c.hidden, turn)?,
         bias: vector(name(part, "bias"), rows)?,
         norm: vector(name(&format!("{part}_norm"), "weight"), head)?,
     };
@@ -385,27 +408,41 @@ fn in_pairs<T: Copy>(rows: &[T], width: usize, head: usize) -> Vec<T> {
     out
 }
 
-fn pack(
-    file: &ModelFile,
-    name: &str,
-    kind: TensorType,
-    raw: &[u8],
-    (rows, columns): (usize, usize),
+/// Where matrices come from, and where they go to be found packed the next time.
+struct Weights<'a> {
+    file: &'a ModelFile,
     format: Format,
-) -> Result<Linear, EngineError> {
-    Linear::pack(kind, raw, rows, columns, format)
-        .map_err(|e| file.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))
+    packed: Option<Packed>,
+    writer: Option<Writer>,
 }
 
-fn load_matrix(
-    file: &ModelFile,
-    name: &str,
-    rows: usize,
-    columns: usize,
-    format: Format,
-) -> Result<Linear, EngineError> {
-    let (kind, raw) = read(file, name, &[columns as u64, rows as u64])?;
-    pack(file, name, kind, &raw, (rows, columns), format)
+impl Weights<'_> {
+    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear, EngineError> {
+        self.turned_matrix(name, rows, columns, |raw| raw)
+    }
+
+    /// A matrix whose rows are brought into another order first.
+    fn turned_matrix(
+        &mut self,
+        name: &str,
+        rows: usize,
+        columns: usize,
+        turn: impl FnOnce(Vec<u8>) -> Vec<u8>,
+    ) -> Result<Linear, EngineError> {
+        if let Some(matrix) = self.packed.as_ref().and_then(|packed| packed.matrix(name, rows, columns)) {
+            return Ok(matrix);
+        }
+        let (kind, raw) = read(self.file, name, &[columns as u64, rows as u64])?;
+        let matrix = Linear::pack(kind, &turn(raw), rows, columns, self.format)
+            .map_err(|e| self.file.corrupt(format!("tensor `{name}` cannot be decoded: {e}")))?;
+        if let Some(writer) = &mut self.writer
+            && let Err(error) = writer.add(name, &matrix)
+        {
+            tracing::warn!(%error, "packed weights cannot be kept");
+            self.writer = None;
+        }
+        Ok(matrix)
+    }
 }
 
 fn load_vector(file: &ModelFile, name: &str, length: usize) -> Result<Vec<f32>, EngineError> {

@@ -5,7 +5,11 @@
 //! block of 32 to eight or sixteen bits ([`Precision`]). F16 and BF16 stay as they are and meet f32. All else (Q5_1, Q2_K) is kept
 //! in f32. [`Format::F32`] keeps everything in f32: the reference.
 
+use std::sync::Arc;
+
 use half::{bf16, f16};
+use memmap2::Mmap;
+use serde::{Deserialize, Serialize};
 
 use super::{
     Ops, Shared, elementwise,
@@ -31,12 +35,44 @@ pub enum Format {
     F32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum Kind {
     F32,
     F16,
     Bf16,
     Packed(Packing),
+}
+
+/// Sizes of a matrix and how it is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    rows: usize,
+    columns: usize,
+    kind: Kind,
+}
+
+impl Shape {
+    fn tile_lines(self) -> usize {
+        let bytes = match self.kind {
+            Kind::F32 => self.columns.saturating_mul(WIDTH * 4),
+            Kind::F16 | Kind::Bf16 => self.columns.saturating_mul(WIDTH * 2),
+            Kind::Packed(packing) => packing.tile_bytes(self.columns / BLOCK),
+        };
+        bytes.div_ceil(Line::BYTES)
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(self) -> usize {
+        self.rows.div_ceil(WIDTH).saturating_mul(self.tile_lines()).saturating_mul(Line::BYTES)
+    }
+}
+
+/// Where a matrix lies.
+enum Lines {
+    Own(Vec<Line>),
+    /// From a byte of a mapped file.
+    Mapped(Arc<Mmap>, usize),
 }
 
 /// A matrix of `rows` x `columns`, packed into tiles of sixteen rows. `y = W x`.
@@ -45,7 +81,7 @@ pub struct Linear {
     columns: usize,
     kind: Kind,
     /// Tiles of `tile_lines` lines: `[column][16]` numbers, or see [`super::quantised`].
-    lines: Vec<Line>,
+    lines: Lines,
     tile_lines: usize,
 }
 
@@ -99,17 +135,42 @@ impl Linear {
     }
 
     fn empty(kind: Kind, rows: usize, columns: usize) -> Self {
-        let bytes = match kind {
-            Kind::F32 => columns * WIDTH * 4,
-            Kind::F16 | Kind::Bf16 => columns * WIDTH * 2,
-            Kind::Packed(packing) => packing.tile_bytes(columns / BLOCK),
-        };
-        let tile_lines = bytes.div_ceil(Line::BYTES);
+        let tile_lines = Shape { rows, columns, kind }.tile_lines();
         let count = rows.div_ceil(WIDTH) * tile_lines;
         let mut lines = Vec::with_capacity(count);
         prefer_large_pages(lines.spare_capacity_mut());
         lines.resize(count, Line::default());
-        Self { rows, columns, kind, lines, tile_lines }
+        Self { rows, columns, kind, lines: Lines::Own(lines), tile_lines }
+    }
+
+    /// What lies packed in a mapped file from this byte on; `None` unless it is whole there, at a cache line.
+    pub fn mapped(shape: Shape, map: &Arc<Mmap>, at: usize) -> Option<Self> {
+        let Shape { rows, columns, kind } = shape;
+        let bytes = map.get(at..at.checked_add(shape.bytes())?)?;
+        (bytes.as_ptr() as usize).is_multiple_of(Line::BYTES).then(|| {
+            let lines = Lines::Mapped(Arc::clone(map), at);
+            Self { rows, columns, kind, lines, tile_lines: shape.tile_lines() }
+        })
+    }
+
+    pub fn shape(&self) -> Shape {
+        Shape { rows: self.rows, columns: self.columns, kind: self.kind }
+    }
+
+    /// As it lies in memory.
+    pub fn as_bytes(&self) -> &[u8] {
+        number::bytes(self.lines())
+    }
+
+    fn lines(&self) -> &[Line] {
+        match &self.lines {
+            Lines::Own(lines) => lines,
+            Lines::Mapped(map, at) => {
+                let count = self.rows.div_ceil(WIDTH) * self.tile_lines;
+                // SAFETY: `mapped` has checked length and alignment; lines are plain bytes, and nobody writes them.
+                unsafe { std::slice::from_raw_parts(map.as_ptr().add(*at).cast(), count) }
+            }
+        }
     }
 
     /// Of plain numbers of two bytes.
@@ -250,7 +311,8 @@ impl Linear {
     }
 
     fn tile_lines_mut(&mut self, tile: usize) -> &mut [Line] {
-        &mut self.lines[tile * self.tile_lines..][..self.tile_lines]
+        let Lines::Own(lines) = &mut self.lines else { unreachable!("what is mapped is not packed again") };
+        &mut lines[tile * self.tile_lines..][..self.tile_lines]
     }
 
     fn tile_mut(&mut self, tile: usize) -> &mut [u8] {
@@ -258,7 +320,7 @@ impl Linear {
     }
 
     fn tile(&self, tile: usize) -> &[Line] {
-        &self.lines[tile * self.tile_lines..][..self.tile_lines]
+        &self.lines()[tile * self.tile_lines..][..self.tile_lines]
     }
 
     pub fn rows(&self) -> usize {
@@ -271,7 +333,7 @@ impl Linear {
 
     /// Bytes in memory.
     pub fn bytes(&self) -> usize {
-        self.lines.len() * Line::BYTES
+        self.lines().len() * Line::BYTES
     }
 
     /// Row `row` as numbers (a token's embedding); `out` has `columns` elements.

@@ -22,7 +22,8 @@ const HALVES: usize = WIDTH * 2;
 const BYTES_GROUP: usize = 2 * HALVES + GROUP * 2 * WIDTH;
 
 /// How a tile is packed, after the GGUF format that it is exact for. d and m are f16 of each row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Packing {
     /// `w = d q + m`; four bits. Of each block sixteen d, then sixteen m.
     Q4,

@@ -101,6 +101,10 @@ pub struct Body<'a> {
     /// The end user, as the client knows them.
     #[serde(default)]
     user: Option<String>,
+    /// `priority` goes first among what waits for a model in the process, `flex` last; others make no difference there.
+    #[serde(borrow, default)]
+    #[schema(value_type = Option<String>, example = "flex")]
+    service_tier: Option<Cow<'a, str>>,
 }
 
 /// How to stream.
@@ -267,6 +271,11 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
         metadata,
         user: body.user,
         client_retry: 0,
+        priority: match body.service_tier.as_deref() {
+            Some("priority") => 1,
+            Some("flex") => -1,
+            _ => 0,
+        },
         body: Bytes::new(),
     })
 }
