@@ -46,13 +46,14 @@ def requests():
     return out
 
 
-def serve(port, local):
+def serve(port, local, top=None):
     folder = pathlib.Path(tempfile.mkdtemp())
     names = "models:\n  m: {name: m}\n  guest: {name: guest}\n"
     (folder / "p.yaml").write_text(f"policy: p\n{names}select:\n  arms: [m]\n  static: {{m: 1}}\n")
     entry = json.dumps({"model": str(args.model), **local})
-    fleet = "".join(f"  - name: {name}\n    local: {entry}\n" for name in ["m", "guest"])
-    (folder / "weir.yaml").write_text(f"fleet:\n{fleet}policies: [{folder}/p.yaml]\n")
+    # Two thousand tokens are the longest prompt and its answer, and all that a model is promised.
+    fleet = "".join(f"  - name: {name}\n    context: 2048\n    local: {entry}\n" for name in ["m", "guest"])
+    (folder / "weir.yaml").write_text(f"fleet:\n{fleet}policies: [{folder}/p.yaml]\n" + (top or ""))
     log = open(args.out / f"weir-{port}.log", "w")
     command = [args.weir, "serve", "--config", folder / "weir.yaml", "--listen", f"127.0.0.1:{port}", "--data-dir", folder / "data"]
     process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -100,7 +101,7 @@ quiet = serve(18201, {"max_sequences": 2, "prompt_lookup": 0})
 want = [ask(18201, body) for body in bodies]
 assert all(status == 200 for status, _ in want), want
 quiet.terminate()
-process = serve(18202, {"cache_mib": 1, "max_sequences": 16})
+process = serve(18202, {"max_sequences": 16}, "kv_cache_mib: 1\n")
 end = time.time() + 60 * args.minutes
 totals, wrong, lock = {"whole": 0, "of_guest": 0, "guest_away": 0, "left": 0, "busy": 0}, [], threading.Lock()
 turns = []

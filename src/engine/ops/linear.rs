@@ -92,6 +92,7 @@ pub struct Quantised {
     scales: Vec<f32>,
     sums: Vec<[i32; 2]>,
     totals: Vec<f32>,
+    wide: Vec<[i32; quantised::WIDE]>,
 }
 
 impl Linear {
@@ -376,14 +377,18 @@ pub fn multiply(
         scratch.scales.resize(tokens * blocks, 0.0);
         scratch.sums.resize(tokens * blocks, [0; 2]);
         scratch.totals.resize(tokens * blocks, 0.0);
-        let Quantised { values, scales, sums, totals } = scratch;
+        let Quantised { values, scales, sums, totals, wide } = scratch;
         match precision {
             Precision::Eight => elementwise::quantise8(ops.level, x, values, scales, sums, totals),
             Precision::Sixteen => elementwise::quantise16(ops.level, x, values, scales, sums, totals),
         }
+        let wanted = |w: &Linear| matches!(w.kind, Kind::Packed(packing) if quantised::needs_wide(ops.level, packing));
+        if jobs.iter().any(|(w, _)| wanted(w)) {
+            quantised::widen(precision, values, wide);
+        }
     }
-    let Quantised { values, scales, sums, totals } = scratch;
-    let quantised = Tokens { precision, values, scales, sums, totals, blocks };
+    let Quantised { values, scales, sums, totals, wide } = scratch;
+    let quantised = Tokens { precision, values, scales, sums, totals, wide, blocks };
 
     // One list of tiles over all matrices: (matrix, its first tile in the list).
     let mut tiles = 0;

@@ -190,7 +190,33 @@ pub struct Tokens<'a> {
     pub sums: &'a [[i32; 2]],
     /// The sum of each block's activations: `scale * sum`.
     pub totals: &'a [f32],
+    /// For AVX2 and weights of eight bits, see [`widen`]; empty otherwise.
+    pub wide: &'a [[i32; WIDE]],
     pub blocks: usize,
+}
+
+/// Pairs of a block's values.
+pub const WIDE: usize = BLOCK / 2;
+
+/// The values of blocks as AVX2 multiplies them with bytes: in sixteen bits, two in a word, of each group of four columns the
+/// first and the third, then the second and the fourth. Once for all tiles, and not again in each.
+pub fn widen(precision: Precision, values: &[i8], out: &mut Vec<[i32; WIDE]>) {
+    out.clear();
+    out.extend(values.chunks_exact(BLOCK * precision.planes()).map(|block| {
+        let value = |column: usize| match precision {
+            Precision::Eight => i16::from(block[column]),
+            Precision::Sixteen => (i16::from(block[column]) << 8).wrapping_add(block[BLOCK + column].into()),
+        };
+        std::array::from_fn(|i| {
+            let column = i / 2 * 4 + i % 2;
+            i32::from(value(column + 2)) << 16 | i32::from(value(column) as u16)
+        })
+    }));
+}
+
+/// Whether a product needs [`widen`].
+pub fn needs_wide(level: Level, packing: Packing) -> bool {
+    level == Level::Avx2 && with_form!(packing, F => !F::NIBBLES)
 }
 
 /// Computes sixteen rows for tokens `first..first + count`; `out` gets `[count][16]`.
@@ -211,6 +237,10 @@ pub fn multiply(
     assert!(tokens.scales.len() >= (first + count) * tokens.blocks, "too few scales");
     assert!(tokens.sums.len() >= (first + count) * tokens.blocks, "too few sums");
     assert!(tokens.totals.len() >= (first + count) * tokens.blocks, "too few totals");
+    assert!(
+        !needs_wide(level, packing) || tokens.wide.len() >= (first + count) * tokens.blocks,
+        "too few widened values"
+    );
     with_form!(packing, F => {
         let mut done = 0;
         while done < count {

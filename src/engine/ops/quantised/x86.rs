@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{BLOCK, Form, GROUP, HALVES, Tokens, WIDTH};
+use super::{BLOCK, Form, GROUP, HALVES, Tokens, WIDE, WIDTH};
 
 pub type Wide = __m512;
 pub type Narrow = __m256;
@@ -284,6 +284,12 @@ pub unsafe fn avx2<const T: usize, const PLANES: usize, F: Form>(
     ahead: bool,
     out: &mut [[f32; WIDTH]],
 ) {
+    if T == 1
+        && let Some(out) = out.first_mut()
+    {
+        // SAFETY: by the caller's promise.
+        return unsafe { single256::<PLANES, F>(tile, tokens, first, ahead, out) };
+    }
     let blocks = tokens.blocks;
     // Two halves of eight rows, one after the other: they share cache lines.
     for half in [0, 1] {
@@ -316,12 +322,13 @@ pub unsafe fn avx2<const T: usize, const PLANES: usize, F: Form>(
                         let dot = nibbles256::<PLANES>(&w, values);
                         *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(d[0], s), *total);
                     } else if F::HALVED {
-                        let dot = bytes256::<PLANES>(at, values, 0..4, less);
+                        let wide = tokens.wide.get_unchecked(block);
+                        let dot = bytes256(at, wide, 0..4, less);
                         *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(d[0], s), *total);
-                        let dot = bytes256::<PLANES>(at, values, 4..8, less2);
+                        let dot = bytes256(at, wide, 4..8, less2);
                         *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(d[1], s), *total);
                     } else {
-                        let dot = bytes256::<PLANES>(at, values, 0..8, less.wrapping_add(less2));
+                        let dot = bytes256(at, tokens.wide.get_unchecked(block), 0..8, less.wrapping_add(less2));
                         *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), _mm256_mul_ps(d[0], s), *total);
                     }
                     if F::MINIMA {
@@ -367,34 +374,106 @@ unsafe fn nibbles256<const PLANES: usize>(w: &[__m256i; 8], values: *const i32) 
 /// The dot products of some groups of a block's weights of eight bits with its activations, added to `start`.
 ///
 /// # Safety
-/// The block's bytes at `at`, and 32 readable bytes at `values` for each plane.
+/// The block's bytes at `at`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn bytes256<const PLANES: usize>(
-    at: *const u8,
-    values: *const i32,
-    groups: std::ops::Range<usize>,
-    start: i32,
-) -> __m256i {
-    let bytes = _mm256_set1_epi16(255);
+unsafe fn bytes256(at: *const u8, wide: &[i32; WIDE], groups: std::ops::Range<usize>, start: i32) -> __m256i {
     let mut dot = _mm256_set1_epi32(start);
-    let widened = |v| (_mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(v)), _mm256_srai_epi16::<8>(v));
-    // `maddubs` would saturate with weights up to 255: widen the even and the odd bytes instead.
     for g in groups {
-        // SAFETY: within the block and the planes.
-        let (w, v) =
-            unsafe { (_mm256_loadu_si256(at.add(g * 64).cast()), _mm256_set1_epi32(values.add(g).read_unaligned())) };
-        let (w_even, w_odd) = (_mm256_and_si256(w, bytes), _mm256_srli_epi16::<8>(w));
-        let (mut v_even, mut v_odd) = widened(v);
-        if PLANES == 2 {
-            // The halves put together to sixteen bits first.
-            // SAFETY: within the planes.
-            let low = widened(_mm256_set1_epi32(unsafe { values.add(8 + g).read_unaligned() }));
-            v_even = _mm256_add_epi16(_mm256_slli_epi16::<8>(v_even), low.0);
-            v_odd = _mm256_add_epi16(_mm256_slli_epi16::<8>(v_odd), low.1);
-        }
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(w_even, v_even));
-        dot = _mm256_add_epi32(dot, _mm256_madd_epi16(w_odd, v_odd));
+        // SAFETY: within the block.
+        let w = unsafe { _mm256_loadu_si256(at.add(g * 64).cast()) };
+        dot = group256(dot, w, _mm256_set1_epi32(wide[2 * g]), _mm256_set1_epi32(wide[2 * g + 1]));
     }
     dot
+}
+
+/// Adds the products of 32 bytes with the widened values of their group. `maddubs` would saturate with weights up to 255: the
+/// even and the odd bytes are widened instead.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group256(dot: __m256i, w: __m256i, even: __m256i, odd: __m256i) -> __m256i {
+    let dot = _mm256_add_epi32(dot, _mm256_madd_epi16(_mm256_and_si256(w, _mm256_set1_epi16(255)), even));
+    _mm256_add_epi32(dot, _mm256_madd_epi16(_mm256_srli_epi16::<8>(w), odd))
+}
+
+/// One token: both halves of the rows together, which share its values.
+///
+/// # Safety
+/// As for [`avx512`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn single256<const PLANES: usize, F: Form>(
+    tile: &[u8],
+    tokens: Tokens<'_>,
+    token: usize,
+    ahead: bool,
+    out: &mut [f32; WIDTH],
+) {
+    let blocks = tokens.blocks;
+    let mut sums = [_mm256_setzero_ps(); 2];
+    // SAFETY: all places are within the slices by the caller's promise.
+    unsafe {
+        let scales = tile.as_ptr().add(blocks * F::BYTES);
+        for b in 0..blocks {
+            let at = tile.as_ptr().add(b * F::BYTES);
+            let scales = scales.add(b / F::TOGETHER * F::BYTES_SCALES);
+            if ahead {
+                fetch_ahead::<F>(at, scales, b, tile.len());
+            }
+            let block = token * blocks + b;
+            let load = |g: usize, half: usize| _mm256_loadu_si256(at.add(g * 64 + half * 32).cast());
+            // Of both halves of the rows: of the whole block in the first, or of its halves.
+            let mut dots = [[_mm256_setzero_si256(); 2]; 2];
+            if F::NIBBLES {
+                let values: *const i32 = tokens.values.as_ptr().add(block * BLOCK * PLANES).cast();
+                let value = |i: usize| _mm256_set1_epi32(values.add(i).read_unaligned());
+                let (nibble, ones) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1));
+                // As in `nibbles256`, no sum of sixteen bits saturates.
+                let mut planes = [[_mm256_setzero_si256(); PLANES]; 2];
+                for g in 0..4 {
+                    for (half, planes) in planes.iter_mut().enumerate() {
+                        let both = load(g, half);
+                        let low = _mm256_and_si256(both, nibble);
+                        let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), nibble);
+                        for (p, sum) in planes.iter_mut().enumerate() {
+                            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(low, value(8 * p + g)));
+                            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(high, value(8 * p + g + 4)));
+                        }
+                    }
+                }
+                for (dots, planes) in dots.iter_mut().zip(&planes) {
+                    dots[0] = _mm256_madd_epi16(planes[0], ones);
+                    if let Some(low) = planes.get(1) {
+                        dots[0] = _mm256_add_epi32(_mm256_slli_epi32::<8>(dots[0]), _mm256_madd_epi16(*low, ones));
+                    }
+                }
+            } else {
+                let wide = tokens.wide.get_unchecked(block);
+                let [less, less2] = (*tokens.sums.as_ptr().add(block)).map(|sum| sum.wrapping_mul(-F::OFFSET));
+                let start = if F::HALVED { [less, less2] } else { [less.wrapping_add(less2), 0] };
+                dots = [start.map(|start| _mm256_set1_epi32(start)); 2];
+                for g in 0..8 {
+                    let part = if F::HALVED { g / 4 } else { 0 };
+                    let (even, odd) = (_mm256_set1_epi32(wide[2 * g]), _mm256_set1_epi32(wide[2 * g + 1]));
+                    for (half, dots) in dots.iter_mut().enumerate() {
+                        dots[part] = group256(dots[part], load(g, half), even, odd);
+                    }
+                }
+            }
+            let s = _mm256_set1_ps(*tokens.scales.as_ptr().add(block));
+            let part = _mm256_set1_ps(*tokens.totals.as_ptr().add(block));
+            for (half, sum) in sums.iter_mut().enumerate() {
+                let (d, m) = F::scales256(scales, b, half);
+                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[half][0]), _mm256_mul_ps(d[0], s), *sum);
+                if F::HALVED {
+                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dots[half][1]), _mm256_mul_ps(d[1], s), *sum);
+                }
+                if F::MINIMA {
+                    *sum = _mm256_fmadd_ps(m, part, *sum);
+                }
+            }
+        }
+        for (half, sum) in sums.iter().enumerate() {
+            _mm256_storeu_ps(out.as_mut_ptr().add(half * 8), *sum);
+        }
+    }
 }
