@@ -123,7 +123,8 @@ pub struct KeyEntry {
 pub struct FleetEntry {
     pub name: String,
     pub tags: Vec<String>,
-    /// Longest prompt plus answer in tokens; read from the model where it is local.
+    /// Longest prompt plus answer in tokens. A local model's own is read from its file; this bounds it, and with it the memory
+    /// that it is promised.
     pub context: Option<u32>,
     pub price: Price,
     /// Joules per token, where they have been measured; for policies whose reward counts joules.
