@@ -205,13 +205,15 @@ fn no_schedule_changes_what_is_said() {
         (rng >> 11) % n
     };
     // Six blocks, or 192 tokens: a few sequences fill them.
-    let options = EngineOptions { context: Some(160), cache_bytes: Some(0), max_sequences: 8, ..EngineOptions::default() };
+    let options =
+        EngineOptions { context: Some(160), cache_bytes: Some(0), max_sequences: 8, ..EngineOptions::default() };
     let (mut flips, mut judged, mut tokens_judged) = (0, 0, 0);
     let (mut preempted, mut reused, mut guessed) = (0, 0, 0);
     for round in 0..3 {
         let options = EngineOptions { step_tokens: 24 + 40 * round, ..options.clone() };
         let engine = Engine::load(&path, options).unwrap();
-        let texts = ["Count: one two one two one two", "The river and the sea. The river and", "List of words, in no order:"];
+        let texts =
+            ["Count: one two one two one two", "The river and the sea. The river and", "List of words, in no order:"];
         let requests: Vec<(Generate, bool)> = (0..9)
             .map(|i| {
                 let mut tokens = engine.encode_text(&texts[below(3) as usize].repeat(1 + below(4) as usize)).unwrap();
@@ -273,7 +275,9 @@ fn no_schedule_changes_what_is_said() {
         reused += counters.reused;
         guessed += counters.guessed_right;
     }
-    println!("{judged} answers, {tokens_judged} tokens, {flips} flips; {preempted} preempted, {reused} reused, {guessed} guessed");
+    println!(
+        "{judged} answers, {tokens_judged} tokens, {flips} flips; {preempted} preempted, {reused} reused, {guessed} guessed"
+    );
     assert!(flips * 200 <= tokens_judged, "{flips} flips in {tokens_judged} tokens");
     assert!(preempted > 0 && reused > 0 && guessed > 0, "{preempted} {reused} {guessed}");
 }

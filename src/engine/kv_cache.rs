@@ -151,8 +151,7 @@ mod tests {
     #[test]
     fn models_of_one_identity_find_each_others_blocks_and_others_do_not() {
         let memory = KvCache::of(Reservation::of(4, 4 * Line::BYTES));
-        let (a, b, other) =
-            (model(&memory, 1, 1, 2, 1), model(&memory, 1, 1, 2, 1), model(&memory, 2, 1, 2, 1));
+        let (a, b, other) = (model(&memory, 1, 1, 2, 1), model(&memory, 1, 1, 2, 1), model(&memory, 2, 1, 2, 1));
         keep(&a, 7, 2);
         assert_eq!((kept(&a, 7), kept(&b, 7), kept(&other, 7)), (2, 2, 0));
         drop(a);

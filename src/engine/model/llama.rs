@@ -117,7 +117,8 @@ impl Llama {
         if let Some(packed) = open() {
             return Self::build(&mut Weights { file, format, packed: Some(packed), writer: None }, config);
         }
-        let failed = |error: std::io::Error| tracing::warn!(dir = %dir.display(), %error, "packed weights cannot be kept");
+        let failed =
+            |error: std::io::Error| tracing::warn!(dir = %dir.display(), %error, "packed weights cannot be kept");
         let writer = Writer::new(dir, file, format).map_err(failed).ok();
         let mut weights = Weights { file, format, packed: None, writer };
         let model = Self::build(&mut weights, config.clone())?;
