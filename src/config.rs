@@ -391,7 +391,9 @@ impl Config {
             embedder_asked: file.embedder.is_some(),
             embed_deadline: Duration::from_millis(file.embedder.as_ref().and_then(|e| e.deadline_ms).unwrap_or(250)),
             embed_threads: file.embedder.as_ref().and_then(|e| e.threads).unwrap_or(1),
-            kv_cache_bytes: file.kv_cache_mib.map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib << 20),
+            kv_cache_bytes: file
+                .kv_cache_mib
+                .map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20)),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
             upstream: over.upstream,

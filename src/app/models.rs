@@ -91,7 +91,7 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
                 options.max_sequences = sequences;
             }
             if let Some(mib) = local.cache_mib {
-                options.cache_bytes = Some(mib << 20);
+                options.cache_bytes = Some(mib.saturating_mul(1 << 20));
             }
             if let Some(guesses) = local.prompt_lookup {
                 options.prompt_lookup = guesses;
