@@ -292,19 +292,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::engine::ops::block_pool::Memory;
-
-    /// Xorshift (Marsaglia, 2003).
-    struct Rng(u64);
-
-    impl Rng {
-        fn below(&mut self, n: usize) -> usize {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            (self.0 >> 11) as usize % n
-        }
-    }
+    use crate::engine::{ops::block_pool::Memory, testing::Rng};
 
     fn tokens(rng: &mut Rng) -> Vec<u32> {
         // Few beginnings, so that prompts share them.

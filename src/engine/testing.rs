@@ -7,17 +7,28 @@ use half::f16;
 
 use super::model_file::{ModelFile, TensorType, Value};
 
+/// Reproducible draws: xorshift (Marsaglia, 2003). The state is not zero.
+pub struct Rng(pub u64);
+
+impl Rng {
+    pub fn draw(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// A number below `n`.
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.draw() >> 11) as usize % n
+    }
+}
+
 /// `n` reproducible numbers between -1 and 1.
 pub fn numbers(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
+    let state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(0x1234_5678_9abc_def1);
+    let mut rng = Rng(state);
+    (0..n).map(|_| (rng.draw() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
 /// Q4_0 blocks as llama.cpp writes them.

@@ -274,6 +274,7 @@ impl Drop for Pooled {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::testing::Rng;
 
     /// Of blocks of this many lines.
     fn pool(reservation: &Reservation, lines: usize, promised: usize) -> BlockPool {
@@ -286,13 +287,8 @@ mod tests {
         let pools = [pool(&reservation, 1, 0), pool(&reservation, 5, 9), pool(&reservation, 17, 1)];
         assert_eq!(pools[1].0.per * 5, 15, "one line in sixteen is left over");
         assert_eq!((pools[2].0.together, pools[2].0.per), (6, 5), "85 of 96 lines");
-        let mut rng = 3u64;
-        let mut below = move |n: usize| {
-            rng ^= rng << 13;
-            rng ^= rng >> 7;
-            rng ^= rng << 17;
-            (rng >> 11) as usize % n
-        };
+        let mut rng = Rng(3);
+        let mut below = move |n: usize| rng.below(n);
         let mut held: Vec<(usize, f32, Memory)> = Vec::new();
         let (mut refused, mut taken) = (0, 0);
         for n in 0..100_000 {

@@ -11,6 +11,7 @@ use crate::engine::{
     },
     prefix_cache::{Identity, Kept, PrefixCache},
     sampler::Choosing,
+    testing::Rng,
 };
 
 const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0 };
@@ -166,13 +167,8 @@ fn a_priority_goes_first_but_not_for_ever() {
 
 #[test]
 fn random_operations_leak_nothing_and_starve_nobody() {
-    let mut rng = 9u64;
-    let mut below = move |n: u64| {
-        rng ^= rng << 13;
-        rng ^= rng >> 7;
-        rng ^= rng << 17;
-        (rng >> 11) % n
-    };
+    let mut rng = Rng(9);
+    let mut below = move |n: u64| rng.below(n as usize) as u64;
     let mut scheduler = scheduler(LIMITS);
     // Whose client is there: when it came.
     let mut there: Vec<(UnboundedReceiver<GenerateEvent>, u64)> = Vec::new();
