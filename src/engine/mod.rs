@@ -2,7 +2,8 @@
 //!
 //! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
 //! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
-//! loop around it, on a thread of its own; [`prefix_cache`] keeps the blocks of what was computed for who begins alike. Nothing here knows of HTTP, policies or backends.
+//! loop around it, on a thread of its own; [`prefix_cache`] keeps the blocks of what was computed for who begins alike.
+//! What all models of a device share is in [`kv_cache`]; [`packed`] keeps their packed weights on disk, to be mapped. Nothing here knows of HTTP, policies or backends.
 
 mod detokenizer;
 mod error;

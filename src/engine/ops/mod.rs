@@ -1,4 +1,4 @@
-//! The arithmetic of the engine on flat buffers: packed matrices ([`linear`]), attention ([`attention`]) over blocks of keys and values ([`block_pool`]), the element
+//! The arithmetic of the engine on flat buffers: packed matrices ([`linear`]), attention ([`attention`]) over blocks of keys and values ([`block_pool`], cut from [`superblocks`]), the element
 //! by element operations ([`elementwise`]), and the threads that share the work ([`pool`]).
 //!
 //! Every kernel exists as a scalar twin, which is the specification, and as AVX2 and AVX-512 versions found at run
