@@ -39,6 +39,7 @@ fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
         stop: Vec::new(),
         n: 1,
         priority: 0,
+        deadline: None,
         logprobs: Some(2),
         mask: None,
     }
@@ -305,6 +306,7 @@ fn figures() {
                             stop: Vec::new(),
                             n: 1,
                             priority: 0,
+                            deadline: None,
                             logprobs: Some(0),
                             mask: None,
                         })

@@ -101,6 +101,7 @@ impl LocalBackend {
             stop: sampling.stop,
             n: request.n,
             priority: request.priority,
+            deadline: call.deadline,
             logprobs: request.logprobs.then_some(request.top_logprobs),
             mask: None,
         })
@@ -273,7 +274,15 @@ impl Backend for LocalBackend {
     fn local(&self) -> Option<LocalModel> {
         let ModelInfo { architecture, parameters, quantisation, context, weight_bytes, kv_bytes_per_token, .. } =
             self.info.clone();
-        let info = LocalInfo { architecture, parameters, quantisation, context, weight_bytes, kv_bytes_per_token };
+        let info = LocalInfo {
+            architecture,
+            computed_by: self.info.computed_by.as_str(),
+            parameters,
+            quantisation,
+            context,
+            weight_bytes,
+            kv_bytes_per_token,
+        };
         let loaded = self.engine.load().is_some();
         Some(LocalModel { file: self.path.display().to_string(), loaded, info })
     }

@@ -9,7 +9,10 @@ mod status;
 pub mod tally;
 pub mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,6 +31,9 @@ pub struct Call {
     pub request: Arc<Request>,
     /// `authorization` of the client, where the fleet entry is configured to forward it.
     pub client_authorization: Option<String>,
+    /// When nobody waits for the answer any more: the request's deadline. Dispatch cancels what is late; a backend that queues may
+    /// let the more urgent go first.
+    pub deadline: Option<Instant>,
 }
 
 /// What a backend gives back once a call has been accepted.
@@ -78,6 +84,8 @@ pub struct LocalModel {
 #[derive(Clone, Debug, Serialize)]
 pub struct LocalInfo {
     pub architecture: String,
+    /// `weir`, or `candle` for architectures that our own engine does not have: slower, and without reuse of prompts.
+    pub computed_by: &'static str,
     pub parameters: u64,
     pub quantisation: String,
     /// Longest prompt plus answer, in tokens.

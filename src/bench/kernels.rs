@@ -250,6 +250,7 @@ mod with_card {
                 .zip(&self.lengths)
                 .enumerate()
                 .map(|(row, (blocks, length))| attention::Piece {
+                    window: attention::ALL,
                     row,
                     count: 1,
                     position: length - 1,

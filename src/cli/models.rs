@@ -204,6 +204,10 @@ fn in_words(entry: &Value) -> String {
         DecimalBytes(number("weight_bytes")),
         number("context")
     );
+    let model = match entry["computed_by"].as_str() {
+        Some("candle") => format!("{model}, run by candle (slower, reuses no prompts)"),
+        _ => model,
+    };
     match loaded {
         true => format!("loaded, {load}; {model}"),
         false => format!("not loaded; {model}"),

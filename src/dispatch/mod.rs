@@ -254,6 +254,7 @@ impl<'a> Run<'a> {
             spec,
             request: Arc::clone(&self.request),
             client_authorization: self.authorization.map(str::to_owned),
+            deadline: self.timers.deadline.map(|at| self.ledger.instant(at).into_std()),
         };
         self.active = Active::Starting { call, reply: backend.start(made) };
     }

@@ -17,7 +17,7 @@ pub enum EngineError {
     )]
     Corrupt { path: PathBuf, reason: String },
     /// The file is sound, but this engine cannot run it.
-    #[error("{}: this model cannot be run: {reason}; choose a GGUF file or a folder of safetensors of a llama, qwen2 or qwen3 model", path.display())]
+    #[error("{}: this model cannot be run: {reason}; choose a GGUF file or a folder of safetensors of a llama, qwen2, qwen3 or gemma3 model, or a GGUF file of a phi2 or phi3 model", path.display())]
     UnsupportedModel { path: PathBuf, reason: String },
     /// Options that make no sense together with the model.
     #[error("engine options: {0}")]
@@ -44,6 +44,9 @@ pub enum EngineError {
         "the model computed numbers that are not finite: its weights are damaged; check them with `weir models verify`"
     )]
     NotFinite,
+    /// candle could not compute a step of a model that runs through it.
+    #[error("candle failed: {0}; report it with the model's name, and use another model until then")]
+    Candle(String),
     /// A [`super::sampler::TokenMask`] left no token.
     #[error("no token may come next by the rule that the answer must follow: the rule has a dead end")]
     NothingAllowed,
@@ -71,6 +74,7 @@ impl EngineError {
             | EngineError::Corrupt { .. }
             | EngineError::Options(_)
             | EngineError::NotFinite
+            | EngineError::Candle(_)
             | EngineError::NothingAllowed
             | EngineError::Tokenizer(_) => ErrorKind::Internal,
             EngineError::UnsupportedModel { .. } => ErrorKind::Unsupported,

@@ -8,6 +8,7 @@ use super::{
     model::Config,
     ops::{
         block_pool::{BlockPool, Ready},
+        number::Element,
         superblocks::Reservation,
     },
     prefix_cache::{Identity, Kept, PrefixCache},
@@ -50,6 +51,13 @@ impl KvCache {
     /// Bytes that models have taken, and that they may take together.
     pub fn bytes(&self) -> (usize, usize) {
         self.reservation.bytes()
+    }
+
+    /// Blocks that only count what is kept elsewhere, no more than `most`, for a model that shares none.
+    pub(super) fn counting(most: usize) -> Blocks {
+        let alone = Self::default();
+        let pool = BlockPool::within(&alone.reservation, 1, Element::F32, 0, most);
+        Blocks { pool, prefixes: PrefixCache::new(&alone.kept, Identity { hash: 0, cost: 0, cost_of_depth: 0 }) }
     }
 
     /// A model's part, of which it is promised `promised` blocks and gets no more than `most`.
@@ -95,7 +103,7 @@ mod tests {
     use crate::engine::ops::{
         attention::POSITIONS,
         block_pool::Block,
-        number::{Element, Line},
+        number::Line,
     };
 
     /// Blocks of a number of lines; costs are by byte.

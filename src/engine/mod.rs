@@ -1,10 +1,13 @@
-//! In-process inference, an island: models (GGUF, safetensors) of the llama and Qwen architectures on the CPU, several requests at once.
+//! In-process inference, an island: models (GGUF, safetensors) of the llama, Qwen and Gemma architectures on the CPU, several
+//! requests at once.
 //!
 //! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
 //! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
 //! loop around it, on a thread of its own; [`prefix_cache`] keeps the blocks of what was computed for who begins alike.
-//! What all models of a device share is in [`kv_cache`]; [`packed`] keeps their packed weights on disk, to be mapped. Nothing here knows of HTTP, policies or backends.
+//! What all models of a device share is in [`kv_cache`]; [`packed`] keeps their packed weights on disk, to be mapped. Other
+//! architectures go through [`candle`], and share nothing. Nothing here knows of HTTP, policies or backends.
 
+mod candle;
 mod detokenizer;
 mod error;
 pub mod gguf;
@@ -33,6 +36,7 @@ use std::{
         mpsc,
     },
     thread::JoinHandle,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
@@ -43,9 +47,12 @@ pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
 use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
+use candle::CandleModel;
+use kv_cache::Blocks;
 use model::{Config, Llama};
 use model_file::{ModelFile, TensorType};
 use ops::{Ops, Pool, attention::POSITIONS};
+use runner::Runner;
 use scheduler::{Limits, Scheduler};
 use template::Template;
 use tokenizer::Tokenizer;
@@ -55,6 +62,11 @@ use worker::{Load, Worker};
 pub const DEFAULT_MAX_TOKENS: usize = 1024;
 /// Most alternatives that log-probabilities name, as in OpenAI's service.
 pub const MOST_TOP_LOGPROBS: usize = 20;
+
+/// How long a request is taken to wait where it has no deadline, or a later one.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How much earlier each step of priority makes it due.
+const AHEAD_MS: i64 = 30_000;
 
 /// How an engine is set up.
 #[derive(Clone, Debug)]
@@ -106,6 +118,24 @@ impl Default for EngineOptions {
     }
 }
 
+/// Whose arithmetic a model runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Computed {
+    /// Our own.
+    Weir,
+    /// candle's: slower, and no keys and values are shared or found again.
+    Candle,
+}
+
+impl Computed {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Weir => "weir",
+            Self::Candle => "candle",
+        }
+    }
+}
+
 /// What a model file is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInfo {
@@ -113,6 +143,7 @@ pub struct ModelInfo {
     /// As the file names itself; may be empty.
     pub name: String,
     pub architecture: String,
+    pub computed_by: Computed,
     pub parameters: u64,
     /// The most frequent element type of its matrices, as llama.cpp names it.
     pub quantisation: String,
@@ -144,8 +175,10 @@ pub struct Generate {
     pub stop: Vec<String>,
     /// Number of choices, at least 1.
     pub n: u32,
-    /// Higher ones go first, each step as if it had come 64 requests earlier; 0 otherwise.
+    /// Higher ones go first, each step as if it had come half a minute earlier; 0 otherwise.
     pub priority: i32,
+    /// When nobody waits for the answer any more. Among what waits, the more urgent goes first; nothing is cancelled by it.
+    pub deadline: Option<Instant>,
     /// Log-probabilities with so many alternatives per token, and each token's entropy.
     pub logprobs: Option<u8>,
     /// Which tokens may come next, where not all may.
@@ -189,6 +222,7 @@ pub struct Engine {
     max_waiting: usize,
     load: Arc<Load>,
     known: prefix_cache::Known,
+    started: Instant,
     requests: Option<mpsc::Sender<Arc<sequence::Request>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -205,62 +239,24 @@ impl Engine {
             }
         }
         let file = ModelFile::open(path)?;
-        let config = Config::read(&file)?;
-        let context = options.context.map_or(config.context, |n| config.context.min(n as usize));
-        if context < 2 {
-            return Err(EngineError::Options("context must be at least 2 tokens".to_owned()));
-        }
-        let tokenizer = Arc::new(Tokenizer::read(&file, config.vocabulary)?);
-        let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
-        let model = match &options.packed {
-            Some(dir) => Llama::load_packed(&file, config, options.format, dir)?,
-            None => Llama::load(&file, config, options.format)?,
-        }
-        .with_activations(options.activations);
-        let config = model.config().clone();
-        let info = ModelInfo {
-            path: path.to_owned(),
-            name: config.name.clone(),
-            architecture: config.architecture.name().to_owned(),
-            parameters: file.tensors.values().map(model_file::TensorInfo::elements).sum(),
-            quantisation: quantisation(&file).to_owned(),
-            context,
-            vocabulary: config.vocabulary,
-            weight_bytes: model.weight_bytes(),
-            kv_bytes_per_token: config.kv_bytes_per_token(),
-        };
-        let limits = Limits {
-            step_tokens: options.step_tokens,
-            sequences: options.max_sequences,
-            guesses: options.prompt_lookup,
-        };
-        // One more for the copy that a fork writes to.
-        let promised = context.div_ceil(POSITIONS) + 1;
-        let block_bytes = config.kv_bytes_per_token() * POSITIONS;
-        let most = options.cache_bytes.map_or(usize::MAX, |bytes| promised.max(bytes / block_bytes));
-        let blocks = options.kv_cache.enter(&config, model.identity(), promised, most);
         let threads = match options.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
             n => n,
         };
-        let failed = |e: std::io::Error| EngineError::Options(format!("no thread could be started: {e}"));
-        let ops = Ops {
-            level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
-            pool: Pool::new(threads).map_err(failed)?,
+        let foreign = candle::Config::read(&file)?;
+        let Loaded { info, runner, blocks, limits } = match foreign {
+            Some(config) => Loaded::candle(&file, &config, &options, threads)?,
+            None => Loaded::own(&file, &options, threads)?,
         };
+        let tokenizer = Arc::new(Tokenizer::read(&file, info.vocabulary)?);
+        let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
         let (sender, requests) = mpsc::channel();
         let load = Arc::new(Load::default());
         let scheduler = Scheduler::new(limits, blocks);
         let known = scheduler.known();
-        let worker = Worker {
-            requests,
-            scheduler,
-            runner: runner::Runner::new(model, ops),
-            tokenizer: Arc::clone(&tokenizer),
-            load: Arc::clone(&load),
-        };
+        let worker = Worker { requests, scheduler, runner, tokenizer: Arc::clone(&tokenizer), load: Arc::clone(&load) };
         let thread =
-            std::thread::Builder::new().name("weir-engine".to_owned()).spawn(|| worker.run()).map_err(failed)?;
+            std::thread::Builder::new().name("weir-engine".to_owned()).spawn(|| worker.run()).map_err(no_thread)?;
         Ok(Self {
             info,
             tokenizer,
@@ -269,6 +265,7 @@ impl Engine {
             max_waiting: options.max_waiting,
             load,
             known,
+            started: Instant::now(),
             requests: Some(sender),
             thread: Some(thread),
         })
@@ -381,13 +378,22 @@ impl Engine {
             logprobs: g.logprobs.map(usize::from),
             mask: g.mask,
             choices: g.n,
-            priority: g.priority,
+            due: self.due(g.deadline, g.priority),
             events,
         };
         self.load.waiting_tokens.fetch_add(request.prompt.len(), Ordering::Relaxed);
         let sender = self.requests.as_ref().ok_or(EngineError::Stopped)?;
         sender.send(Arc::new(request)).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
+    }
+
+    /// When a request that comes now is due, in milliseconds of this engine: at its deadline, or after [`PATIENCE`] if that is
+    /// earlier, so that whoever waits is overtaken only by those that come soon after.
+    fn due(&self, deadline: Option<Instant>, priority: i32) -> i64 {
+        let now = Instant::now();
+        let patience = deadline.map_or(PATIENCE, |at| at.saturating_duration_since(now).min(PATIENCE));
+        let at = (now.saturating_duration_since(self.started) + patience).as_millis();
+        i64::try_from(at).unwrap_or(i64::MAX) - i64::from(priority) * AHEAD_MS
     }
 
     fn check(&self, g: &Generate) -> Result<(), EngineError> {
@@ -420,6 +426,104 @@ impl Drop for Engine {
             // A thread that panicked has said so already.
             let _ = thread.join();
         }
+    }
+}
+
+fn no_thread(error: std::io::Error) -> EngineError {
+    EngineError::Options(format!("no thread could be started: {error}"))
+}
+
+/// A model that has been read, ready to run.
+struct Loaded {
+    info: ModelInfo,
+    runner: Runner,
+    blocks: Blocks,
+    limits: Limits,
+}
+
+impl Loaded {
+    fn own(file: &ModelFile, options: &EngineOptions, threads: usize) -> Result<Self, EngineError> {
+        let config = Config::read(file)?;
+        let context = bounded(config.context, options)?;
+        let model = match &options.packed {
+            Some(dir) => Llama::load_packed(file, config, options.format, dir)?,
+            None => Llama::load(file, config, options.format)?,
+        }
+        .with_activations(options.activations);
+        let config = model.config();
+        let info = ModelInfo {
+            name: config.name.clone(),
+            architecture: config.architecture.name().to_owned(),
+            computed_by: Computed::Weir,
+            context,
+            vocabulary: config.vocabulary,
+            weight_bytes: model.weight_bytes(),
+            kv_bytes_per_token: config.kv_bytes_per_token(),
+            ..of_file(file)
+        };
+        // One more for the copy that a fork writes to.
+        let promised = context.div_ceil(POSITIONS) + 1;
+        let block_bytes = config.kv_bytes_per_token() * POSITIONS;
+        let most = options.cache_bytes.map_or(usize::MAX, |bytes| promised.max(bytes / block_bytes));
+        let blocks = options.kv_cache.enter(config, model.identity(), promised, most);
+        let ops = Ops {
+            level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
+            pool: Pool::new(threads).map_err(no_thread)?,
+        };
+        Ok(Self { info, runner: Runner::new(model, ops), blocks, limits: limits(options, options.prompt_lookup, true) })
+    }
+
+    fn candle(
+        file: &ModelFile,
+        config: &candle::Config,
+        options: &EngineOptions,
+        threads: usize,
+    ) -> Result<Self, EngineError> {
+        let context = bounded(config.context, options)?;
+        let info = ModelInfo {
+            name: config.name.clone(),
+            architecture: config.architecture.to_owned(),
+            computed_by: Computed::Candle,
+            context,
+            vocabulary: config.vocabulary,
+            weight_bytes: file.tensors.values().map(|info| info.bytes as usize).sum(),
+            kv_bytes_per_token: config.kv_bytes_per_token(),
+            ..of_file(file)
+        };
+        let bytes = options.cache_bytes.unwrap_or_else(|| options.kv_cache.bytes().1);
+        let most = (bytes / (config.kv_bytes_per_token() * POSITIONS)).max(context.div_ceil(POSITIONS) + 1);
+        let model = CandleModel::load(file, config, context, threads)?;
+        // Guesses that were wrong could not be taken back.
+        let limits = limits(options, 0, false);
+        Ok(Self { info, runner: Runner::Candle(model), blocks: KvCache::counting(most), limits })
+    }
+}
+
+fn limits(options: &EngineOptions, guesses: usize, shares: bool) -> Limits {
+    Limits { step_tokens: options.step_tokens, sequences: options.max_sequences, guesses, shares }
+}
+
+fn bounded(of_model: usize, options: &EngineOptions) -> Result<usize, EngineError> {
+    let context = options.context.map_or(of_model, |n| of_model.min(n as usize));
+    match context {
+        0 | 1 => Err(EngineError::Options("context must be at least 2 tokens".to_owned())),
+        n => Ok(n),
+    }
+}
+
+/// What does not depend on who computes it; the rest is empty.
+fn of_file(file: &ModelFile) -> ModelInfo {
+    ModelInfo {
+        path: file.path().to_owned(),
+        name: String::new(),
+        architecture: String::new(),
+        computed_by: Computed::Weir,
+        parameters: file.tensors.values().map(model_file::TensorInfo::elements).sum(),
+        quantisation: quantisation(file).to_owned(),
+        context: 0,
+        vocabulary: 0,
+        weight_bytes: 0,
+        kv_bytes_per_token: 0,
     }
 }
 

@@ -1,13 +1,21 @@
 //! Turns the parts of a step into one batch of tokens, and runs the model on it.
 
 use super::{
+    EngineError,
+    candle::CandleModel,
     model::{Batch, Llama, Piece, llama::Workspace},
     ops::Ops,
     scheduler::{Part, Scheduler},
 };
 
 /// A model with the buffers and threads that it runs on.
-pub struct Runner {
+pub enum Runner {
+    Own(Box<OwnModel>),
+    Candle(CandleModel),
+}
+
+/// A model that the forward pass of our own computes.
+pub struct OwnModel {
     model: Llama,
     ops: Ops,
     workspace: Workspace,
@@ -16,12 +24,43 @@ pub struct Runner {
 
 impl Runner {
     pub fn new(model: Llama, ops: Ops) -> Self {
-        Self { model, ops, workspace: Workspace::default(), batch: Batch::default() }
+        Self::Own(Box::new(OwnModel { model, ops, workspace: Workspace::default(), batch: Batch::default() }))
     }
 
     /// Computes the parts. The logits of those that sample are then given by [`logits`](Self::logits), in order: after the last
     /// pending token, and after each guess.
-    pub fn run(&mut self, scheduler: &mut Scheduler, parts: &[Part]) {
+    ///
+    /// # Errors
+    /// As [`CandleModel::run`]; our own model has none.
+    pub fn run(&mut self, scheduler: &mut Scheduler, parts: &[Part]) -> Result<(), EngineError> {
+        match self {
+            Self::Own(own) => own.run(scheduler, parts),
+            Self::Candle(candle) => return candle.run(scheduler, parts),
+        }
+        Ok(())
+    }
+
+    /// The n-th logits.
+    pub fn logits(&self, n: usize) -> &[f32] {
+        match self {
+            Self::Own(own) => {
+                let vocabulary = own.model.config().vocabulary;
+                &own.workspace.logits[n * vocabulary..][..vocabulary]
+            }
+            Self::Candle(candle) => candle.logits(n),
+        }
+    }
+
+    /// Lets go of what it holds for sequences that run no more.
+    pub fn keep_running(&mut self, scheduler: &Scheduler) {
+        if let Self::Candle(candle) = self {
+            candle.keep_running(scheduler);
+        }
+    }
+}
+
+impl OwnModel {
+    fn run(&mut self, scheduler: &mut Scheduler, parts: &[Part]) {
         let mut indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
         indices.sort_unstable();
         let batch = &mut self.batch;
@@ -41,11 +80,5 @@ impl Runner {
             }
         }
         self.model.forward(&self.ops, batch, &mut scheduler.caches(&indices), &mut self.workspace);
-    }
-
-    /// The n-th logits.
-    pub fn logits(&self, n: usize) -> &[f32] {
-        let vocabulary = self.model.config().vocabulary;
-        &self.workspace.logits[n * vocabulary..][..vocabulary]
     }
 }

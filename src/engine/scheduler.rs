@@ -6,10 +6,13 @@
 //! nobody in particular ([`Blocks`]), with what those that run still need for their prompts and one block more for each. When blocks run out later, first what is kept
 //! goes, then who ranks last gives way: its blocks are freed, it waits, and computes them again (recompute, as in vLLM;
 //! Kwon et al. 2023, section 4.5). What it has said stays said, and as numbers do not depend on the batch, what follows is the
-//! same. Who ranks first never gives way, so there is always progress; a priority counts as having come [`AHEAD`] requests
-//! earlier, so nobody waits for ever.
+//! same. Who ranks first never gives way, so there is always progress. What is due earlier ranks first (earliest deadline first; Liu
+//! and Layland 1973); whoever comes is due some time after that, so nobody waits for ever.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     kv_cache::Blocks,
@@ -21,8 +24,6 @@ use super::{
 
 /// Sequences with which guessing pays.
 const FEW: usize = 2;
-/// Requests that one step of priority overtakes.
-const AHEAD: i64 = 64;
 
 /// Bounds of the scheduler. All above zero.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,8 @@ pub struct Limits {
     pub sequences: usize,
     /// Tokens that are guessed ahead of a sequence; may be zero.
     pub guesses: usize,
+    /// Whether sequences share blocks: with those that they fork from, and with those that came before them.
+    pub shares: bool,
 }
 
 /// A part of the next step.
@@ -93,7 +96,7 @@ pub struct Counts {
 }
 
 fn rank(request: &Request, ticket: u64, choice: u32) -> Rank {
-    (ticket as i64 - i64::from(request.priority) * AHEAD, ticket, choice)
+    (request.due, ticket, choice)
 }
 
 impl Scheduler {
@@ -187,13 +190,22 @@ impl Scheduler {
                 Waiting::Again(sequence) => (sequence.tokens(), self.choices(sequence)),
             };
             // The last token is computed in any case: its logits are what is sampled from.
-            let found = self.blocks.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS);
-            let wanted = (tokens.len() + 1).div_ceil(POSITIONS) - found.len() + choices - 1;
+            let found = match self.limits.shares {
+                true => self.blocks.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS),
+                false => Vec::new(),
+            };
+            let whole = (tokens.len() + 1).div_ceil(POSITIONS);
+            let wanted = if self.limits.shares { whole - found.len() + choices - 1 } else { whole * choices };
             let running: usize = self.running.iter().map(|sequence| self.choices(sequence)).sum();
             // Alone it runs in any case: the engine has checked that a sequence fits the context.
             let owed: usize =
                 self.running.iter().map(|sequence| sequence.kv.wanted(sequence.pending().len()) + 1).sum();
-            let fits = running + choices <= self.limits.sequences && self.blocks.make_room(wanted + owed);
+            // Nothing is let go in vain.
+            let held: HashSet<_> =
+                self.running.iter().flat_map(|sequence| sequence.kv.blocks()).chain(&found).map(Arc::as_ptr).collect();
+            let fits = running + choices <= self.limits.sequences
+                && held.len() + wanted + owed <= self.blocks.pool.capacity()
+                && self.blocks.make_room(wanted + owed);
             if !fits && !self.running.is_empty() {
                 self.waiting.insert(rank, waiting);
                 return;
@@ -231,6 +243,9 @@ impl Scheduler {
 
     /// Keeps what a running sequence has computed, for those that begin alike.
     pub fn keep(&mut self, index: usize) {
+        if !self.limits.shares {
+            return;
+        }
         let sequence = &self.running[index];
         self.blocks.prefixes.keep(sequence.computed(), sequence.kv.blocks());
     }
@@ -306,7 +321,12 @@ impl Scheduler {
     pub fn fork(&mut self, index: usize) -> std::ops::Range<usize> {
         let begin = self.running.len();
         for choice in 1..self.running[index].request.choices {
-            let fork = self.running[index].fork(choice);
+            let from = &self.running[index];
+            let fork = match self.limits.shares {
+                true => from.fork(choice),
+                // Computes the prompt again.
+                false => Sequence::new(Arc::clone(&from.request), from.ticket, choice, Kv::new(&self.blocks.pool)),
+            };
             self.running.push(fork);
         }
         begin..self.running.len()

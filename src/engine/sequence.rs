@@ -27,8 +27,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     pub mask: Option<Arc<dyn TokenMask>>,
     pub choices: u32,
-    /// Higher ones go first; 0 otherwise.
-    pub priority: i32,
+    /// What is due earlier goes first, on a clock of the caller's.
+    pub due: i64,
     pub events: UnboundedSender<GenerateEvent>,
 }
 

@@ -26,6 +26,7 @@ fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
         stop: Vec::new(),
         n: 1,
         priority: 0,
+        deadline: None,
         logprobs: None,
         mask: None,
     }

@@ -35,8 +35,9 @@ const SPACE: char = '▁';
 enum Cut {
     /// Into words, whose bytes are characters.
     Words(PreTokenizerWrapper),
-    /// Not at all; spaces are [`SPACE`], and one may be put before the text.
-    Spaces { before: bool },
+    /// Not at all; spaces are [`SPACE`], and one may be put before the text. Runs of white space that have a token by definition
+    /// are that token, the longest first, and nothing is merged across them.
+    Spaces { before: bool, runs: Vec<(String, u32)> },
 }
 
 /// A model's vocabulary.
@@ -94,7 +95,13 @@ impl Tokenizer {
                 builder = builder.unk_token(tokens[unknown].to_owned());
             }
             let before = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-            (built(builder)?, Cut::Spaces { before })
+            let mut runs: Vec<(String, u32)> = (0..)
+                .zip(tokens.iter().zip(&types))
+                .filter(|(_, (token, kind))| **kind == USER_DEFINED && is_white(token))
+                .map(|(id, (token, _))| (token.replace(SPACE, " "), id))
+                .collect();
+            runs.sort_by_key(|(run, _)| std::cmp::Reverse(run.len()));
+            (built(builder)?, Cut::Spaces { before, runs })
         } else {
             let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
             let split = pre_tokenizer(pre).map_err(|reason| file.unsupported(reason))?;
@@ -115,7 +122,8 @@ impl Tokenizer {
         ends.extend(id("tokenizer.ggml.eot_token_id")?);
         // Files before `eot_token_id` existed: the usual names of what ends a turn or a text.
         for (index, token) in tokens.iter().enumerate() {
-            let names = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "</s>"];
+            let names =
+                ["<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "</s>"];
             if types[index] == CONTROL && names.contains(token) {
                 ends.push(index as u32);
             }
@@ -127,7 +135,11 @@ impl Tokenizer {
             .iter()
             .zip(&types)
             .enumerate()
-            .filter(|(_, (token, kind))| matches!(**kind, CONTROL | USER_DEFINED) && !token.is_empty())
+            .filter(|(_, (token, kind))| match **kind {
+                CONTROL => !token.is_empty(),
+                USER_DEFINED => !is_white(token),
+                _ => false,
+            })
             .map(|(id, (token, _))| ((*token).to_owned(), id as u32))
             .collect();
         special.sort_by(|(a, _), (b, _)| b.len().cmp(&a.len()).then(a.cmp(b)));
@@ -199,12 +211,24 @@ impl Tokenizer {
         let fail = |e: tokenizers::Error| EngineError::Tokenizer(e.to_string());
         let split = match &self.cut {
             Cut::Words(split) => split,
-            Cut::Spaces { before } => {
+            Cut::Spaces { before, runs } => {
                 let mut spaced = String::with_capacity(text.len() + SPACE.len_utf8());
                 if *before {
                     spaced.push(SPACE);
                 }
-                spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+                let mut rest = text;
+                while let Some(c) = rest.chars().next() {
+                    let run = runs.iter().find(|(run, _)| c.is_whitespace() && rest.starts_with(run.as_str()));
+                    if let Some((run, id)) = run {
+                        ids.extend(self.model.tokenize(&spaced).map_err(fail)?.iter().map(|token| token.id));
+                        spaced.clear();
+                        ids.push(*id);
+                        rest = &rest[run.len()..];
+                    } else {
+                        spaced.push(if c == ' ' { SPACE } else { c });
+                        rest = &rest[c.len_utf8()..];
+                    }
+                }
                 ids.extend(self.model.tokenize(&spaced).map_err(fail)?.iter().map(|token| token.id));
                 return Ok(());
             }
@@ -256,6 +280,11 @@ impl Tokenizer {
     pub fn ends(&self, id: u32) -> bool {
         self.ends.contains(&id)
     }
+}
+
+/// Whether a token is white space and nothing else.
+fn is_white(token: &str) -> bool {
+    token.chars().all(|c| c == SPACE || c.is_whitespace())
 }
 
 fn texts<'a>(file: &'a ModelFile, key: &str) -> Result<Vec<&'a str>, EngineError> {

@@ -66,6 +66,7 @@ impl Worker {
             }
             self.scheduler.drop_abandoned();
             self.scheduler.admit();
+            self.runner.keep_running(&self.scheduler);
             self.publish();
             if !self.scheduler.running.is_empty() {
                 self.step();
@@ -113,7 +114,9 @@ impl Worker {
     fn step(&mut self) {
         let parts = self.scheduler.plan();
         let begun = Instant::now();
-        self.runner.run(&mut self.scheduler, &parts);
+        if let Err(error) = self.runner.run(&mut self.scheduler, &parts) {
+            return self.failed(&parts, &error);
+        }
         self.measured(&parts, begun.elapsed().as_secs_f64());
         parts.iter().for_each(|part| self.scheduler.count(part));
         // Before any of what follows is seen.
@@ -125,6 +128,18 @@ impl Worker {
             row += 1 + part.guesses;
         }
         self.scheduler.remove(&finished);
+        self.runner.keep_running(&self.scheduler);
+    }
+
+    /// Ends the requests of a step that went wrong.
+    fn failed(&mut self, parts: &[Part], error: &EngineError) {
+        tracing::error!(%error, "a step failed");
+        let indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
+        for index in &indices {
+            self.scheduler.running[*index].send(GenerateEvent::Failed(error.clone()));
+            self.scheduler.finished(*index);
+        }
+        self.scheduler.remove(&indices);
     }
 
     /// Keeps the rates up to date. A step that computes more of prompts than anything else says how fast that is; one that

@@ -43,6 +43,7 @@ fn call(request: Request, spec: CallSpec) -> Call {
         spec,
         request: Arc::new(request),
         client_authorization: None,
+        deadline: None,
     }
 }
 

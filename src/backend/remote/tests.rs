@@ -55,6 +55,7 @@ fn call(body: &str, stream: bool) -> Call {
         spec: CallSpec::bare("fast"),
         request: Arc::new(request(body, stream)),
         client_authorization: None,
+        deadline: None,
     }
 }
 

@@ -18,7 +18,14 @@ fn asked(text: &str, stream: bool) -> Request {
 
 fn call(request: Request) -> Call {
     let request = Arc::new(request);
-    Call { id: DecisionId::new(), index: 0, spec: CallSpec::bare("s"), request, client_authorization: None }
+    Call {
+        id: DecisionId::new(),
+        index: 0,
+        spec: CallSpec::bare("s"),
+        request,
+        client_authorization: None,
+        deadline: None,
+    }
 }
 
 async fn whole(backend: &ScriptedBackend, request: Request) -> Result<(Vec<Choice>, Usage), BackendError> {

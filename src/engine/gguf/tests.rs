@@ -121,7 +121,7 @@ fn other_models_are_refused_with_what_they_are() {
         Engine::load(&writer.write(dir.path()), EngineOptions::default()).err().unwrap()
     };
     let cases = [
-        ("general.architecture", Value::Text("gemma3".into()), "its architecture is `gemma3`"),
+        ("general.architecture", Value::Text("gemma4".into()), "its architecture is `gemma4`"),
         ("tokenizer.ggml.model", Value::Text("t5".into()), "tokenizer is of the kind `t5`"),
         ("tokenizer.ggml.pre", Value::Text("chatglm".into()), "splits text by `chatglm`"),
         ("llama.expert_count", Value::Unsigned(8), "mixture of experts"),

@@ -1,7 +1,7 @@
 //! The architecture, sizes and constants of a model, read from GGUF metadata and checked for sense.
 
 use crate::engine::{
-    EngineError,
+    EngineError, candle,
     model_file::ModelFile,
     ops::{attention::Heads, block_pool::BlockPool, number::Element},
     safetensors,
@@ -16,10 +16,13 @@ pub enum Architecture {
     Qwen2,
     /// Qwen 3: queries and keys are normalised head by head.
     Qwen3,
+    /// Gemma 3 (text): as Qwen 3; five of six layers see a window only and have rotary angles of their own, blocks are normalised
+    /// behind, too, the gate is GELU, embeddings are scaled by the root of their size.
+    Gemma3,
 }
 
 impl Architecture {
-    const ALL: [Self; 3] = [Self::Llama, Self::Qwen2, Self::Qwen3];
+    const ALL: [Self; 4] = [Self::Llama, Self::Qwen2, Self::Qwen3, Self::Gemma3];
 
     /// As GGUF files name it.
     pub fn name(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Architecture {
             Self::Llama => "llama",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma3 => "gemma3",
         }
     }
 
@@ -52,12 +56,39 @@ pub struct Config {
     pub rope_base: f64,
     /// Positions are divided by it (linear scaling); 1 without.
     pub rope_scale: f64,
+    /// Of layers that see a window only.
+    pub local: Option<Local>,
+    /// Scores are divided by the root of it: a head's size, in most models.
+    pub score_scale: f64,
     /// Whether the file's query and key rows are in two halves, of which the i-th of each are a pair that is rotated. In others
     /// the two of a pair are neighbours.
     pub in_halves: bool,
     /// What keys and values are kept as: f16, unless [`super::Llama::load`] is asked for the reference.
     pub kv: Element,
 }
+
+/// Layers whose attention is local, as in Gemma 3 (Gemma Team 2025, section 2).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Local {
+    /// Positions that a query sees, its own included.
+    pub window: usize,
+    /// Of that many neighbouring layers, the last one sees everything.
+    pub every: usize,
+    pub rope_base: f64,
+}
+
+impl Local {
+    /// Whether the layer is one of them.
+    pub fn has(&self, layer: usize) -> bool {
+        !(layer + 1).is_multiple_of(self.every)
+    }
+}
+
+/// Gemma 3's pattern, and the base of its local layers' angles, neither of which GGUF files name.
+const GEMMA3_EVERY: usize = 6;
+const GEMMA3_LOCAL_BASE: f64 = 10_000.0;
+/// The one Gemma 3 whose scores are not scaled by the size of a head, told by its layers (27B).
+const GEMMA3_27B_LAYERS: usize = 62;
 
 /// No real model comes near; a damaged file may.
 const MOST: u64 = 1 << 24;
@@ -75,7 +106,10 @@ impl Config {
         let known = Architecture::ALL.into_iter().find(|known| known.name() == architecture);
         let Some(architecture) = known else {
             let names = Architecture::ALL.map(Architecture::name).join(", ");
-            return Err(file.unsupported(format!("its architecture is `{architecture}`, and there are {names}")));
+            let foreign = candle::ARCHITECTURES.join(", ");
+            return Err(file.unsupported(format!(
+                "its architecture is `{architecture}`, and there are {names}, and through candle {foreign}"
+            )));
         };
         let key = |rest: &str| format!("{}.{rest}", architecture.name());
         if file.u64(&key("expert_count"))?.is_some_and(|n| n > 0) {
@@ -93,7 +127,15 @@ impl Config {
         let feed_forward = size("feed_forward_length")?;
         // Beyond its window a model that slides one sees less than all; up to there it is like any other.
         let window = file.u64(&key("attention.sliding_window"))?.filter(|n| *n > 0).unwrap_or(u64::MAX);
-        let context = size("context_length")?.min(usize::try_from(window).unwrap_or(usize::MAX));
+        let window = usize::try_from(window).unwrap_or(usize::MAX);
+        let trained = size("context_length")?;
+        let (context, local) = match architecture {
+            Architecture::Gemma3 => {
+                let rope_base = file.f64(&key("rope.local_freq_base"))?.unwrap_or(GEMMA3_LOCAL_BASE);
+                (trained, Some(Local { window, every: GEMMA3_EVERY, rope_base }))
+            }
+            _ => (trained.min(window), None),
+        };
         let queries = size("attention.head_count")?;
         let keys = match file.u64(&key("attention.head_count_kv"))? {
             Some(_) => size("attention.head_count_kv")?,
@@ -125,7 +167,15 @@ impl Config {
         let rms_epsilon = file.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
             file.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
         })?;
-        if rope_base <= 0.0 || rope_scale <= 0.0 || rms_epsilon < 0.0 {
+        let score_scale = match architecture {
+            Architecture::Gemma3 if layers == GEMMA3_27B_LAYERS => hidden as f64 / queries as f64,
+            _ => head as f64,
+        };
+        if local.is_some_and(|local| local.rope_base <= 0.0)
+            || rope_base <= 0.0
+            || rope_scale <= 0.0
+            || rms_epsilon < 0.0
+        {
             return Err(file.corrupt(format!(
                 "rotary base {rope_base}, its scale {rope_scale} or the norms' epsilon {rms_epsilon} is out of range"
             )));
@@ -155,6 +205,8 @@ impl Config {
             rms_epsilon: rms_epsilon as f32,
             rope_base,
             rope_scale,
+            local,
+            score_scale,
             in_halves: file.bool(safetensors::HALVES)?.unwrap_or(architecture.in_halves()),
             kv: Element::F16,
         })

@@ -1,7 +1,7 @@
 //! The forward pass of the llama architecture and its kin over a batch of tokens of any number of sequences.
 //!
 //! RMS norm, grouped-query attention with rotary positions, SwiGLU, residuals; weights as [`Linear`]. Qwen 2 adds biases
-//! to queries, keys and values, Qwen 3 normalises the heads of queries and keys. Which two elements of a head are rotated
+//! to queries, keys and values, Qwen 3 normalises the heads of queries and keys; for Gemma 3 see [`Architecture`]. Which two elements of a head are rotated
 //! together differs between files; as scores do not depend on the order of a head's elements, rows are brought into one
 //! order at load. Nothing here knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
 
@@ -28,6 +28,9 @@ struct Layer {
     key: Projection,
     value: Projection,
     output: Linear,
+    /// Of what attention and the feed-forward network give, before it is added; empty: none.
+    attention_after: Vec<f32>,
+    feed_forward_after: Vec<f32>,
     feed_forward_norm: Vec<f32>,
     gate: Linear,
     up: Linear,
@@ -52,6 +55,8 @@ pub struct Llama {
     head: Option<Linear>,
     /// Radians per position, by pair of elements of a head.
     frequencies: Vec<f64>,
+    /// Those of layers whose attention is local; empty where there are none.
+    local_frequencies: Vec<f64>,
     activations: Precision,
     /// Of all tensors that were read.
     weights: [u8; 32],
@@ -90,12 +95,33 @@ pub struct Workspace {
     up: Vec<f32>,
     projected: Vec<f32>,
     heads: Vec<f32>,
-    /// Of the rotary angles, `[tokens][half a head]`.
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    angles: Angles,
+    local_angles: Angles,
     quantised: Quantised,
     /// `[wanted rows][vocabulary]`: the result.
     pub logits: Vec<f32>,
+}
+
+/// Cosines and sines of rotary angles, `[tokens][half a head]`.
+#[derive(Default)]
+struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    fn clear(&mut self) {
+        self.cos.clear();
+        self.sin.clear();
+    }
+
+    fn push(&mut self, position: usize, frequencies: &[f64]) {
+        for frequency in frequencies {
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            self.cos.push(cos as f32);
+            self.sin.push(sin as f32);
+        }
+    }
 }
 
 impl Llama {
@@ -151,6 +177,8 @@ impl Llama {
                 key: load_projection(weights, c, i, "attn_k", kv)?,
                 value: load_projection(weights, c, i, "attn_v", kv)?,
                 output: weights.matrix(&name("attn_output"), c.hidden, q)?,
+                attention_after: load_after(file, c, &name("post_attention_norm"))?,
+                feed_forward_after: load_after(file, c, &name("post_ffw_norm"))?,
                 feed_forward_norm: load_vector(file, &name("ffn_norm"), c.hidden)?,
                 gate: weights.matrix(&name("ffn_gate"), c.feed_forward, c.hidden)?,
                 up: weights.matrix(&name("ffn_up"), c.feed_forward, c.hidden)?,
@@ -172,9 +200,12 @@ impl Llama {
         let frequency =
             |(i, factor): (usize, &f32)| c.rope_base.powf(-(i as f64) / half) / f64::from(*factor) / c.rope_scale;
         let frequencies = factors.iter().enumerate().map(frequency).collect();
+        // Neither factors nor the scale are theirs.
+        let local = |base: f64| (0..factors.len()).map(|i| base.powf(-(i as f64) / half)).collect();
+        let local_frequencies = c.local.map_or_else(Vec::new, |l| local(l.rope_base));
         let activations = Precision::Sixteen;
         let weights = weights.packed.as_ref().map_or_else(|| file.hash_of_read(), Packed::weights);
-        Ok(Self { embedding, layers, norm, head, frequencies, activations, weights, config })
+        Ok(Self { embedding, layers, norm, head, frequencies, local_frequencies, activations, weights, config })
     }
 
     /// Of how many bits activations are in the products with most of the work: of the feed-forward network and of what
@@ -201,7 +232,7 @@ impl Llama {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&self.weights);
         let sizes = (c.architecture, c.layers, c.heads, c.rms_epsilon.to_bits(), c.in_halves, c.kv, self.activations);
-        hasher.update(format!("{sizes:?}").as_bytes());
+        hasher.update(format!("{sizes:?} {:?} {}", c.local, c.score_scale).as_bytes());
         self.frequencies.iter().for_each(|f| _ = hasher.update(&f.to_le_bytes()));
         let mut hash = [0; 16];
         hasher.finalize_xof().fill(&mut hash);
@@ -234,17 +265,17 @@ impl Llama {
         for (token, out) in batch.tokens.iter().zip(w.hidden.chunks_exact_mut(c.hidden)) {
             self.embedding.row(*token as usize, out);
         }
-        w.cos.clear();
-        w.sin.clear();
+        if c.architecture == Architecture::Gemma3 {
+            elementwise::scale(ops.level, &mut w.hidden, (c.hidden as f64).sqrt() as f32);
+        }
+        w.angles.clear();
+        w.local_angles.clear();
         for piece in &batch.pieces {
             caches[piece.cache].reserve(piece.count);
             let start = caches[piece.cache].len();
             for position in start..start + piece.count {
-                for frequency in &self.frequencies {
-                    let (sin, cos) = (position as f64 * frequency).sin_cos();
-                    w.cos.push(cos as f32);
-                    w.sin.push(sin as f32);
-                }
+                w.angles.push(position, &self.frequencies);
+                w.local_angles.push(position, &self.local_frequencies);
             }
         }
         for (buffer, width) in [
@@ -270,8 +301,12 @@ impl Llama {
                 &mut w.quantised,
                 &mut [(&layer.gate, &mut w.gate), (&layer.up, &mut w.up)],
             );
-            elementwise::silu_mul(ops.level, &mut w.gate, &w.up);
+            match c.architecture {
+                Architecture::Gemma3 => elementwise::gelu_mul(ops.level, &mut w.gate, &w.up),
+                _ => elementwise::silu_mul(ops.level, &mut w.gate, &w.up),
+            }
             multiply(ops, &w.gate, rows, self.activations, &mut w.quantised, &mut [(&layer.down, &mut w.projected)]);
+            self.after(ops, &layer.feed_forward_after, w);
             elementwise::add(ops.level, &mut w.hidden, &w.projected);
         }
         for piece in &batch.pieces {
@@ -287,6 +322,14 @@ impl Llama {
         w.logits.resize(wanted * c.vocabulary, 0.0);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         multiply(ops, &w.normed, wanted, Precision::Sixteen, &mut w.quantised, &mut [(head, &mut w.logits)]);
+    }
+
+    /// Normalises what is about to be added, where the model does that.
+    fn after(&self, ops: &Ops, norm: &[f32], w: &mut Workspace) {
+        if !norm.is_empty() {
+            elementwise::rms_norm(ops.level, &w.projected, norm, self.config.rms_epsilon, &mut w.normed);
+            std::mem::swap(&mut w.projected, &mut w.normed);
+        }
     }
 
     fn attention(
@@ -324,12 +367,14 @@ impl Llama {
                 std::mem::swap(out, &mut w.heads);
             }
         }
+        let local = c.local.filter(|local| local.has(index));
+        let angles = if local.is_some() { &w.local_angles } else { &w.angles };
         let (q, kv, half) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size, c.heads.size / 2);
         for piece in &batch.pieces {
             let cache = &mut *caches[piece.cache];
             for i in 0..piece.count {
                 let row = piece.row + i;
-                let (cos, sin) = (&w.cos[row * half..][..half], &w.sin[row * half..][..half]);
+                let (cos, sin) = (&angles.cos[row * half..][..half], &angles.sin[row * half..][..half]);
                 elementwise::rope(ops.level, &mut w.query[row * q..][..q], cos, sin);
                 elementwise::rope(ops.level, &mut w.key[row * kv..][..kv], cos, sin);
             }
@@ -343,11 +388,13 @@ impl Llama {
                 row: piece.row,
                 count: piece.count,
                 position: caches[piece.cache].len(),
+                window: local.map_or(attention::ALL, |local| local.window),
                 cache: caches[piece.cache].layer(index),
             })
             .collect();
         attention::attend(ops, c.heads, &w.query, &pieces, &mut w.attended);
         multiply(ops, &w.attended, rows, self.activations, &mut w.quantised, &mut [(&layer.output, &mut w.projected)]);
+        self.after(ops, &layer.attention_after, w);
         elementwise::add(ops.level, &mut w.hidden, &w.projected);
     }
 }
@@ -382,7 +429,7 @@ fn load_projection(
         let values = load_vector(file, &name, length)?;
         Ok(if turned { in_pairs(&values, 1, head) } else { values })
     };
-    let out = Projection {
+    let mut out = Projection {
         weight: weights.turned_matrix(&name(part, "weight"), rows, c.hidden, turn)?,
         bias: vector(name(part, "bias"), rows)?,
         norm: vector(name(&format!("{part}_norm"), "weight"), head)?,
@@ -390,10 +437,28 @@ fn load_projection(
     // A file that lacks them would answer nonsense.
     let missing = match c.architecture {
         Architecture::Qwen2 => out.bias.is_empty().then(|| name(part, "bias")),
-        Architecture::Qwen3 => (out.norm.is_empty() && turned).then(|| name(&format!("{part}_norm"), "weight")),
+        Architecture::Qwen3 | Architecture::Gemma3 => {
+            (out.norm.is_empty() && turned).then(|| name(&format!("{part}_norm"), "weight"))
+        }
         Architecture::Llama => None,
     };
+    if part == "attn_q" && c.score_scale != head as f64 {
+        // Attention scales by a head's size.
+        let more = (head as f64 / c.score_scale).sqrt() as f32;
+        out.norm.iter_mut().for_each(|w| *w *= more);
+    }
     missing.map_or(Ok(out), |name| Err(file.corrupt(format!("tensor `{name}` is missing"))))
+}
+
+/// A norm behind attention or the feed-forward network, which Gemma 3 must have and others must not.
+fn load_after(file: &ModelFile, c: &Config, name: &str) -> Result<Vec<f32>, EngineError> {
+    match (c.architecture, file.tensors.contains_key(name)) {
+        (Architecture::Gemma3, _) => load_vector(file, name, c.hidden),
+        (_, true) => {
+            Err(file.unsupported(format!("it has a tensor `{name}`, which its architecture does not have here")))
+        }
+        (_, false) => Ok(Vec::new()),
+    }
 }
 
 /// Rows of heads that are in two halves, so that the i-th of both are neighbours.

@@ -93,15 +93,20 @@ pub struct Piece<'a> {
     pub count: usize,
     /// Position of the first query within its sequence; keys and values up to the last query's are stored.
     pub position: usize,
+    /// Positions that a query sees, its own included; [`ALL`] where attention is not local.
+    pub window: usize,
     pub cache: Cache<'a>,
 }
+
+/// The window of attention that sees everything before it.
+pub const ALL: usize = usize::MAX;
 
 /// Attention of all pieces: `q` and `out` are `[rows][query heads][size]`.
 pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mut [f32]) {
     let mut tasks: Vec<(&Piece<'_>, usize, usize)> = Vec::new();
     let mut work = 0;
     for piece in pieces {
-        work += piece.count * (piece.position + piece.count) * heads.queries * heads.size;
+        work += piece.count * (piece.position + piece.count).min(piece.window) * heads.queries * heads.size;
         for start in (0..piece.count).step_by(QUERIES) {
             tasks.extend((0..heads.keys).map(|head| (piece, head, start)));
         }
@@ -156,13 +161,16 @@ fn one<T: Wide>(
     }
     elementwise::scale(ops.level, &mut scratch.queries, 1.0 / (size as f32).sqrt());
 
+    // Blocks that none of these queries sees are left out; scores begin with the first that is seen.
+    let since = |query: usize| (piece.position + query + 1).saturating_sub(piece.window);
+    let base = since(start) / POSITIONS * POSITIONS;
     let longest = piece.position + start + count;
-    let blocks = longest.div_ceil(POSITIONS);
-    let stride = longest.next_multiple_of(WIDTH);
+    let blocks = base / POSITIONS..longest.div_ceil(POSITIONS);
+    let stride = (longest - base).next_multiple_of(WIDTH);
     scratch.scores.resize(rows * stride, 0.0);
     let scores = &mut scratch.scores[..rows * stride];
-    for block in 0..blocks {
-        let begin = block * POSITIONS;
+    for block in blocks.clone() {
+        let begin = block * POSITIONS - base;
         let tile = Tile {
             a: &scratch.queries,
             a_stride: size,
@@ -177,18 +185,20 @@ fn one<T: Wide>(
 
     scratch.sums.clear();
     for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
-        let visible = piece.position + start + row / group + 1;
-        let (seen, hidden) = scores.split_at_mut(visible);
+        let query = start + row / group;
+        let (seen, later) = scores.split_at_mut(piece.position + query + 1 - base);
+        let (earlier, seen) = seen.split_at_mut(since(query).saturating_sub(base));
         let mut sum = [0.0];
         elementwise::softmax_weights(ops.level, seen, &mut sum);
         scratch.sums.push(sum[0]);
-        hidden.fill(0.0);
+        earlier.fill(0.0);
+        later.fill(0.0);
     }
 
     scratch.out.clear();
     scratch.out.resize(rows * size, 0.0);
-    for block in 0..blocks {
-        let begin = block * POSITIONS;
+    for block in blocks {
+        let begin = block * POSITIONS - base;
         let tile = Tile {
             a: &scores[begin..],
             a_stride: stride,
@@ -196,7 +206,7 @@ fn one<T: Wide>(
             b_stride: size,
             b_tile: WIDTH,
             tiles: size / WIDTH,
-            depth: POSITIONS.min(longest - begin),
+            depth: POSITIONS.min(longest - base - begin),
         };
         tile::multiply(ops.level, rows, tile, &mut scratch.out, size, true);
     }
@@ -220,7 +230,7 @@ mod tests {
     };
 
     /// Attention in f64, as one would write it on a blackboard.
-    fn reference(heads: Heads, q: &[f32], k: &[f32], v: &[f32], position: usize) -> Vec<f64> {
+    fn reference(heads: Heads, q: &[f32], k: &[f32], v: &[f32], position: usize, window: usize) -> Vec<f64> {
         let (width, kv) = (heads.queries * heads.size, heads.keys * heads.size);
         let mut out = vec![0.0; q.len()];
         for t in 0..q.len() / width {
@@ -236,9 +246,10 @@ mod tests {
                         .sum::<f64>()
                         / (heads.size as f64).sqrt()
                 };
-                let weights: Vec<f64> = (0..seen).map(|j| dot(j).exp()).collect();
+                let since = seen.saturating_sub(window);
+                let weights: Vec<f64> = (since..seen).map(|j| dot(j).exp()).collect();
                 let sum: f64 = weights.iter().sum();
-                for (j, weight) in weights.iter().enumerate() {
+                for (j, weight) in (since..).zip(&weights) {
                     for e in 0..heads.size {
                         out[t * width + h * heads.size + e] +=
                             weight / sum * f64::from(v[j * kv + key_head * heads.size + e]);
@@ -249,7 +260,17 @@ mod tests {
         out
     }
 
-    fn run<T: Wide>(level: Level, heads: Heads, q: &[f32], k: &[f32], v: &[f32], parts: &[usize]) -> Vec<f32> {
+    #[derive(Clone, Copy)]
+    struct Case<'a> {
+        heads: Heads,
+        window: usize,
+        q: &'a [f32],
+        k: &'a [f32],
+        v: &'a [f32],
+    }
+
+    fn run<T: Wide>(level: Level, case: Case<'_>, parts: &[usize]) -> Vec<f32> {
+        let Case { heads, window, q, k, v } = case;
         let (width, kv) = (heads.queries * heads.size, heads.keys * heads.size);
         let total: usize = k.len() / kv;
         let mut blocks = vec![vec![T::default(); heads.layer_elements() * 2]; total.div_ceil(POSITIONS)];
@@ -268,7 +289,7 @@ mod tests {
                 layer: 1,
                 element: if size_of::<T>() == 2 { Element::F16 } else { Element::F32 },
             };
-            attend(&ops, heads, q, &[Piece { row, count: *count, position: done, cache }], &mut out);
+            attend(&ops, heads, q, &[Piece { row, count: *count, position: done, window, cache }], &mut out);
             row += count;
             done += count;
         }
@@ -283,20 +304,22 @@ mod tests {
 
     fn check<T: Wide>() {
         let heads = Heads { queries: 6, keys: 2, size: 16 };
-        for (total, fresh) in [(1, 1), (16, 16), (47, 47), (70, 33), (100, 1)] {
+        let sizes = [(1, 1), (16, 16), (47, 47), (70, 33), (100, 1)];
+        for ((total, fresh), window) in sizes.into_iter().flat_map(|size| [ALL, 40, 32, 5, 1].map(|w| (size, w))) {
             // What can be kept, so that nothing but the arithmetic is compared.
             let kept = |numbers: Vec<f32>| numbers.into_iter().map(|n| T::narrow(n).wide()).collect::<Vec<_>>();
             let q = numbers(fresh * 96, 1);
             let k = kept(numbers(total * 32, 2));
             let v = kept(numbers(total * 32, 3));
-            let whole = run::<T>(Level::Scalar, heads, &q, &k, &v, &[fresh]);
-            for (got, want) in whole.iter().zip(reference(heads, &q, &k, &v, total - fresh)) {
+            let case = Case { heads, window, q: &q, k: &k, v: &v };
+            let whole = run::<T>(Level::Scalar, case, &[fresh]);
+            for (got, want) in whole.iter().zip(reference(heads, &q, &k, &v, total - fresh, window)) {
                 assert!((f64::from(*got) - want).abs() < 1e-5, "{got} against {want}");
             }
             for level in Level::available() {
-                assert_eq!(run::<T>(level, heads, &q, &k, &v, &[fresh]), whole, "{level:?}");
-                assert_eq!(run::<T>(level, heads, &q, &k, &v, &vec![1; fresh]), whole, "one by one");
-                assert_eq!(run::<T>(level, heads, &q, &k, &v, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
+                assert_eq!(run::<T>(level, case, &[fresh]), whole, "{level:?}");
+                assert_eq!(run::<T>(level, case, &vec![1; fresh]), whole, "one by one");
+                assert_eq!(run::<T>(level, case, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
             }
         }
     }

@@ -166,6 +166,13 @@ impl BlockPool {
         self.own().live
     }
 
+    /// Blocks that it could have if other pools had no more than they are promised.
+    pub fn capacity(&self) -> usize {
+        let pooled = &*self.0;
+        let superblocks = pooled.reservation.most_of(pooled.id);
+        (superblocks / pooled.together).saturating_mul(pooled.per).min(pooled.most)
+    }
+
     fn own(&self) -> MutexGuard<'_, Own> {
         self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
     }

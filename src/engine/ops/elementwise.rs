@@ -104,6 +104,18 @@ versions! {
 }
 
 versions! {
+    /// GeGLU: `gate = gelu(gate) * up`, with gelu(x) = x / (1 + e^-2u), u = sqrt(2 / pi) (x + 0.044715 x^3): the form with the
+    /// hyperbolic tangent (Hendrycks and Gimpel 2016).
+    pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
+        for (g, u) in gate.iter_mut().zip(up) {
+            let x = *g;
+            let twice = 1.595_769_1 * (x + 0.044_715 * x * x * x);
+            *g = x / (1.0 + exp(-twice)) * u;
+        }
+    }
+}
+
+versions! {
     /// Rotates neighbouring pairs of each head by the angles whose cosines and sines are given (half a head each). GGUF files
     /// of the llama architecture have their query and key rows in that order; of others they are brought into it at load.
     pub fn rope(x: &mut [f32], cos: &[f32], sin: &[f32]) {
@@ -247,6 +259,7 @@ mod tests {
                 rms_norm(level, &x, &w, 1e-5, &mut out);
                 let mut gate = x.clone();
                 silu_mul(level, &mut gate, &out);
+                gelu_mul(level, &mut gate, &out);
                 let mut weights = x[..n - 3].to_vec();
                 let mut sum = [0.0];
                 softmax_weights(level, &mut weights, &mut sum);

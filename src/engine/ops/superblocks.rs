@@ -121,6 +121,13 @@ impl Reservation {
         (owned * self.0.superblock, state.most().saturating_mul(self.0.superblock))
     }
 
+    /// Superblocks that a pool could own if the others had no more than they are promised.
+    pub(super) fn most_of(&self, pool: u64) -> usize {
+        let state = self.state();
+        let others = state.pools.iter().filter(|(id, _)| **id != pool).map(|(_, share)| share.promised).sum();
+        state.most().saturating_sub(others)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

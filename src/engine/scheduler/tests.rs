@@ -14,7 +14,7 @@ use crate::engine::{
     testing::Rng,
 };
 
-const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0 };
+const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0, shares: true };
 /// Blocks that there are.
 const BLOCKS: usize = 7;
 
@@ -34,7 +34,7 @@ fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, Unb
         logprobs: None,
         mask: None,
         choices,
-        priority: 0,
+        due: 0,
         events,
     };
     (Arc::new(request), receiver)
@@ -147,22 +147,41 @@ fn who_came_last_gives_way_and_computes_again() {
 }
 
 #[test]
-fn a_priority_goes_first_but_not_for_ever() {
+fn what_is_due_first_goes_first_and_nobody_waits_for_ever() {
     let mut scheduler = scheduler(Limits { sequences: 1, ..LIMITS });
     let mut receivers = Vec::new();
-    let mut push = |scheduler: &mut Scheduler, priority| {
+    let mut push = |scheduler: &mut Scheduler, due| {
         let (made, events) = request(3, 2, 1);
         receivers.push(events);
         let made = Arc::into_inner(made).unwrap();
-        scheduler.push(Arc::new(Request { priority, ..made }));
+        scheduler.push(Arc::new(Request { due, ..made }));
     };
-    push(&mut scheduler, 0);
-    push(&mut scheduler, 0);
-    (0..100).for_each(|_| push(&mut scheduler, 1));
+    push(&mut scheduler, 64);
+    push(&mut scheduler, 65);
+    // Of greater urgency, one after the other.
+    (2..102).for_each(|now| push(&mut scheduler, now));
     let ends = ends(&mut scheduler, &mut receivers);
     let before = |index: usize| ends.iter().filter(|end| **end < ends[index]).count();
-    // 62 have come less than 64 after the first, and two more, it and another, go before the second.
+    // 62 are due before the first, and two more, it and another of that time, go before the second.
     assert_eq!((before(2), before(0), before(1)), (0, 62, 64));
+}
+
+#[test]
+fn nothing_is_let_go_for_a_request_that_cannot_run_yet() {
+    let mut scheduler = scheduler(LIMITS);
+    // Two blocks of the first stay when it has ended; of another's four none can be had.
+    let run = |scheduler: &mut Scheduler, length: usize, token: u32, longest: usize| {
+        let (made, events) = request(length, longest, 1);
+        scheduler.push(Arc::new(Request { prompt: vec![token; length], ..Arc::into_inner(made).unwrap() }));
+        (0..6).for_each(|_| _ = step(scheduler));
+        events
+    };
+    let _first = run(&mut scheduler, 64, 1, 1);
+    let _second = run(&mut scheduler, 64, 2, 100);
+    assert_eq!((scheduler.running.len(), scheduler.kept()), (1, 4 * POSITIONS as u64));
+    let _third = run(&mut scheduler, 32 * 5, 3, 1);
+    assert_eq!((scheduler.running.len(), scheduler.waiting.len()), (1, 1));
+    assert_eq!(scheduler.kept(), 4 * POSITIONS as u64);
 }
 
 #[test]
@@ -180,7 +199,7 @@ fn random_operations_leak_nothing_and_starve_nobody() {
                 let made = Arc::into_inner(made).unwrap();
                 // Few different beginnings, so that some are shared.
                 let prompt = vec![below(3) as u32; made.prompt.len()];
-                scheduler.push(Arc::new(Request { prompt, priority: below(3) as i32 - 1, ..made }));
+                scheduler.push(Arc::new(Request { prompt, due: now as i64 + 1_000 * below(3) as i64, ..made }));
                 there.push((events, now));
             }
             1 if !there.is_empty() && below(8) == 0 => {

@@ -12,7 +12,14 @@ use crate::{
 };
 
 fn call(body: &str, stream: bool, spec: CallSpec) -> Call {
-    Call { id: DecisionId::new(), index: 0, spec, request: Arc::new(request(body, stream)), client_authorization: None }
+    Call {
+        id: DecisionId::new(),
+        index: 0,
+        spec,
+        request: Arc::new(request(body, stream)),
+        client_authorization: None,
+        deadline: None,
+    }
 }
 
 fn sent(body: &str, stream: bool, spec: CallSpec) -> String {

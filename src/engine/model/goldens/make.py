@@ -22,6 +22,8 @@ TOKENS = [5, 99, 260, 17, 44, 201, 3, 128, 77, 250, 9, 64, 31, 180, 222, 6, 90, 
 VOCABULARY = 288
 # Positions of which the logits are kept.
 ROWS = [0, 3, 8, 13, 18, 19]
+# Gemma's local layers see so many.
+WINDOW = 7
 
 
 def draws(n, seed):
@@ -137,19 +139,104 @@ def model(arch, kind, s):
         "llama": transformers.LlamaConfig, "llama3": transformers.LlamaConfig, "mistral": transformers.MistralConfig,
         "qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config,
     }[arch](**common, rope_parameters=rope, **({"sliding_window": None} if arch == "mistral" else {}))
-    net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
-    missing, unexpected = net.load_state_dict(tensors, strict=False)
-    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
-    net.tie_weights()
-    with torch.no_grad():
-        logits = net(torch.tensor([TOKENS])).logits[0].numpy()
-    out = {"logits": base64.b64encode(logits[ROWS].astype("<f4").tobytes()).decode()}
+    out, net = run(config, state, {"lm_head.weight"})
     if arch == "llama3":
         # What a GGUF holds as rope_freqs.weight: by how much each frequency is divided.
         plain = base ** -(np.arange(0, s["head"], 2) / s["head"])
         out["factors"] = [float(x) for x in plain / net.model.rotary_emb.inv_freq.double().numpy()]
     return out
+
+
+def gemma3(s):
+    """Seven layers, of which the sixth sees everything."""
+    made, state = Made("F32"), {}
+    q, kv = s["heads"] * s["head"], s["keys"] * s["head"]
+    state["model.embed_tokens.weight"] = made.matrix(VOCABULARY, s["hidden"], 0.25, "F32")
+    size = 2 / s["hidden"] ** 0.5
+    for i in range(s["layers"]):
+        name = f"model.layers.{i}."
+        a, m = name + "self_attn.", name + "mlp."
+        state[a + "q_proj.weight"] = made.matrix(q, s["hidden"], size)
+        state[a + "k_proj.weight"] = made.matrix(kv, s["hidden"], size)
+        state[a + "v_proj.weight"] = made.matrix(kv, s["hidden"], size)
+        state[a + "o_proj.weight"] = made.matrix(s["hidden"], q, size)
+        state[m + "gate_proj.weight"] = made.matrix(s["ff"], s["hidden"], size)
+        state[m + "up_proj.weight"] = made.matrix(s["ff"], s["hidden"], size)
+        state[m + "down_proj.weight"] = made.matrix(s["hidden"], s["ff"], size)
+        # GGUF files hold the norms' weights with the one that `transformers` adds to them.
+        for norm in ("input", "pre_feedforward"):
+            state[name + norm + "_layernorm.weight"] = made.vector(s["hidden"], 1, 0.25) - 1
+        for norm in ("q_norm", "k_norm"):
+            state[a + norm + ".weight"] = made.vector(s["head"], 1, 0.25) - 1
+        for norm in ("post_attention", "post_feedforward"):
+            state[name + norm + "_layernorm.weight"] = made.vector(s["hidden"], 1, 0.25) - 1
+    state["model.norm.weight"] = made.vector(s["hidden"], 1, 0.25) - 1
+    config = transformers.Gemma3TextConfig(
+        vocab_size=VOCABULARY, hidden_size=s["hidden"], intermediate_size=s["ff"], num_hidden_layers=s["layers"],
+        num_attention_heads=s["heads"], num_key_value_heads=s["keys"], head_dim=s["head"], max_position_embeddings=4096,
+        rms_norm_eps=1e-5, sliding_window=WINDOW, query_pre_attn_scalar=48,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
+        attn_implementation="eager")
+    assert config.layer_types.index("full_attention") == 5
+    return run(config, state, {"lm_head.weight"})[0]
+
+
+def phi(arch, s):
+    """Phi 2 and Phi 3, whose GGUF files have queries, keys and values in one matrix."""
+    made, state = Made("F32"), {}
+    q, kv = s["heads"] * s["head"], s["keys"] * s["head"]
+    state["model.embed_tokens.weight"] = made.matrix(VOCABULARY, s["hidden"], 0.25)
+    size = 2 / s["hidden"] ** 0.5
+    for i in range(s["layers"]):
+        name = f"model.layers.{i}."
+        a, m = name + "self_attn.", name + "mlp."
+        qkv = made.matrix(q + 2 * kv, s["hidden"], size)
+        out = made.matrix(s["hidden"], q, size)
+        up = made.matrix((2 if arch == "phi3" else 1) * s["ff"], s["hidden"], size)
+        down = made.matrix(s["hidden"], s["ff"], size)
+        state[name + "input_layernorm.weight"] = made.vector(s["hidden"], 1, 0.25)
+        if arch == "phi3":
+            state[a + "qkv_proj.weight"], state[a + "o_proj.weight"] = qkv, out
+            state[m + "gate_up_proj.weight"], state[m + "down_proj.weight"] = up, down
+            state[name + "post_attention_layernorm.weight"] = made.vector(s["hidden"], 1, 0.25)
+            continue
+        state[name + "input_layernorm.bias"] = made.vector(s["hidden"], 0, 0.25)
+        bias = made.vector(q + 2 * kv, 0, 0.5)
+        for part, begin, end in (("q", 0, q), ("k", q, q + kv), ("v", q + kv, q + 2 * kv)):
+            state[a + part + "_proj.weight"], state[a + part + "_proj.bias"] = qkv[begin:end], bias[begin:end]
+        state[a + "dense.weight"], state[a + "dense.bias"] = out, made.vector(s["hidden"], 0, 0.5)
+        state[m + "fc1.weight"], state[m + "fc1.bias"] = up, made.vector(s["ff"], 0, 0.5)
+        state[m + "fc2.weight"], state[m + "fc2.bias"] = down, made.vector(s["hidden"], 0, 0.5)
+    norm = "model.norm" if arch == "phi3" else "model.final_layernorm"
+    state[norm + ".weight"] = made.vector(s["hidden"], 1, 0.25)
+    state["lm_head.weight"] = made.matrix(VOCABULARY, s["hidden"], 0.25)
+    if arch == "phi2":
+        state[norm + ".bias"] = made.vector(s["hidden"], 0, 0.25)
+        state["lm_head.bias"] = made.vector(VOCABULARY, 0, 0.5)
+    common = dict(
+        vocab_size=VOCABULARY, hidden_size=s["hidden"], intermediate_size=s["ff"], num_hidden_layers=s["layers"],
+        num_attention_heads=s["heads"], num_key_value_heads=s["keys"], max_position_embeddings=4096,
+        tie_word_embeddings=False, attn_implementation="eager", pad_token_id=0)
+    if arch == "phi3":
+        config = transformers.Phi3Config(**common, rms_norm_eps=1e-5, rope_parameters={"rope_type": "default", "rope_theta": 10_000.0})
+    else:
+        rope = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
+        config = transformers.PhiConfig(**common, layer_norm_eps=1e-5, hidden_act="gelu_new", rope_parameters=rope)
+    return run(config, state, set())[0]
+
+
+def run(config, state, tied):
+    net = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+    missing, unexpected = net.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= tied, (missing, unexpected)
+    net.tie_weights()
+    with torch.no_grad():
+        logits = net(torch.tensor([TOKENS])).logits[0].numpy()
+    return {"logits": base64.b64encode(logits[ROWS].astype("<f4").tobytes()).decode()}, net
 
 
 def smollm2(path):
@@ -203,6 +290,10 @@ def main():
     for kind in ("Q4_K", "Q6_K"):
         out[f"llama {kind}"] = model("llama", kind, wide)
     out["qwen2 Q8_0"] = model("qwen2", "Q8_0", small)
+    out["gemma3 F32"] = gemma3(dict(small, layers=7, head=32))
+    for arch in ("phi2", "phi3"):
+        # Phi 2 has as many key heads as heads.
+        out[f"{arch} F32"] = phi(arch, dict(small, keys=4) if arch == "phi2" else small)
     if len(sys.argv) > 1:
         out["smollm2"] = smollm2(sys.argv[1])
     here = pathlib.Path(__file__).parent
