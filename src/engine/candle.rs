@@ -145,10 +145,18 @@ impl CandleModel {
             return Err(file.unsupported("models that candle runs are read from one GGUF file"));
         };
         let mut reader = std::io::BufReader::new(weights);
-        let failed = |e: candle_core::Error| file.corrupt(format!("candle cannot read it: {e}"));
+        let failed = |e: candle_core::Error| file.corrupt(format!("candle cannot read it: {}", reason(&e)));
         // Our own reader has been through the header, and found every tensor within the file.
         std::io::Seek::rewind(&mut reader).map_err(|e| EngineError::io(file.path(), &e))?;
         let mut content = Content::read(&mut reader).map_err(failed)?;
+        content.metadata.values_mut().for_each(|value| {
+            // It takes sizes of 32 bits only.
+            if let Value::U64(n) = value
+                && let Ok(n) = u32::try_from(*n)
+            {
+                *value = Value::U32(n);
+            }
+        });
         // candle makes tables, and the caches of each sequence, of this length.
         content.metadata.insert(format!("{}.context_length", config.architecture), Value::U32(context as u32));
         let device = Device::Cpu;
@@ -189,7 +197,7 @@ impl CandleModel {
             state.length += tokens.len();
             sequence.kv.reserve(part.count);
             sequence.kv.advance(part.count);
-            let logits = logits.map_err(|e| EngineError::Candle(e.to_string()))?;
+            let logits = logits.map_err(|e| EngineError::Candle(reason(&e)))?;
             if logits.len() != self.vocabulary {
                 return Err(EngineError::Candle(format!("{} logits instead of {}", logits.len(), self.vocabulary)));
             }
@@ -209,6 +217,11 @@ impl CandleModel {
     pub fn logits(&self, n: usize) -> &[f32] {
         &self.logits[n * self.vocabulary..][..self.vocabulary]
     }
+}
+
+/// What candle says, without the backtrace that it may add.
+fn reason(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

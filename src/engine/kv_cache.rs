@@ -100,11 +100,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::engine::ops::{
-        attention::POSITIONS,
-        block_pool::Block,
-        number::Line,
-    };
+    use crate::engine::ops::{attention::POSITIONS, block_pool::Block, number::Line};
 
     /// Blocks of a number of lines; costs are by byte.
     fn model(memory: &KvCache, hash: u128, lines: usize, cost: u64, promised: usize) -> Blocks {

@@ -1,7 +1,7 @@
 use super::*;
 use crate::engine::{
     model_file::TensorType,
-    testing::{SPECIAL, byte_characters, tiny},
+    testing::{SPECIAL, Writer, byte_characters, tiny},
 };
 
 fn tokenizer() -> Tokenizer {
@@ -87,6 +87,13 @@ fn what_ends_an_answer_is_known_by_id_and_by_name() {
 /// A file with the vocabulary that SentencePiece was trained to, and what it makes of some texts.
 fn scored() -> (Tokenizer, serde_json::Value) {
     let golden: serde_json::Value = serde_json::from_str(include_str!("../model/goldens/sentencepiece.json")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = ModelFile::open(&scored_writer(&golden).write(dir.path())).unwrap();
+    let tokens = golden["tokens"].as_array().unwrap().len();
+    (Tokenizer::read(&file, tokens).unwrap(), golden)
+}
+
+fn scored_writer(golden: &serde_json::Value) -> Writer {
     let list = |key: &str| golden[key].as_array().unwrap().clone();
     let mut w = tiny(TensorType::F32, TensorType::F32);
     w.set("tokenizer.ggml.model", Value::Text("llama".into()));
@@ -96,10 +103,32 @@ fn scored() -> (Tokenizer, serde_json::Value) {
     w.set("tokenizer.ggml.scores", Value::List(scores));
     let types = list("types").iter().map(|t| Value::Signed(t.as_i64().unwrap())).collect();
     w.set("tokenizer.ggml.token_type", Value::List(types));
+    w
+}
+
+#[test]
+fn defined_runs_of_white_space_are_tokens_and_nothing_is_merged_across_them() {
+    let (_, golden) = scored();
+    let plain = |id: usize| golden["tokens"][id].as_str().unwrap().to_owned();
+    let mut w = scored_writer(&golden);
+    let types: Vec<i64> = serde_json::from_value(golden["types"].clone()).unwrap();
+    // Two tokens that nothing else needs become runs, as Gemma has them.
+    let last = types.len() - 1;
+    let mut tokens: Vec<Value> = (0..types.len()).map(|id| Value::Text(plain(id))).collect();
+    (tokens[last], tokens[last - 1]) = (Value::Text("\n\n".into()), Value::Text("▁▁".into()));
+    let kind = |id: usize| if id >= last - 1 { 4 } else { types[id] };
+    w.set("tokenizer.ggml.token_type", Value::List((0..types.len()).map(|id| Value::Signed(kind(id))).collect()));
+    w.set("tokenizer.ggml.tokens", Value::List(tokens));
     let dir = tempfile::tempdir().unwrap();
     let file = ModelFile::open(&w.write(dir.path())).unwrap();
-    let tokens = golden["tokens"].as_array().unwrap().len();
-    (Tokenizer::read(&file, tokens).unwrap(), golden)
+    let tokenizer = Tokenizer::read(&file, types.len()).unwrap();
+    let (spaces, lines) = (last as u32 - 1, last as u32);
+    let ids = encode(&tokenizer, "a   b\n\n\nc");
+    assert_eq!(ids.iter().filter(|id| **id == spaces).count(), 1, "the third begins the next word");
+    assert_eq!(ids.iter().filter(|id| **id == lines).count(), 1);
+    assert_eq!(String::from_utf8(decode(&tokenizer, &ids)).unwrap(), " a   b\n\n\nc");
+    // A message may hold them: they are text, which no guard breaks.
+    assert_eq!(tokenizer.guarded("a  b\n\n", '\u{fdd0}'), "a  b\n\n");
 }
 
 #[test]
