@@ -495,7 +495,7 @@ impl Loaded {
         let model = CandleModel::load(file, config, context, threads)?;
         // Guesses that were wrong could not be taken back.
         let limits = limits(options, 0, false);
-        Ok(Self { info, runner: Runner::Candle(model), blocks: KvCache::counting(most), limits })
+        Ok(Self { info, runner: Runner::Candle(Box::new(model)), blocks: KvCache::counting(most), limits })
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 /// A model with the buffers and threads that it runs on.
 pub enum Runner {
     Own(Box<OwnModel>),
-    Candle(CandleModel),
+    Candle(Box<CandleModel>),
 }
 
 /// A model that the forward pass of our own computes.

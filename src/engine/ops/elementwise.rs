@@ -109,7 +109,7 @@ versions! {
     pub fn gelu_mul(gate: &mut [f32], up: &[f32]) {
         for (g, u) in gate.iter_mut().zip(up) {
             let x = *g;
-            let twice = 1.595_769_1 * (x + 0.044_715 * x * x * x);
+            let twice = 1.595_769 * (x + 0.044_715 * x * x * x);
             *g = x / (1.0 + exp(-twice)) * u;
         }
     }
