@@ -386,3 +386,17 @@ fn the_file_is_described() {
     assert_eq!(info.kv_bytes_per_token, 2 * 2 * 32 * 2);
     assert!(info.parameters > 30_000);
 }
+
+#[test]
+fn what_is_urgent_is_due_earlier_and_no_deadline_makes_anybody_wait_longer() {
+    let engine = engine(EngineOptions::default());
+    let soon = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+    let (urgent, plain) = (engine.due(soon(2), 0), engine.due(None, 0));
+    assert!(urgent + 50_000 < plain, "{urgent} {plain}");
+    // A deadline farther than a minute off makes no difference, but for the time between the two calls.
+    let far = engine.due(soon(600), 0);
+    assert!((plain..plain + 10_000).contains(&far), "{far} {plain}");
+    assert!(engine.due(None, 1) < plain && engine.due(None, -1) > far, "a priority");
+    let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
+    assert!(engine.due(Some(past), 0) <= urgent, "what is late already");
+}

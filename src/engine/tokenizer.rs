@@ -35,15 +35,17 @@ const SPACE: char = '▁';
 enum Cut {
     /// Into words, whose bytes are characters.
     Words(PreTokenizerWrapper),
-    /// Not at all; spaces are [`SPACE`], and one may be put before the text. Runs of white space that have a token by definition
-    /// are that token, the longest first, and nothing is merged across them.
-    Spaces { before: bool, runs: Vec<(String, u32)> },
+    /// Not at all; spaces are [`SPACE`], and one may be put before the text.
+    Spaces { before: bool },
 }
 
 /// A model's vocabulary.
 pub struct Tokenizer {
     model: BPE,
     cut: Cut,
+    /// Runs of white space that have a token by definition, longest first. They are that token wherever they stand, and nothing is
+    /// merged across them.
+    runs: Vec<(String, u32)>,
     /// The bytes of each token; empty for control tokens.
     bytes: Vec<Box<[u8]>>,
     /// Names of tokens that only templates may use, longest first.
@@ -95,13 +97,7 @@ impl Tokenizer {
                 builder = builder.unk_token(tokens[unknown].to_owned());
             }
             let before = file.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-            let mut runs: Vec<(String, u32)> = (0..)
-                .zip(tokens.iter().zip(&types))
-                .filter(|(_, (token, kind))| **kind == USER_DEFINED && is_white(token))
-                .map(|(id, (token, _))| (token.replace(SPACE, " "), id))
-                .collect();
-            runs.sort_by_key(|(run, _)| std::cmp::Reverse(run.len()));
-            (built(builder)?, Cut::Spaces { before, runs })
+            (built(builder)?, Cut::Spaces { before })
         } else {
             let pre = file.text("tokenizer.ggml.pre")?.unwrap_or("gpt-2");
             let split = pre_tokenizer(pre).map_err(|reason| file.unsupported(reason))?;
@@ -110,6 +106,12 @@ impl Tokenizer {
             (built(builder)?, Cut::Words(split))
         };
 
+        let mut runs: Vec<(String, u32)> = (0..)
+            .zip(tokens.iter().zip(&types))
+            .filter(|(_, (token, kind))| **kind == USER_DEFINED && is_white(token))
+            .map(|(id, (token, _))| (token.replace(SPACE, " "), id))
+            .collect();
+        runs.sort_by_key(|(run, _)| std::cmp::Reverse(run.len()));
         let id = |key: &str| -> Result<Option<u32>, EngineError> {
             match file.u64(key)? {
                 Some(n) if n >= vocabulary as u64 => Err(file.corrupt(format!("metadata `{key}` is {n}"))),
@@ -162,6 +164,7 @@ impl Tokenizer {
             longest: bytes.iter().map(|b| b.len()).max().unwrap_or(1).max(1),
             model,
             cut,
+            runs,
             bytes,
             special,
             special_first,
@@ -205,30 +208,35 @@ impl Tokenizer {
     /// # Errors
     /// [`EngineError::Tokenizer`] when the splitting pattern fails on the text.
     pub fn encode_text(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        let (mut plain, mut at) = (0, 0);
+        while let Some(c) = text[at..].chars().next() {
+            let run = self.runs.iter().find(|(run, _)| c.is_whitespace() && text[at..].starts_with(run.as_str()));
+            let Some((run, id)) = run else {
+                at += c.len_utf8();
+                continue;
+            };
+            self.encode_plain(&text[plain..at], plain == 0, ids)?;
+            ids.push(*id);
+            at += run.len();
+            plain = at;
+        }
+        self.encode_plain(&text[plain..], plain == 0, ids)
+    }
+
+    /// The ids of what lies between defined runs of white space.
+    fn encode_plain(&self, text: &str, first: bool, ids: &mut Vec<u32>) -> Result<(), EngineError> {
         if text.is_empty() {
             return Ok(());
         }
         let fail = |e: tokenizers::Error| EngineError::Tokenizer(e.to_string());
         let split = match &self.cut {
             Cut::Words(split) => split,
-            Cut::Spaces { before, runs } => {
+            Cut::Spaces { before } => {
                 let mut spaced = String::with_capacity(text.len() + SPACE.len_utf8());
-                if *before {
+                if *before && first {
                     spaced.push(SPACE);
                 }
-                let mut rest = text;
-                while let Some(c) = rest.chars().next() {
-                    let run = runs.iter().find(|(run, _)| c.is_whitespace() && rest.starts_with(run.as_str()));
-                    if let Some((run, id)) = run {
-                        ids.extend(self.model.tokenize(&spaced).map_err(fail)?.iter().map(|token| token.id));
-                        spaced.clear();
-                        ids.push(*id);
-                        rest = &rest[run.len()..];
-                    } else {
-                        spaced.push(if c == ' ' { SPACE } else { c });
-                        rest = &rest[c.len_utf8()..];
-                    }
-                }
+                spaced.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
                 ids.extend(self.model.tokenize(&spaced).map_err(fail)?.iter().map(|token| token.id));
                 return Ok(());
             }

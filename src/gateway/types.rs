@@ -109,7 +109,9 @@ pub enum GatewayError {
     #[error("{reason}")]
     Refused { id: DecisionId, reason: String },
     /// Of what the policy would take, nothing can be called now.
-    #[error("{reason}")]
+    #[error(
+        "{reason}; `weir models running` shows how each model stands, and `weir models load NAME` takes one into this process again"
+    )]
     Unavailable { id: DecisionId, reason: String },
     /// What the caller may spend leaves no arm.
     #[error("{reason}")]

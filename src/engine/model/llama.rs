@@ -1,8 +1,8 @@
 //! The forward pass of the llama architecture and its kin over a batch of tokens of any number of sequences.
 //!
 //! RMS norm, grouped-query attention with rotary positions, SwiGLU, residuals; weights as [`Linear`]. Qwen 2 adds biases
-//! to queries, keys and values, Qwen 3 normalises the heads of queries and keys; for Gemma 3 see [`Architecture`]. Which two elements of a head are rotated
-//! together differs between files; as scores do not depend on the order of a head's elements, rows are brought into one
+//! to queries, keys and values, Qwen 3 normalises the heads of queries and keys; for Gemma 3 see [`Architecture`]. Which
+//! two elements of a head are rotated together differs between files; as scores do not depend on the order of a head's elements, rows are brought into one
 //! order at load. Nothing here knows about requests: [`super::super::runner`] says which tokens, and keeps the sequences.
 
 use std::path::Path;

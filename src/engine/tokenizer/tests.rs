@@ -132,6 +132,27 @@ fn defined_runs_of_white_space_are_tokens_and_nothing_is_merged_across_them() {
 }
 
 #[test]
+fn a_byte_level_vocabulary_may_define_runs_of_white_space_too() {
+    let mut w = tiny(TensorType::F32, TensorType::F32);
+    let list = |w: &Writer, key: &str| match w.metadata.iter().find(|(k, _)| k == key) {
+        Some((_, Value::List(list))) => list.clone(),
+        other => panic!("{other:?}"),
+    };
+    let (mut tokens, mut types) = (list(&w, "tokenizer.ggml.tokens"), list(&w, "tokenizer.ggml.token_type"));
+    let last = tokens.len() - 1;
+    // As Phi 2 has them.
+    (tokens[last], types[last]) = (Value::Text("  ".into()), Value::Signed(4));
+    w.set("tokenizer.ggml.tokens", Value::List(tokens));
+    w.set("tokenizer.ggml.token_type", Value::List(types));
+    let dir = tempfile::tempdir().unwrap();
+    let file = ModelFile::open(&w.write(dir.path())).unwrap();
+    let tokenizer = Tokenizer::read(&file, last + 1).unwrap();
+    let ids = encode(&tokenizer, "the  the   the");
+    assert_eq!(ids.iter().filter(|id| **id == last as u32).count(), 2);
+    assert_eq!(decode(&tokenizer, &ids), b"the  the   the");
+}
+
+#[test]
 fn scored_vocabularies_give_what_sentencepiece_gives() {
     let (tokenizer, golden) = scored();
     for case in golden["texts"].as_array().unwrap() {
