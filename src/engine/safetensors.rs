@@ -1,13 +1,14 @@
 //! A folder as the Hugging Face hub has it: `config.json`, `tokenizer.json`, `tokenizer_config.json` and the weights in one or more
 //! safetensors files (BF16, F16 or F32). What they say is put into GGUF's keys and names, so that all else is as with a GGUF file.
 //!
-//! Two things differ from llama.cpp's own conversion. The rows of queries and keys are in two halves with all architectures
-//! ([`HALVES`] says so), and Llama 3's scaled rotary positions are computed from their parameters here.
+//! Three things differ from llama.cpp's own conversion. The rows of queries and keys are in two halves with all architectures
+//! ([`HALVES`] says so), Llama 3's scaled rotary positions are computed from their parameters here, and by what Gemma's scores are
+//! scaled is said ([`SCORE_SCALE`]).
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Read,
+    io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -17,11 +18,17 @@ use serde_json::Value as Json;
 
 use super::{
     EngineError,
+    model::config::GEMMA3_EVERY,
     model_file::{ModelFile, TensorInfo, TensorType, Value},
+    ops::linear::dequantise,
 };
 
 /// The metadata key that says that the rows of queries and keys are in two halves.
 pub const HALVES: &str = "weir.rope.halves";
+/// The metadata key that says by the root of what scores are divided, see [`super::model::Config`].
+pub const SCORE_SCALE: &str = "weir.attention.score_scale";
+/// `model_type` of Gemma 3 without images.
+const GEMMA3: &str = "gemma3_text";
 /// No real header is longer.
 const MOST_HEADER: u64 = 100 << 20;
 
@@ -42,6 +49,12 @@ struct Config {
     rope_scaling: Option<Rope>,
     sliding_window: Option<u64>,
     use_sliding_window: Option<bool>,
+    /// Of Gemma 3.
+    rope_local_base_freq: Option<f64>,
+    query_pre_attn_scalar: Option<f64>,
+    layer_types: Option<Vec<String>>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
     #[serde(default)]
     tie_word_embeddings: bool,
     eos_token_id: Option<Json>,
@@ -57,6 +70,9 @@ struct Rope {
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
     original_max_position_embeddings: Option<f64>,
+    /// By kind of layer.
+    full_attention: Option<Box<Rope>>,
+    sliding_attention: Option<Box<Rope>>,
 }
 
 /// What is read of `tokenizer.json`.
@@ -67,6 +83,8 @@ struct TokenizerFile {
     added_tokens: Vec<Added>,
     #[serde(default)]
     pre_tokenizer: Json,
+    #[serde(default)]
+    normalizer: Json,
 }
 
 #[derive(Deserialize)]
@@ -118,8 +136,19 @@ struct Folder {
 pub fn open(path: &Path) -> Result<ModelFile, EngineError> {
     let dir = if path.is_dir() { path } else { path.parent().unwrap_or(Path::new(".")) };
     let folder = Folder { dir: dir.to_owned() };
-    let config: Config = folder.json("config.json")?;
-    let (files, mut tensors) = folder.weights()?;
+    let mut config: Config = folder.json("config.json")?;
+    let gemma3 = config.model_type == GEMMA3;
+    let (mut files, mut tensors) = folder.weights(gemma3)?;
+    if gemma3 {
+        folder.norms(&mut files, &mut tensors)?;
+    }
+    // Gemma 3's rotary embeddings by kind of layer.
+    if let Some(Rope { full_attention: Some(full), sliding_attention: Some(local), .. }) =
+        config.rope_scaling.take_if(|r| r.full_attention.is_some())
+    {
+        config.rope_local_base_freq = local.rope_theta.or(config.rope_local_base_freq);
+        config.rope_scaling = Some(*full);
+    }
     let mut metadata = folder.metadata(&config)?;
     if let Some(factors) = folder.rotary(&config, &mut metadata)? {
         let bytes: Vec<u8> = factors.iter().flat_map(|f| f.to_le_bytes()).collect();
@@ -158,7 +187,7 @@ impl Folder {
     }
 
     /// The safetensors files, and where each tensor is.
-    fn weights(&self) -> Result<(Vec<File>, BTreeMap<String, TensorInfo>), EngineError> {
+    fn weights(&self, gemma3: bool) -> Result<(Vec<File>, BTreeMap<String, TensorInfo>), EngineError> {
         let failed = |e: std::io::Error| EngineError::io(&self.dir, &e);
         let mut paths: Vec<PathBuf> = std::fs::read_dir(&self.dir)
             .map_err(failed)?
@@ -172,7 +201,7 @@ impl Folder {
         let (mut files, mut tensors) = (Vec::new(), BTreeMap::new());
         for path in paths {
             let mut file = File::open(&path).map_err(|e| EngineError::io(&path, &e))?;
-            self.header(&path, &mut file, files.len(), &mut tensors)?;
+            self.header(&path, &mut file, files.len(), gemma3, &mut tensors)?;
             files.push(file);
         }
         Ok((files, tensors))
@@ -184,6 +213,7 @@ impl Folder {
         path: &Path,
         file: &mut File,
         index: usize,
+        gemma3: bool,
         tensors: &mut BTreeMap<String, TensorInfo>,
     ) -> Result<(), EngineError> {
         let io = |e: std::io::Error| EngineError::io(path, &e);
@@ -200,7 +230,7 @@ impl Folder {
         let metadata: safetensors::tensor::Metadata =
             serde_json::from_slice(&header).map_err(|e| corrupt(format!("its header is wrong: {e}")))?;
         for (name, info) in metadata.tensors() {
-            let Some(name) = gguf_name(&name) else {
+            let Some(name) = gguf_name(&name, gemma3) else {
                 return Err(
                     self.unsupported(format!("it has a tensor `{name}`, which its architecture does not have here"))
                 );
@@ -235,17 +265,44 @@ impl Folder {
         Ok(())
     }
 
+    /// Weights of Gemma's norms with the one that is added to them, as GGUF files have them.
+    fn norms(&self, files: &mut [File], tensors: &mut BTreeMap<String, TensorInfo>) -> Result<(), EngineError> {
+        for (name, info) in tensors.iter_mut().filter(|(name, _)| name.ends_with("norm.weight")) {
+            let Some(file) = files.get_mut(info.file) else { continue };
+            let mut raw = vec![0; info.bytes as usize];
+            let read = file.seek(SeekFrom::Start(info.offset)).and_then(|_| file.read_exact(&mut raw));
+            read.map_err(|e| EngineError::io(&self.dir, &e))?;
+            let values = dequantise(info.kind, &raw, info.elements() as usize)
+                .map_err(|e| self.corrupt("", format!("tensor `{name}` cannot be decoded: {e}")))?;
+            let made: Vec<u8> = values.iter().flat_map(|v| (v + 1.0).to_le_bytes()).collect();
+            let bytes = made.len() as u64;
+            *info = TensorInfo {
+                kind: TensorType::F32,
+                file: usize::MAX,
+                offset: 0,
+                bytes,
+                made: Some(made),
+                ..info.clone()
+            };
+        }
+        Ok(())
+    }
+
     /// The model's sizes.
     fn metadata(&self, config: &Config) -> Result<BTreeMap<String, Value>, EngineError> {
         let architecture = match config.model_type.as_str() {
             "llama" | "mistral" => "llama",
             known @ ("qwen2" | "qwen3") => known,
+            GEMMA3 => "gemma3",
             other => {
                 return Err(self.unsupported(format!(
-                    "its `model_type` is `{other}`, and there are llama, mistral, qwen2, qwen3"
+                    "its `model_type` is `{other}`, and there are llama, mistral, qwen2, qwen3, {GEMMA3}"
                 )));
             }
         };
+        if config.attn_logit_softcapping.or(config.final_logit_softcapping).is_some() {
+            return Err(self.unsupported("its logits are capped"));
+        }
         let mut out = BTreeMap::new();
         let name = self.dir.file_name().map(|name| name.to_string_lossy().into_owned());
         out.insert("general.architecture".to_owned(), Value::Text(architecture.to_owned()));
@@ -270,6 +327,18 @@ impl Folder {
         let theta = config.rope_theta.or(config.rope_scaling.as_ref().and_then(|rope| rope.rope_theta));
         out.insert(format!("{architecture}.rope.freq_base"), Value::Float(theta.unwrap_or(10_000.0)));
         out.insert(format!("{architecture}.attention.layer_norm_rms_epsilon"), Value::Float(config.rms_norm_eps));
+        if architecture == "gemma3" {
+            let every =
+                |(i, kind): (usize, &String)| (kind == "full_attention") == (i + 1).is_multiple_of(GEMMA3_EVERY);
+            if !config.layer_types.iter().flatten().enumerate().all(every) {
+                return Err(self.unsupported("its `layer_types` are not five local ones and one that is not, by turns"));
+            }
+            let base = config.rope_local_base_freq.unwrap_or(10_000.0);
+            out.insert(format!("{architecture}.rope.local_freq_base"), Value::Float(base));
+            if let Some(scale) = config.query_pre_attn_scalar {
+                out.insert(SCORE_SCALE.to_owned(), Value::Float(scale));
+            }
+        }
         Ok(out)
     }
 
@@ -363,6 +432,7 @@ impl Folder {
             }
             set("ggml.model", Value::Text("llama".to_owned()));
             set("ggml.scores", Value::List(scores.into_iter().map(Value::Float).collect()));
+            set("ggml.add_space_prefix", Value::Bool(prefixed(&file.normalizer, &file.pre_tokenizer)));
         } else {
             let pre = splitting(&file.pre_tokenizer).map_err(|reason| self.unsupported(reason))?;
             set("ggml.model", Value::Text("gpt2".to_owned()));
@@ -420,7 +490,7 @@ const UNUSED: u64 = 5;
 const BYTE: u64 = 6;
 
 /// What GGUF calls a tensor; `None` for what its architectures do not have.
-fn gguf_name(name: &str) -> Option<String> {
+fn gguf_name(name: &str, gemma3: bool) -> Option<String> {
     match name {
         "model.embed_tokens.weight" => return Some("token_embd.weight".to_owned()),
         "model.norm.weight" => return Some("output_norm.weight".to_owned()),
@@ -431,6 +501,9 @@ fn gguf_name(name: &str) -> Option<String> {
     let (part, end) = rest.rsplit_once('.')?;
     let part = match part {
         "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" if gemma3 => "post_attention_norm",
+        "pre_feedforward_layernorm" if gemma3 => "ffn_norm",
+        "post_feedforward_layernorm" if gemma3 => "post_ffw_norm",
         "post_attention_layernorm" => "ffn_norm",
         "self_attn.q_proj" => "attn_q",
         "self_attn.k_proj" => "attn_k",
@@ -445,6 +518,15 @@ fn gguf_name(name: &str) -> Option<String> {
     };
     layer.parse::<u32>().ok()?;
     Some(format!("blk.{layer}.{part}.{end}"))
+}
+
+/// Whether a SentencePiece vocabulary puts a space before a text.
+fn prefixed(normalizer: &Json, pre_tokenizer: &Json) -> bool {
+    let space = pre_tokenizer.to_string();
+    let by_splitting = space.contains("\"Metaspace\"")
+        && !space.contains("\"prepend_scheme\":\"never\"")
+        && !space.contains("\"add_prefix_space\":false");
+    normalizer.to_string().contains("\"Prepend\"") || by_splitting
 }
 
 /// How text is cut into words, by the name that llama.cpp gives it, recognised by what the pre-tokenizer's parts say.

@@ -85,7 +85,7 @@ impl Local {
 }
 
 /// Gemma 3's pattern, and the base of its local layers' angles, neither of which GGUF files name.
-const GEMMA3_EVERY: usize = 6;
+pub(in crate::engine) const GEMMA3_EVERY: usize = 6;
 const GEMMA3_LOCAL_BASE: f64 = 10_000.0;
 /// The one Gemma 3 whose scores are not scaled by the size of a head, told by its layers (27B).
 const GEMMA3_27B_LAYERS: usize = 62;
@@ -168,6 +168,9 @@ impl Config {
             file.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
         })?;
         let score_scale = match architecture {
+            Architecture::Gemma3 if file.metadata.contains_key(safetensors::SCORE_SCALE) => {
+                file.f64(safetensors::SCORE_SCALE)?.filter(|scale| *scale > 0.0).unwrap_or(head as f64)
+            }
             Architecture::Gemma3 if layers == GEMMA3_27B_LAYERS => hidden as f64 / queries as f64,
             _ => head as f64,
         };

@@ -29,6 +29,14 @@ struct Sizes {
 const SMALL: Sizes = Sizes { hidden: 64, layers: 2, heads: 4, keys: 2, head: 16, feed_forward: 96 };
 const WIDE: Sizes = Sizes { hidden: 256, layers: 1, heads: 4, keys: 2, head: 64, feed_forward: 256 };
 
+fn sizes_of(name: &str) -> Sizes {
+    match name {
+        "qwen3" => Sizes { head: 32, ..SMALL },
+        "gemma3" => Sizes { head: 32, layers: 7, ..SMALL },
+        _ => SMALL,
+    }
+}
+
 /// Type code, elements and bytes of a block, and where in it f16 numbers stand that are this part of the size.
 type Form = (u32, usize, usize, &'static [(usize, f64)]);
 
@@ -165,7 +173,11 @@ fn as_folder(writer: &Writer, name: &str, s: Sizes, dir: &Path) -> PathBuf {
         other => panic!("{other:?}"),
     };
     let mut config = json!({
-        "model_type": if name == "llama3" { "llama" } else { name },
+        "model_type": match name {
+            "llama3" => "llama",
+            "gemma3" => "gemma3_text",
+            other => other,
+        },
         "hidden_size": s.hidden,
         "num_hidden_layers": s.layers,
         "intermediate_size": s.feed_forward,
@@ -180,6 +192,14 @@ fn as_folder(writer: &Writer, name: &str, s: Sizes, dir: &Path) -> PathBuf {
     if name == "llama3" {
         config["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                         "original_max_position_embeddings": 64});
+    }
+    if name == "gemma3" {
+        config["sliding_window"] = json!(7);
+        config["query_pre_attn_scalar"] = json!(48);
+        config["rope_parameters"] = json!({
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500_000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+        });
     }
     std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
     let vocab: serde_json::Map<String, Json> =
@@ -198,9 +218,18 @@ fn as_folder(writer: &Writer, name: &str, s: Sizes, dir: &Path) -> PathBuf {
                 _ => safetensors::Dtype::BF16,
             };
             let shape: Vec<usize> = dimensions.iter().rev().map(|n| *n as usize).collect();
-            let turned = !name.starts_with("qwen") && (tensor.contains("attn_q.") || tensor.contains("attn_k."));
+            let turned = !name.starts_with("qwen")
+                && name != "gemma3"
+                && (tensor.contains("attn_q.") || tensor.contains("attn_k."));
             let bytes = if turned { in_halves(bytes, shape[0], s.head) } else { bytes.clone() };
-            (hub_name(tensor), dtype, shape, bytes)
+            let bytes = match name == "gemma3" && tensor.ends_with("norm.weight") {
+                // The hub's are less by one.
+                true => {
+                    bytes.as_chunks::<4>().0.iter().flat_map(|b| (f32::from_le_bytes(*b) - 1.0).to_le_bytes()).collect()
+                }
+                false => bytes,
+            };
+            (hub_name(tensor, name == "gemma3"), dtype, shape, bytes)
         })
         .collect();
     // In two files, as large models are.
@@ -225,7 +254,7 @@ fn in_halves(bytes: &[u8], rows: usize, head: usize) -> Vec<u8> {
     bytes.chunks_exact(head * row).flat_map(of).collect()
 }
 
-fn hub_name(name: &str) -> String {
+fn hub_name(name: &str, gemma3: bool) -> String {
     match name {
         "token_embd.weight" => return "model.embed_tokens.weight".to_owned(),
         "output_norm.weight" => return "model.norm.weight".to_owned(),
@@ -235,6 +264,9 @@ fn hub_name(name: &str) -> String {
     let parts: Vec<&str> = name.split('.').collect();
     let part = match parts[2] {
         "attn_norm" => "input_layernorm",
+        "ffn_norm" if gemma3 => "pre_feedforward_layernorm",
+        "post_attention_norm" => "post_attention_layernorm",
+        "post_ffw_norm" => "post_feedforward_layernorm",
         "ffn_norm" => "post_attention_layernorm",
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
@@ -267,9 +299,11 @@ fn a_folder_of_safetensors_computes_what_transformers_does() {
     let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
     let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    for case in ["llama F32", "llama3 F32", "mistral F32", "qwen2 F32", "qwen3 F32", "llama F16", "llama BF16"] {
+    for case in
+        ["llama F32", "llama3 F32", "mistral F32", "qwen2 F32", "qwen3 F32", "gemma3 F32", "llama F16", "llama BF16"]
+    {
         let (name, kind) = case.split_once(' ').unwrap();
-        let sizes = if name == "qwen3" { Sizes { head: 32, ..SMALL } } else { SMALL };
+        let sizes = sizes_of(name);
         // Llama 3's factors are computed from the folder's parameters.
         let writer = without_q8(made(name, kind, sizes, None));
         let folder = as_folder(&writer, name, sizes, dir.path());
@@ -289,7 +323,7 @@ fn a_folder_of_safetensors_computes_what_transformers_does() {
 fn load(path: &Path, format: Format) -> Result<Llama, EngineError> {
     let file = ModelFile::open(path)?;
     let mut config = Config::read(&file)?;
-    if config.architecture == Architecture::Gemma3 {
+    if config.architecture == Architecture::Gemma3 && path.extension().is_some_and(|e| e == "gguf") {
         // As the largest Gemma's differs from the size of a head; a file does not say it.
         config.score_scale = 48.0;
     }
@@ -324,12 +358,7 @@ fn every_architecture_and_format_computes_what_transformers_does() {
             continue;
         }
         seen += 1;
-        let sizes = match (name, kind) {
-            ("qwen3", _) => Sizes { head: 32, ..SMALL },
-            ("gemma3", _) => Sizes { head: 32, layers: 7, ..SMALL },
-            (_, "Q4_K" | "Q6_K") => WIDE,
-            _ => SMALL,
-        };
+        let sizes = if matches!(kind, "Q4_K" | "Q6_K") { WIDE } else { sizes_of(name) };
         let factors = golden.get("factors").map(|f| serde_json::from_value(f.clone()).unwrap());
         let path: PathBuf = made(name, kind, sizes, factors).write(dir.path());
         let raw = STANDARD.decode(golden["logits"].as_str().unwrap()).unwrap();
