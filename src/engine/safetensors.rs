@@ -143,9 +143,12 @@ pub fn open(path: &Path) -> Result<ModelFile, EngineError> {
         folder.norms(&mut files, &mut tensors)?;
     }
     // Gemma 3's rotary embeddings by kind of layer.
-    if let Some(Rope { full_attention: Some(full), sliding_attention: Some(local), .. }) =
-        config.rope_scaling.take_if(|r| r.full_attention.is_some())
+    if let Some(Rope { full_attention, sliding_attention, .. }) = &config.rope_scaling
+        && (full_attention.is_some() || sliding_attention.is_some())
     {
+        let (Some(full), Some(local)) = (full_attention.clone(), sliding_attention.clone()) else {
+            return Err(folder.corrupt("config.json", "`rope_parameters` has one kind of layer and not the other"));
+        };
         config.rope_local_base_freq = local.rope_theta.or(config.rope_local_base_freq);
         config.rope_scaling = Some(*full);
     }

@@ -332,3 +332,38 @@ pub fn reference_logits(path: &Path, tokens: &[u32]) -> Vec<Vec<f64>> {
     let last = load("output_norm.weight");
     hidden.iter().map(|x| product(&embedding, &norm(x, &last))).collect()
 }
+
+/// What `model/goldens/make.py` has written: logits of PyTorch's `transformers` for made models.
+pub struct Goldens(serde_json::Value);
+
+impl Goldens {
+    pub fn read() -> Self {
+        Self(serde_json::from_str(include_str!("model/goldens/logits.json")).unwrap())
+    }
+
+    pub fn tokens(&self) -> Vec<u32> {
+        serde_json::from_value(self.0["tokens"].clone()).unwrap()
+    }
+
+    /// Positions of which there are logits.
+    pub fn rows(&self) -> Vec<usize> {
+        serde_json::from_value(self.0["rows"].clone()).unwrap()
+    }
+
+    /// Architecture and format of each.
+    pub fn cases(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.as_object().unwrap().keys().filter_map(|case| case.split_once(' '))
+    }
+
+    /// `[rows][vocabulary]`.
+    pub fn logits(&self, case: &str) -> Vec<f32> {
+        use base64::Engine as _;
+        let raw = base64::engine::general_purpose::STANDARD.decode(self.0[case]["logits"].as_str().unwrap()).unwrap();
+        raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    /// By how much the frequencies of its rotary positions are divided, where they are.
+    pub fn factors(&self, case: &str) -> Option<Vec<f32>> {
+        self.0[case].get("factors").map(|factors| serde_json::from_value(factors.clone()).unwrap())
+    }
+}

@@ -1,13 +1,10 @@
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use serde_json::Value as Json;
-
 use super::*;
 use crate::{
     domain::FinishReason,
     engine::{
         Choosing, Computed, Engine, EngineOptions, Generate, GenerateEvent, Prompt,
         model_file::{TensorType, Value as Meta},
-        testing::{Writer, numbers, tiny},
+        testing::{Goldens, Writer, numbers, tiny},
     },
 };
 
@@ -92,16 +89,14 @@ impl Made {
 
 #[test]
 fn each_architecture_computes_what_transformers_does_in_chunks_of_any_size() {
-    let goldens: Json = serde_json::from_str(include_str!("../model/goldens/logits.json")).unwrap();
-    let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
-    let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
+    let goldens = Goldens::read();
+    let (tokens, rows) = (goldens.tokens(), goldens.rows());
     let dir = tempfile::tempdir().unwrap();
     for name in ARCHITECTURES {
         let file = ModelFile::open(&made(name).write(dir.path())).unwrap();
         let config = Config::read(&file).unwrap().unwrap();
         let mut model = CandleModel::load(&file, &config, 64, 2).unwrap().fresh;
-        let raw = STANDARD.decode(goldens[format!("{name} F32")]["logits"].as_str().unwrap()).unwrap();
-        let want: Vec<f32> = raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let want = goldens.logits(&format!("{name} F32"));
         let mut begin = 0;
         for (row, want) in rows.iter().zip(want.chunks_exact(VOCABULARY)) {
             let got = model.forward(&tokens[begin..=*row], begin).unwrap();

@@ -167,11 +167,12 @@ impl Config {
         let rms_epsilon = file.f64(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
             file.corrupt(format!("metadata `{}` is missing", key("attention.layer_norm_rms_epsilon")))
         })?;
-        let score_scale = match architecture {
-            Architecture::Gemma3 if file.metadata.contains_key(safetensors::SCORE_SCALE) => {
-                file.f64(safetensors::SCORE_SCALE)?.filter(|scale| *scale > 0.0).unwrap_or(head as f64)
+        let score_scale = match (architecture, file.f64(safetensors::SCORE_SCALE)?) {
+            (Architecture::Gemma3, Some(scale)) if scale > 0.0 => scale,
+            (Architecture::Gemma3, Some(scale)) => {
+                return Err(file.corrupt(format!("its scores are scaled by the root of {scale}")));
             }
-            Architecture::Gemma3 if layers == GEMMA3_27B_LAYERS => hidden as f64 / queries as f64,
+            (Architecture::Gemma3, None) if layers == GEMMA3_27B_LAYERS => hidden as f64 / queries as f64,
             _ => head as f64,
         };
         if local.is_some_and(|local| local.rope_base <= 0.0)

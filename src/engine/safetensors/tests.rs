@@ -104,3 +104,18 @@ fn damaged_weights_are_named_and_never_believed() {
     std::fs::remove_file(&path).unwrap();
     assert!(open(dir.path()).err().unwrap().to_string().contains("no file `*.safetensors`"));
 }
+
+#[test]
+fn rotary_embeddings_of_one_kind_of_layer_alone_are_refused() {
+    let said = opened(|config, _| {
+        config["model_type"] = json!("gemma3_text");
+        config["rope_parameters"] = json!({"full_attention": {"rope_type": "default", "rope_theta": 1e6}});
+    });
+    let said = said.err().unwrap().to_string();
+    assert!(said.contains("one kind of layer and not the other"), "{said}");
+    let said = opened(|config, _| {
+        config["model_type"] = json!("gemma3_text");
+        config["layer_types"] = json!(["full_attention"]);
+    });
+    assert!(said.err().unwrap().to_string().contains("`layer_types`"));
+}

@@ -2,15 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use half::f16;
 use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::engine::{
+    candle::ARCHITECTURES,
     model_file::Value,
     ops::{Level, Pool},
-    testing::{Writer, numbers},
+    testing::{Goldens, Writer, numbers},
 };
 
 const VOCABULARY: usize = 288;
@@ -116,6 +116,8 @@ fn made(name: &str, kind: &str, s: Sizes, factors: Option<Vec<f32>>) -> Writer {
     w.set(&format!("{architecture}.rope.freq_base"), Value::Float(base));
     if name == "gemma3" {
         w.set("gemma3.attention.sliding_window", Value::Unsigned(7));
+        // Not the size of a head, as with the largest Gemma.
+        w.set(crate::engine::safetensors::SCORE_SCALE, Value::Float(48.0));
         w.set("gemma3.rope.scaling.type", Value::Text("linear".into()));
         w.set("gemma3.rope.scaling.factor", Value::Float(8.0));
     }
@@ -295,9 +297,8 @@ fn without_q8(mut writer: Writer) -> Writer {
 
 #[test]
 fn a_folder_of_safetensors_computes_what_transformers_does() {
-    let goldens: Json = serde_json::from_str(include_str!("logits.json")).unwrap();
-    let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
-    let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
+    let goldens = Goldens::read();
+    let (tokens, rows) = (goldens.tokens(), goldens.rows());
     let dir = tempfile::tempdir().unwrap();
     for case in
         ["llama F32", "llama3 F32", "mistral F32", "qwen2 F32", "qwen3 F32", "gemma3 F32", "llama F16", "llama BF16"]
@@ -307,8 +308,7 @@ fn a_folder_of_safetensors_computes_what_transformers_does() {
         // Llama 3's factors are computed from the folder's parameters.
         let writer = without_q8(made(name, kind, sizes, None));
         let folder = as_folder(&writer, name, sizes, dir.path());
-        let raw = STANDARD.decode(goldens[case]["logits"].as_str().unwrap()).unwrap();
-        let want = raw.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+        let want = goldens.logits(case);
         let got = logits(&load(&folder, Format::F32).unwrap(), &tokens, &rows);
         let apart = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
         assert!(apart < 1e-4, "{case}: {apart} from transformers' logits");
@@ -322,11 +322,7 @@ fn a_folder_of_safetensors_computes_what_transformers_does() {
 
 fn load(path: &Path, format: Format) -> Result<Llama, EngineError> {
     let file = ModelFile::open(path)?;
-    let mut config = Config::read(&file)?;
-    if config.architecture == Architecture::Gemma3 && path.extension().is_some_and(|e| e == "gguf") {
-        // As the largest Gemma's differs from the size of a head; a file does not say it.
-        config.score_scale = 48.0;
-    }
+    let config = Config::read(&file)?;
     Llama::load(&file, config, format)
 }
 
@@ -347,23 +343,16 @@ fn log_softmax(logits: &[f32]) -> Vec<f64> {
 
 #[test]
 fn every_architecture_and_format_computes_what_transformers_does() {
-    let goldens: Json = serde_json::from_str(include_str!("logits.json")).unwrap();
-    let tokens: Vec<u32> = serde_json::from_value(goldens["tokens"].clone()).unwrap();
-    let rows: Vec<usize> = serde_json::from_value(goldens["rows"].clone()).unwrap();
+    let goldens = Goldens::read();
+    let (tokens, rows) = (goldens.tokens(), goldens.rows());
     let dir = tempfile::tempdir().unwrap();
     let mut seen = 0;
-    for (case, golden) in goldens.as_object().unwrap() {
-        let Some((name, kind)) = case.split_once(' ') else { continue };
-        if crate::engine::candle::ARCHITECTURES.contains(&name) {
-            continue;
-        }
+    for (name, kind) in goldens.cases().filter(|(name, _)| !ARCHITECTURES.contains(name)) {
+        let case = &format!("{name} {kind}");
         seen += 1;
         let sizes = if matches!(kind, "Q4_K" | "Q6_K") { WIDE } else { sizes_of(name) };
-        let factors = golden.get("factors").map(|f| serde_json::from_value(f.clone()).unwrap());
-        let path: PathBuf = made(name, kind, sizes, factors).write(dir.path());
-        let raw = STANDARD.decode(golden["logits"].as_str().unwrap()).unwrap();
-        let (words, _) = raw.as_chunks::<4>();
-        let want: Vec<f32> = words.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        let path: PathBuf = made(name, kind, sizes, goldens.factors(case)).write(dir.path());
+        let want = goldens.logits(case);
         assert_eq!(want.len(), rows.len() * VOCABULARY);
         let exact = logits(&load(&path, Format::F32).unwrap(), &tokens, &rows);
         let apart = exact.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
