@@ -12,6 +12,7 @@ mod detokenizer;
 mod error;
 pub mod gguf;
 pub mod kv_cache;
+mod loaded;
 pub mod model;
 pub mod model_file;
 pub mod ops;
@@ -47,12 +48,9 @@ pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
 use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
-use candle::CandleModel;
-use kv_cache::Blocks;
-use model::{Config, Llama};
-use model_file::{ModelFile, TensorType};
-use ops::{Ops, Pool, attention::POSITIONS};
-use runner::Runner;
+use loaded::Loaded;
+use model_file::ModelFile;
+use ops::attention::POSITIONS;
 use scheduler::{Limits, Scheduler};
 use template::Template;
 use tokenizer::Tokenizer;
@@ -93,7 +91,7 @@ pub struct EngineOptions {
     pub packed: Option<PathBuf>,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
     pub format: Format,
-    /// Of how many bits activations are, see [`Llama::with_activations`].
+    /// Of how many bits activations are, see [`model::Llama::with_activations`].
     pub activations: Precision,
     /// Instruction set; `None` takes the processor's best.
     pub level: Option<Level>,
@@ -243,11 +241,7 @@ impl Engine {
             0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
             n => n,
         };
-        let foreign = candle::Config::read(&file)?;
-        let Loaded { info, runner, blocks, limits } = match foreign {
-            Some(config) => Loaded::candle(&file, &config, &options, threads)?,
-            None => Loaded::own(&file, &options, threads)?,
-        };
+        let Loaded { info, runner, blocks, limits } = Loaded::read(&file, &options, threads)?;
         let tokenizer = Arc::new(Tokenizer::read(&file, info.vocabulary)?);
         let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
         let (sender, requests) = mpsc::channel();
@@ -431,112 +425,6 @@ impl Drop for Engine {
 
 fn no_thread(error: std::io::Error) -> EngineError {
     EngineError::Options(format!("no thread could be started: {error}"))
-}
-
-/// A model that has been read, ready to run.
-struct Loaded {
-    info: ModelInfo,
-    runner: Runner,
-    blocks: Blocks,
-    limits: Limits,
-}
-
-impl Loaded {
-    fn own(file: &ModelFile, options: &EngineOptions, threads: usize) -> Result<Self, EngineError> {
-        let config = Config::read(file)?;
-        let context = bounded(config.context, options)?;
-        let model = match &options.packed {
-            Some(dir) => Llama::load_packed(file, config, options.format, dir)?,
-            None => Llama::load(file, config, options.format)?,
-        }
-        .with_activations(options.activations);
-        let config = model.config();
-        let info = ModelInfo {
-            name: config.name.clone(),
-            architecture: config.architecture.name().to_owned(),
-            computed_by: Computed::Weir,
-            context,
-            vocabulary: config.vocabulary,
-            weight_bytes: model.weight_bytes(),
-            kv_bytes_per_token: config.kv_bytes_per_token(),
-            ..of_file(file)
-        };
-        // One more for the copy that a fork writes to.
-        let promised = context.div_ceil(POSITIONS) + 1;
-        let block_bytes = config.kv_bytes_per_token() * POSITIONS;
-        let most = options.cache_bytes.map_or(usize::MAX, |bytes| promised.max(bytes / block_bytes));
-        let blocks = options.kv_cache.enter(config, model.identity(), promised, most);
-        let ops = Ops {
-            level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
-            pool: Pool::new(threads).map_err(no_thread)?,
-        };
-        Ok(Self { info, runner: Runner::new(model, ops), blocks, limits: limits(options, options.prompt_lookup, true) })
-    }
-
-    fn candle(
-        file: &ModelFile,
-        config: &candle::Config,
-        options: &EngineOptions,
-        threads: usize,
-    ) -> Result<Self, EngineError> {
-        let context = bounded(config.context, options)?;
-        let info = ModelInfo {
-            name: config.name.clone(),
-            architecture: config.architecture.to_owned(),
-            computed_by: Computed::Candle,
-            context,
-            vocabulary: config.vocabulary,
-            weight_bytes: file.tensors.values().map(|info| info.bytes as usize).sum(),
-            kv_bytes_per_token: config.kv_bytes_per_token(),
-            ..of_file(file)
-        };
-        let bytes = options.cache_bytes.unwrap_or_else(|| options.kv_cache.bytes().1);
-        let most = (bytes / (config.kv_bytes_per_token() * POSITIONS)).max(context.div_ceil(POSITIONS) + 1);
-        let model = CandleModel::load(file, config, context, threads)?;
-        // Guesses that were wrong could not be taken back.
-        let limits = limits(options, 0, false);
-        Ok(Self { info, runner: Runner::Candle(Box::new(model)), blocks: KvCache::counting(most), limits })
-    }
-}
-
-fn limits(options: &EngineOptions, guesses: usize, shares: bool) -> Limits {
-    Limits { step_tokens: options.step_tokens, sequences: options.max_sequences, guesses, shares }
-}
-
-fn bounded(of_model: usize, options: &EngineOptions) -> Result<usize, EngineError> {
-    let context = options.context.map_or(of_model, |n| of_model.min(n as usize));
-    match context {
-        0 | 1 => Err(EngineError::Options("context must be at least 2 tokens".to_owned())),
-        n => Ok(n),
-    }
-}
-
-/// What does not depend on who computes it; the rest is empty.
-fn of_file(file: &ModelFile) -> ModelInfo {
-    ModelInfo {
-        path: file.path().to_owned(),
-        name: String::new(),
-        architecture: String::new(),
-        computed_by: Computed::Weir,
-        parameters: file.tensors.values().map(model_file::TensorInfo::elements).sum(),
-        quantisation: quantisation(file).to_owned(),
-        context: 0,
-        vocabulary: 0,
-        weight_bytes: 0,
-        kv_bytes_per_token: 0,
-    }
-}
-
-/// The element type of most matrix elements but the embedding's.
-fn quantisation(file: &ModelFile) -> &'static str {
-    let mut counts: Vec<(TensorType, u64)> = Vec::new();
-    for (_, info) in file.tensors.iter().filter(|(name, i)| name.starts_with("blk.") && i.dimensions.len() > 1) {
-        match counts.iter_mut().find(|(kind, _)| *kind == info.kind) {
-            Some((_, count)) => *count += info.elements(),
-            None => counts.push((info.kind, info.elements())),
-        }
-    }
-    counts.into_iter().max_by_key(|(_, count)| *count).map_or("", |(kind, _)| kind.name())
 }
 
 #[cfg(test)]

@@ -381,6 +381,10 @@ fn what_an_architecture_needs_is_missed() {
     assert!(refused("qwen3", "blk.0.attn_q_norm.weight").contains("tensor `blk.0.attn_q_norm.weight` is missing"));
     let gemma3 = refused("gemma3", "blk.1.post_ffw_norm.weight");
     assert!(gemma3.contains("tensor `blk.1.post_ffw_norm.weight` is missing"), "{gemma3}");
+    let mut scaled = made("gemma3", "F32", sizes_of("gemma3"), None);
+    scaled.set(crate::engine::safetensors::SCORE_SCALE, Value::Float(0.0));
+    let said = load(&scaled.write(dir.path()), Format::F32).err().unwrap().to_string();
+    assert!(said.contains("its scores are scaled by the root of 0"), "{said}");
     let mut other = made("llama", "F32", SMALL, None);
     other.set("general.architecture", Value::Text("gemma4".into()));
     let said = load(&other.write(dir.path()), Format::F32).err().unwrap().to_string();
