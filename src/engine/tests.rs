@@ -1,6 +1,8 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    model::Config,
+    model_file::TensorType,
     testing::{CONTEXT, reference_logits, tiny},
     *,
 };
