@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::scripted::ScriptedConfig,
     domain::{Capabilities, Energy, Fleet, ModelCard, Price},
+    engine::Bound,
     gateway::UnknownModel,
 };
 
@@ -50,6 +51,7 @@ pub struct ConfigFile {
     /// MiB for keys and values of all models in the process together, of what runs and of what is kept for reuse; 2048
     /// otherwise, and in any case what each model's longest sequence needs.
     pub kv_cache_mib: Option<usize>,
+    pub chunk_reuse: ChunkReuseSection,
     pub limits: LimitsSection,
 }
 
@@ -64,6 +66,31 @@ pub struct RecordSection {
     pub context: KeepContext,
     /// When the log cannot be written: `refuse` requests (503), or `serve` them without a record.
     pub when_log_fails: WhenLogFails,
+}
+
+/// What a model in the process must keep to reuse documents that requests mark: its record (`weir kv calibrate`) is held against
+/// this. Models without a record compute them where they stand.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ChunkReuseSection {
+    /// `false`: no model does.
+    pub enabled: Option<bool>,
+    /// Largest divergence of the next token from the full computation's, nats per token; 0.1 otherwise.
+    pub max_divergence: Option<f64>,
+    /// Least share of answer tokens whose best is the same; 0.9 otherwise.
+    pub min_top1: Option<f64>,
+    /// Least F1 of the answers' words; 0.8 otherwise.
+    pub min_f1: Option<f64>,
+}
+
+impl ChunkReuseSection {
+    fn bound(&self) -> Option<Bound> {
+        self.enabled.unwrap_or(true).then(|| Bound {
+            divergence: self.max_divergence.unwrap_or(0.1),
+            top1: self.min_top1.unwrap_or(0.9),
+            f1: self.min_f1.unwrap_or(0.8),
+        })
+    }
 }
 
 /// When an event counts as written.
@@ -257,6 +284,8 @@ pub struct Config {
     pub embed_threads: usize,
     /// For keys and values of all models in the process.
     pub kv_cache_bytes: usize,
+    /// `None`: documents are not reused.
+    pub chunk_reuse: Option<Bound>,
     pub body_limit: usize,
     pub drain: Duration,
     /// `--upstream`: the list of its models is asked for at the start.
@@ -394,6 +423,7 @@ impl Config {
             kv_cache_bytes: file
                 .kv_cache_mib
                 .map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20)),
+            chunk_reuse: file.chunk_reuse.bound(),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
             upstream: over.upstream,

@@ -18,7 +18,7 @@ use crate::{
     },
     config::{self, Config, FleetEntry, UPSTREAM},
     domain::{Fleet, ModelCard},
-    engine::{EngineOptions, KvCache, Precision},
+    engine::{Chunks, EngineOptions, KvCache, Precision},
     signals::{Embedder, EmbedderFiles, OrtEmbedder, Pooling},
 };
 
@@ -82,6 +82,10 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
                 kv_cache: kv_cache.clone(),
                 packed: Some(config.data_dir.join("packed")),
                 context: entry.context,
+                chunks: config.chunk_reuse.map_or(Chunks::Off, |bound| {
+                    let dir = config.data_dir.join("fidelity");
+                    Chunks::Measured { dir, bound }
+                }),
                 ..EngineOptions::default()
             };
             if let Some(threads) = local.threads {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::query::DecisionView;
-use crate::domain::{Candidate, DecidedBy, Micros, Plan, RuleOutcome, Usage, UsageSource};
+use crate::domain::{Candidate, ChunkReuse, DecidedBy, Micros, Plan, RuleOutcome, Usage, UsageSource};
 
 use super::projection::{decided_by, eliminated};
 
@@ -29,7 +29,14 @@ fn money(usd: f64) -> String {
 }
 
 fn tokens(usage: &Usage) -> String {
-    let cached = if usage.cached_tokens > 0 { format!(" ({} cached)", usage.cached_tokens) } else { String::new() };
+    let mut cached = match (usage.cached_tokens, usage.chunk_tokens) {
+        (0, _) => String::new(),
+        (all, 0) => format!(" ({all} cached)"),
+        (all, chunks) => format!(" ({all} cached, {chunks} of documents, {} computed again)", usage.recomputed_tokens),
+    };
+    if let Some(why) = usage.chunk_reuse.filter(|reuse| *reuse != ChunkReuse::Reused) {
+        cached += &format!(" (documents not reused: {})", why.as_str());
+    }
     let source = if usage.source == UsageSource::Estimated { ", estimated" } else { "" };
     format!("{}{cached} + {} tokens{source}", usage.prompt_tokens, usage.completion_tokens)
 }

@@ -180,5 +180,11 @@ pub fn admin(at: Micros) -> Event {
 }
 
 fn usage() -> Usage {
-    Usage { prompt_tokens: 120, cached_tokens: 20, completion_tokens: 42, source: UsageSource::Reported }
+    Usage {
+        prompt_tokens: 120,
+        cached_tokens: 20,
+        completion_tokens: 42,
+        source: UsageSource::Reported,
+        ..Usage::default()
+    }
 }

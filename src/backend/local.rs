@@ -102,6 +102,8 @@ impl LocalBackend {
             n: request.n,
             priority: request.priority,
             deadline: call.deadline,
+            exact: request.exact,
+            sharing: request.sharing.clone().into_bytes(),
             logprobs: request.logprobs.then_some(request.top_logprobs),
             mask: None,
         })
@@ -117,7 +119,8 @@ impl LocalBackend {
         let mut messages = request.messages.to_vec();
         if let Some(system) = system {
             match messages.first_mut().filter(|m| matches!(m.role, Role::System | Role::Developer)) {
-                Some(first) => *first = Message::text(Role::System, format!("{system}\n\n{}", first.joined_text())),
+                // Parts are joined by line feeds.
+                Some(first) => first.content.insert(0, ContentPart::Text(format!("{system}\n"))),
                 None => messages.insert(0, Message::text(Role::System, system)),
             }
         }
@@ -170,6 +173,11 @@ impl LocalBackend {
     }
 }
 
+/// As it was loaded last: a record may have come since the first time.
+fn engine_info(engine: &ArcSwapOption<Engine>) -> Option<String> {
+    engine.load().as_ref().map(|engine| engine.info().chunk_reuse.clone())
+}
+
 fn failed(name: &str, error: &EngineError) -> BackendError {
     BackendError {
         retry_after: matches!(error, EngineError::Busy { .. }).then_some(Duration::from_secs(1)),
@@ -207,10 +215,7 @@ fn derived_seed(call: &Call) -> u64 {
 }
 
 fn length(part: &ContentPart) -> usize {
-    match part {
-        ContentPart::Text(text) => text.len(),
-        ContentPart::Other { .. } => 0,
-    }
+    part.text().map_or(0, str::len)
 }
 
 #[async_trait]
@@ -260,10 +265,11 @@ impl Backend for LocalBackend {
         let messages = self.messages(request, None).ok()?;
         let bytes: usize = messages.iter().flat_map(|m| &m.content).map(length).sum();
         let engine = self.engine.load_full()?;
+        let (exact, sharing) = (request.exact, request.sharing.clone());
         let look = move || {
-            let tokens = engine.encode(&messages).ok()?;
-            let resident = engine.resident(&tokens);
-            Some(PromptState { tokens: tokens.len() as u32, resident: resident as u32 })
+            let prompt = engine.encode(&messages).ok()?;
+            let resident = engine.resident(&prompt, exact, sharing.as_bytes());
+            Some(PromptState { tokens: prompt.tokens.len() as u32, resident: resident as u32 })
         };
         match bytes > LONG_TEXT {
             true => tokio::task::spawn_blocking(look).await.ok()?,
@@ -282,6 +288,7 @@ impl Backend for LocalBackend {
             context,
             weight_bytes,
             kv_bytes_per_token,
+            chunk_reuse: engine_info(&self.engine).unwrap_or_else(|| self.info.chunk_reuse.clone()),
         };
         let loaded = self.engine.load().is_some();
         Some(LocalModel { file: self.path.display().to_string(), loaded, info })

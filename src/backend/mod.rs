@@ -93,6 +93,8 @@ pub struct LocalInfo {
     /// Bytes of weights in memory, and of keys and values per token.
     pub weight_bytes: usize,
     pub kv_bytes_per_token: usize,
+    /// Whether marked documents are reused, how, and at what cost; or why not.
+    pub chunk_reuse: String,
 }
 
 /// A prompt as a model sees it, without what a plan would put before it.

@@ -40,6 +40,7 @@ impl Tally {
             cached_tokens: 0,
             completion_tokens: count(pieces.max(text.div_ceil(BYTES_PER_TOKEN))),
             source: UsageSource::Estimated,
+            ..Usage::default()
         }
     }
 

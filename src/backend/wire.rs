@@ -234,6 +234,7 @@ pub fn usage_in(fields: &[Field<'_>]) -> Option<Usage> {
         cached_tokens: count(reported.prompt_tokens_details.and_then(|d| d.cached_tokens)).min(prompt_tokens),
         completion_tokens: count(reported.completion_tokens),
         source: UsageSource::Reported,
+        ..Usage::default()
     })
 }
 
@@ -300,8 +301,13 @@ mod tests {
 
     #[test]
     fn usage_is_read_at_the_top_level_only() {
-        let reported =
-            |p, c, k| Usage { prompt_tokens: p, cached_tokens: k, completion_tokens: c, source: UsageSource::Reported };
+        let reported = |p, c, k| Usage {
+            prompt_tokens: p,
+            cached_tokens: k,
+            completion_tokens: c,
+            source: UsageSource::Reported,
+            ..Usage::default()
+        };
         assert_eq!(
             usage(
                 br#"{"usage": {"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}"#

@@ -192,7 +192,7 @@ mod with_card {
                         layout.store(&mut memory[place * per_block..][..per_block], layer, position, &keys, &values);
                         let elements = heads.layer_elements();
                         let layer = &mut block.numbers_mut::<f16>()[layer * elements..][..elements];
-                        attention::store(heads, layer, position, &keys, &values);
+                        attention::store(heads, layer, position % POSITIONS, &keys, &values);
                     }
                     mine.push(Arc::new(block));
                 }
@@ -244,6 +244,7 @@ mod with_card {
             self.launch(device)?;
             let got = device.download(&self.out)?;
             let heads = self.layout.heads;
+            let spans: Vec<_> = self.lengths.iter().map(|length| attention::Span::dense(*length)).collect();
             let pieces: Vec<attention::Piece<'_>> = self
                 .twin
                 .iter()
@@ -254,11 +255,11 @@ mod with_card {
                     row,
                     count: 1,
                     position: length - 1,
-                    cache: attention::Cache { blocks, layer: self.layer, element: Element::F16 },
+                    cache: attention::Cache { blocks, spans: &spans[row], layer: self.layer, element: Element::F16 },
                 })
                 .collect();
             let mut want = vec![0.0; got.len()];
-            attention::attend(ops, heads, &self.queries, &pieces, &mut want);
+            attention::attend(ops, heads, &self.queries, &pieces, &attention::Turns::default(), &mut want);
             let rows = got.chunks_exact(heads.size).zip(want.chunks_exact(heads.size));
             Ok(rows
                 .map(|(got, want)| {

@@ -10,8 +10,8 @@
 //! `weir bench policies` ([`policies`]) judges fitted selectors on routing outcomes,
 //! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs,
 //! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth, `weir bench replay` ([`replay`]) says how fast
-//! a log is replayed, in how much memory, `weir bench engine` ([`engine`]) how fast a model reads and writes, and `weir bench kernels` ([`kernels`]) whether a card's
-//! kernels compute what the processor does.
+//! a log is replayed, in how much memory, `weir bench engine` ([`engine`]) how fast a model reads and writes, `weir bench kernels` ([`kernels`]) whether a card's
+//! kernels compute what the processor does, and `weir bench kv-fidelity` ([`kv_fidelity`]) what reusing documents ([`questions`]) costs.
 
 pub mod bandits;
 pub mod bare_proxy;
@@ -19,12 +19,14 @@ pub mod decide;
 pub mod engine;
 pub mod gateway;
 pub mod kernels;
+pub mod kv_fidelity;
 pub mod load;
 pub mod mock_upstream;
 pub mod ope;
 pub mod peer;
 pub mod policies;
 pub mod process;
+pub mod questions;
 pub mod replay;
 pub mod report;
 pub mod subject;

@@ -1,6 +1,10 @@
 //! `weir bench`: measurements. Tables and JSON on stdout, progress on stderr.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -12,15 +16,15 @@ use crate::{
     bench::{
         BenchError, bandits, bare_proxy, decide, engine,
         gateway::Plan,
-        kernels,
+        kernels, kv_fidelity,
         load::Mode,
         mock_upstream, ope,
         peer::Peer,
-        policies, replay,
+        policies, questions, replay,
         report::Report,
         subject::{self, Subject},
     },
-    engine::Precision,
+    engine::{EngineOptions, Precision, fidelity::Variant},
     fit::{Family, Inputs, embed},
     replay::matrix::{How, Matrix},
 };
@@ -49,6 +53,8 @@ enum What {
     Engine(EngineArgs),
     /// Whether the kernels on an NVIDIA card compute what the processor does, and how fast
     Kernels(KernelsArgs),
+    /// How far answers are from the full computation when documents are computed apart
+    KvFidelity(KvFidelityArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -225,6 +231,43 @@ struct EngineArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
+  weir bench kv-fidelity --data multidoc_chunks.parquet --questions 60 --out eval/runs/today
+
+Ways of reuse: none (documents as they were computed alone), first-N (their first N tokens computed in place: 16 and 32 are EPIC's,
+32 is MEPIC's first block here), anchor-N (the same, computed alone behind a prompt's first token), head-N (behind what the
+template puts before a user's text), deviation-N (CacheBlend's N percent).")]
+struct KvFidelityArgs {
+    /// An in-process model of `weir models list`, or a model file
+    #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
+    model: String,
+    /// Questions about documents: Parquet or JSON lines with `question` and `chunks`
+    #[arg(long, value_name = "FILE")]
+    data: PathBuf,
+    /// Questions that are taken, evenly over the file
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    questions: usize,
+    /// Ways of reuse
+    #[arg(long, value_name = "NAME", num_args = 1.., value_parser = Variant::of_name,
+          default_values = ["none", "first-16", "first-32", "first-64", "anchor-0", "anchor-32", "head-0", "head-32", "deviation-15"])]
+    variants: Vec<Variant>,
+    /// Tokens of each answer that are compared
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    answer: usize,
+    /// Threads; 0 takes the cores there are
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    threads: usize,
+    /// Directory for the raw results
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    data_dir: DataDir,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
   kernels/fetch-nvcc && cargo run --release --features cuda -- bench kernels --out eval/runs/today
 
 Exit code 1: a kernel's result is too far from its CPU twin's.")]
@@ -319,6 +362,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Replay(args) => return replay_much(args),
         What::Engine(args) => return run_engine(args),
         What::Kernels(args) => return run_kernels(&args),
+        What::KvFidelity(args) => return run_kv_fidelity(args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -445,17 +489,37 @@ fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     publish(&report, &report.markdown(), "replay", args.out.as_deref(), args.json)
 }
 
+/// The file of a model that has been fetched, or a path.
+pub(super) fn model_file(model: &str, data_dir: &Path) -> anyhow::Result<PathBuf> {
+    match PathBuf::from(model) {
+        file if file.exists() => Ok(file),
+        _ => {
+            let assets = Assets::new(data_dir, assets::Options { offline: true, ..assets::Options::from_env() });
+            let files = assets.ensure(model)?.files;
+            files.get("model").cloned().with_context(|| format!("{model} is no in-process model"))
+        }
+    }
+}
+
+fn run_kv_fidelity(args: KvFidelityArgs) -> anyhow::Result<ExitCode> {
+    anyhow::ensure!(args.questions > 0 && args.answer > 0, "at least 1 question and 1 token of its answer");
+    let (_, taken) = questions::take(&args.data, args.questions).map_err(anyhow::Error::msg)?;
+    let plan = kv_fidelity::Plan {
+        model: model_file(&args.model, &args.data_dir.path())?,
+        options: EngineOptions { threads: args.threads, ..EngineOptions::default() },
+        variants: args.variants,
+        answer: args.answer,
+    };
+    let bar = super::policy::fit::bar("comparing", taken.len());
+    let report = kv_fidelity::run(&plan, &taken, &|| bar.inc(1));
+    bar.finish_and_clear();
+    let report = report?;
+    publish(&report, &report.markdown(), "kv-fidelity", args.out.as_deref(), args.json)
+}
+
 fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.threads.iter().chain(&args.batches).all(|n| *n > 0), "at least 1 thread and 1 sequence");
-    let model = match PathBuf::from(&args.model) {
-        file if file.exists() => file,
-        _ => {
-            let assets =
-                Assets::new(&args.data_dir.path(), assets::Options { offline: true, ..assets::Options::from_env() });
-            let files = assets.ensure(&args.model)?.files;
-            files.get("model").cloned().with_context(|| format!("{} is no in-process model", args.model))?
-        }
-    };
+    let model = model_file(&args.model, &args.data_dir.path())?;
     let peer = match &args.peer {
         Some(name) => {
             tracing::info!("building {name} below {}, unless it is there", args.data_dir.path().display());

@@ -11,6 +11,7 @@ macro_rules! say {
 mod audit;
 mod bench;
 mod check;
+mod kv;
 mod models;
 mod policy;
 mod replay;
@@ -52,6 +53,8 @@ enum Verb {
     Audit(audit::AuditArgs),
     /// Models and libraries: what is there, fetch it, verify it.
     Models(models::ModelsArgs),
+    /// Documents that are computed once and reused wherever they stand.
+    Kv(Box<kv::KvArgs>),
     /// Measure.
     Bench(bench::BenchArgs),
 }
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Verb::Replay(args) => replay::run(&args),
         Verb::Audit(args) => audit::run(args),
         Verb::Models(args) => models::run(args),
+        Verb::Kv(args) => kv::run(*args),
         Verb::Bench(args) => bench::run(args),
     };
     match result {

@@ -208,6 +208,10 @@ fn in_words(entry: &Value) -> String {
         Some("candle") => format!("{model}, run by candle (slower, reuses no prompts)"),
         _ => model,
     };
+    let model = match entry["chunk_reuse"].as_str() {
+        Some(said) => format!("{model}; reuse of documents {said}"),
+        None => model,
+    };
     match loaded {
         true => format!("loaded, {load}; {model}"),
         false => format!("not loaded; {model}"),

@@ -20,8 +20,51 @@ pub struct Usage {
     pub prompt_tokens: u32,
     /// Of the prompt tokens, those whose KV the backend had already.
     pub cached_tokens: u32,
+    /// Of the cached ones, those of documents that were computed apart; the others are a prompt's beginning that was there.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub chunk_tokens: u32,
+    /// First tokens of such documents, which were computed all the same.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub recomputed_tokens: u32,
+    /// Of requests with marked documents to models in the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunk_reuse: Option<ChunkReuse>,
     pub completion_tokens: u32,
     pub source: UsageSource,
+}
+
+/// Whether a request's marked documents were reused, and why not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChunkReuse {
+    Reused,
+    /// All of them are too short or too long.
+    OutOfSize,
+    /// The request asked for an exact computation.
+    AskedExact,
+    /// What it costs this model was never measured (`weir kv calibrate`).
+    NoFidelityRecord,
+    /// What was measured is worse than what is configured.
+    BelowBound,
+    /// Not with this model.
+    Unsupported,
+}
+
+impl ChunkReuse {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reused => "reused",
+            Self::OutOfSize => "out_of_size",
+            Self::AskedExact => "asked_exact",
+            Self::NoFidelityRecord => "no_fidelity_record",
+            Self::BelowBound => "below_bound",
+            Self::Unsupported => "unsupported",
+        }
+    }
+}
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
 }
 
 /// Why a choice ended.

@@ -163,6 +163,8 @@ pub struct Counters {
     pub prefilled: u64,
     /// Of prompts, whose keys and values were there already.
     pub reused: u64,
+    /// Of the reused ones, those of documents that were computed apart.
+    pub attached: u64,
     /// Of answers.
     pub decoded: u64,
     /// Tokens whose keys and values are kept for reuse now.

@@ -15,7 +15,9 @@ mod model;
 mod plan;
 mod request;
 
-pub use completion::{Choice, Chunk, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
+pub use completion::{
+    Choice, Chunk, ChunkReuse, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource,
+};
 pub use context::{
     Context, Counters, EmbedderIdentity, Embedding, KeyView, ModelState, PiiSignals, RequestView, SessionView, Signals,
 };

@@ -24,7 +24,21 @@ pub enum Role {
 #[derive(Clone, Debug, PartialEq)]
 pub enum ContentPart {
     Text(String),
-    Other { kind: String },
+    /// A document: text that the client has marked to be computed once and reused wherever it stands, by models that can.
+    Chunk(String),
+    Other {
+        kind: String,
+    },
+}
+
+impl ContentPart {
+    /// Its text, marked or not.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Self::Text(text) | Self::Chunk(text) => Some(text),
+            Self::Other { .. } => None,
+        }
+    }
 }
 
 /// One message of a conversation.
@@ -42,10 +56,7 @@ impl Message {
 
     /// The text parts, joined by line feeds.
     pub fn joined_text(&self) -> String {
-        let mut parts = self.content.iter().filter_map(|part| match part {
-            ContentPart::Text(text) => Some(text.as_str()),
-            ContentPart::Other { .. } => None,
-        });
+        let mut parts = self.content.iter().filter_map(ContentPart::text);
         let Some(first) = parts.next() else { return String::new() };
         let mut out = first.to_owned();
         for part in parts {
@@ -80,6 +91,10 @@ pub struct Request {
     pub client_retry: u32,
     /// How models in the process rank it among what waits, from OpenAI's `service_tier`: 1 for `priority`, -1 for `flex`, else 0.
     pub priority: i32,
+    /// `weir: {exact: true}`: models in the process compute marked documents where they stand.
+    pub exact: bool,
+    /// Who may share computed documents with whom: those of one tenant, or of one key without a tenant.
+    pub sharing: String,
     pub body: Bytes,
 }
 

@@ -196,7 +196,6 @@ impl CandleModel {
             let logits = self.pool.install(|| state.model.forward(tokens, state.length));
             state.length += tokens.len();
             sequence.kv.reserve(part.count);
-            sequence.kv.advance(part.count);
             let logits = logits.map_err(|e| EngineError::Candle(reason(&e)))?;
             if logits.len() != self.vocabulary {
                 return Err(EngineError::Candle(format!("{} logits instead of {}", logits.len(), self.vocabulary)));

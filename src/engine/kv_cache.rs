@@ -5,13 +5,15 @@
 //! go, of whichever model; what runs gives way only within its own model, and each can always run one sequence.
 
 use super::{
+    chunk_cache::ChunkCache,
+    kept::{Identity, Kept},
     model::Config,
     ops::{
         block_pool::{BlockPool, Ready},
         number::Element,
         superblocks::Reservation,
     },
-    prefix_cache::{Identity, Kept, PrefixCache},
+    prefix_cache::PrefixCache,
 };
 
 /// What there is where nothing else is said.
@@ -57,13 +59,13 @@ impl KvCache {
     pub(super) fn counting(most: usize) -> Blocks {
         let alone = Self::default();
         let pool = BlockPool::within(&alone.reservation, 1, Element::F32, 0, most);
-        Blocks { pool, prefixes: PrefixCache::new(&alone.kept, Identity { hash: 0, cost: 0, cost_of_depth: 0 }) }
+        Blocks::new(pool, &alone.kept, Identity { hash: 0, cost: 0, cost_of_depth: 0 })
     }
 
     /// A model's part, of which it is promised `promised` blocks and gets no more than `most`.
     pub(super) fn enter(&self, config: &Config, identity: Identity, promised: usize, most: usize) -> Blocks {
         let pool = BlockPool::within(&self.reservation, config.block_elements(), config.kv, promised, most);
-        Blocks { pool, prefixes: PrefixCache::new(&self.kept, identity) }
+        Blocks::new(pool, &self.kept, identity)
     }
 }
 
@@ -71,9 +73,14 @@ impl KvCache {
 pub struct Blocks {
     pub pool: BlockPool,
     pub prefixes: PrefixCache,
+    pub chunks: ChunkCache,
 }
 
 impl Blocks {
+    pub fn new(pool: BlockPool, kept: &Kept, identity: Identity) -> Self {
+        Self { pool, prefixes: PrefixCache::new(kept, identity), chunks: ChunkCache::new(kept, identity) }
+    }
+
     /// Lets go of what is kept until so many blocks can be taken; false where that is not enough.
     pub fn make_room(&self, blocks: usize) -> bool {
         loop {
@@ -106,18 +113,18 @@ mod tests {
     fn model(memory: &KvCache, hash: u128, lines: usize, cost: u64, promised: usize) -> Blocks {
         let pool = BlockPool::within(&memory.reservation, lines * 16, Element::F32, promised, usize::MAX);
         let identity = Identity { hash, cost, cost_of_depth: 0 };
-        Blocks { pool, prefixes: PrefixCache::new(&memory.kept, identity) }
+        Blocks::new(pool, &memory.kept, identity)
     }
 
     /// Computes a prompt of this one token, and keeps it.
     fn keep(model: &Blocks, token: u32, blocks: usize) {
         assert!(model.make_room(blocks));
         let fresh: Vec<Block> = (0..blocks).map(|_| Arc::new(model.pool.take())).collect();
-        model.prefixes.keep(&vec![token; blocks * POSITIONS], &fresh);
+        model.prefixes.keep(&vec![token; blocks * POSITIONS], &[], &fresh);
     }
 
     fn kept(model: &Blocks, token: u32) -> usize {
-        model.prefixes.known().count(&vec![token; 64 * POSITIONS], 64)
+        model.prefixes.known().count(&vec![token; 64 * POSITIONS], &[], 64)
     }
 
     #[test]
@@ -133,7 +140,7 @@ mod tests {
         keep(&cheap, 4, 4);
         assert_eq!((kept(&dear, 1), kept(&cheap, 1), kept(&cheap, 4)), (4, 4, 4));
         // The dear one takes what the other has kept, and what one holds in use stays.
-        let held = cheap.prefixes.find(&[4; 4 * POSITIONS], 4);
+        let held = cheap.prefixes.find(&[4; 4 * POSITIONS], &[], 4);
         keep(&dear, 2, 8);
         assert_eq!((kept(&dear, 1), kept(&dear, 2)), (4, 8));
         assert_eq!((kept(&cheap, 1), kept(&cheap, 4)), (0, 4));
@@ -159,7 +166,7 @@ mod tests {
         keep(&a, 7, 2);
         assert_eq!((kept(&a, 7), kept(&b, 7), kept(&other, 7)), (2, 2, 0));
         drop(a);
-        let found = b.prefixes.find(&[7; 2 * POSITIONS], 2);
+        let found = b.prefixes.find(&[7; 2 * POSITIONS], &[], 2);
         assert_eq!(found.len(), 2, "b is there still");
         drop(b);
         assert_eq!(memory.bytes().0, 4 * Line::BYTES, "a's memory lives as long as it is held");

@@ -114,6 +114,7 @@ fn of_file(file: &ModelFile) -> ModelInfo {
         vocabulary: 0,
         weight_bytes: 0,
         kv_bytes_per_token: 0,
+        chunk_reuse: String::new(),
     }
 }
 

@@ -4,13 +4,17 @@
 //! A request goes [`template`] → [`tokenizer`] → queue → [`scheduler`] (which tokens next) → [`runner`] (one batch) →
 //! [`model`] over [`ops`] (the arithmetic) → [`sampler`] → [`sequence`] (text, stop strings) → events. [`worker`] is the
 //! loop around it, on a thread of its own; [`prefix_cache`] keeps the blocks of what was computed for who begins alike.
+//! [`chunk_cache`] keeps marked documents for who has them anywhere; both lie in one store ([`kept`]).
 //! What all models of a device share is in [`kv_cache`]; [`packed`] keeps their packed weights on disk, to be mapped. Other
 //! architectures go through [`candle`], and share nothing. Nothing here knows of HTTP, policies or backends.
 
 mod candle;
+pub mod chunk_cache;
 mod detokenizer;
 mod error;
+pub mod fidelity;
 pub mod gguf;
+mod kept;
 pub mod kv_cache;
 mod loaded;
 pub mod model;
@@ -30,6 +34,7 @@ mod tokenizer;
 mod worker;
 
 use std::{
+    ops::Range,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -42,12 +47,15 @@ use std::{
 
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+pub use chunk_cache::Reuse;
 pub use error::EngineError;
+pub use fidelity::record::{Bound, FidelityRecord};
 pub use kv_cache::KvCache;
 pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
-use crate::domain::{Counters, FinishReason, Message, TokenLogprob, Usage};
+use crate::domain::{ChunkReuse, Counters, FinishReason, Message, TokenLogprob, Usage};
+use chunk_cache::Layout;
 use loaded::Loaded;
 use model_file::ModelFile;
 use ops::attention::POSITIONS;
@@ -87,6 +95,8 @@ pub struct EngineOptions {
     pub kv_cache: KvCache,
     /// Bytes that this model may take of it; one whole context at least. `None`: all.
     pub cache_bytes: Option<usize>,
+    /// How marked documents are reused.
+    pub chunks: Chunks,
     /// Folder for packed weights, to be mapped from there the next time; `None`: in memory only.
     pub packed: Option<PathBuf>,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
@@ -108,12 +118,24 @@ impl Default for EngineOptions {
             prompt_lookup: sequence::MOST_GUESSES,
             kv_cache: KvCache::default(),
             cache_bytes: None,
+            chunks: Chunks::Off,
             packed: None,
             format: Format::Native,
             activations: Precision::Sixteen,
             level: None,
         }
     }
+}
+
+/// Whether marked documents are computed once and reused wherever they stand.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Chunks {
+    /// They are computed where they stand.
+    Off,
+    /// As the model's record in this folder says, if it has one that keeps the bound.
+    Measured { dir: PathBuf, bound: Bound },
+    /// In any case.
+    As(Reuse),
 }
 
 /// Whose arithmetic a model runs on.
@@ -152,6 +174,8 @@ pub struct ModelInfo {
     pub weight_bytes: usize,
     /// Bytes of keys and values per token of a sequence.
     pub kv_bytes_per_token: usize,
+    /// Whether marked documents are reused, how, and what that costs; or why not.
+    pub chunk_reuse: String,
 }
 
 /// What to continue.
@@ -161,6 +185,23 @@ pub enum Prompt {
     Chat(Vec<Message>),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
+    /// With documents.
+    Encoded(Encoded),
+}
+
+/// A prompt's token ids.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoded {
+    pub tokens: Vec<u32>,
+    /// The places of marked documents, in order.
+    pub documents: Vec<Range<usize>>,
+}
+
+impl From<Vec<u32>> for Encoded {
+    /// Of ids without documents.
+    fn from(tokens: Vec<u32>) -> Self {
+        Self { tokens, documents: Vec::new() }
+    }
 }
 
 /// One request.
@@ -177,6 +218,10 @@ pub struct Generate {
     pub priority: i32,
     /// When nobody waits for the answer any more. Among what waits, the more urgent goes first; nothing is cancelled by it.
     pub deadline: Option<Instant>,
+    /// Computes marked documents where they stand, and reads nothing that depends on reused ones.
+    pub exact: bool,
+    /// Documents are shared among requests with the same.
+    pub sharing: Vec<u8>,
     /// Log-probabilities with so many alternatives per token, and each token's entropy.
     pub logprobs: Option<u8>,
     /// Which tokens may come next, where not all may.
@@ -220,6 +265,8 @@ pub struct Engine {
     max_waiting: usize,
     load: Arc<Load>,
     known: prefix_cache::Known,
+    /// Or why not.
+    reuse: Result<Reuse, ChunkReuse>,
     started: Instant,
     requests: Option<mpsc::Sender<Arc<sequence::Request>>>,
     thread: Option<JoinHandle<()>>,
@@ -237,10 +284,7 @@ impl Engine {
             }
         }
         let file = ModelFile::open(path)?;
-        let threads = match options.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(4),
-            n => n,
-        };
+        let threads = if options.threads == 0 { default_threads() } else { options.threads };
         let Loaded { info, runner, blocks, limits } = Loaded::read(&file, &options, threads)?;
         let tokenizer = Arc::new(Tokenizer::read(&file, info.vocabulary)?);
         let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
@@ -248,6 +292,11 @@ impl Engine {
         let load = Arc::new(Load::default());
         let scheduler = Scheduler::new(limits, blocks);
         let known = scheduler.known();
+        let (reuse, chunk_reuse) = match limits.shares {
+            true => reuse(&options.chunks, known.identity(), &template, &tokenizer)?,
+            false => (Err(ChunkReuse::Unsupported), "off: candle computes it".to_owned()),
+        };
+        let info = ModelInfo { chunk_reuse, ..info };
         let worker = Worker { requests, scheduler, runner, tokenizer: Arc::clone(&tokenizer), load: Arc::clone(&load) };
         let thread =
             std::thread::Builder::new().name("weir-engine".to_owned()).spawn(|| worker.run()).map_err(no_thread)?;
@@ -259,6 +308,7 @@ impl Engine {
             max_waiting: options.max_waiting,
             load,
             known,
+            reuse,
             started: Instant::now(),
             requests: Some(sender),
             thread: Some(thread),
@@ -284,18 +334,35 @@ impl Engine {
         }
     }
 
-    /// How many of a prompt's tokens are in memory already, so that they need not be computed if it comes now.
-    pub fn resident(&self, prompt: &[u32]) -> usize {
-        self.known.count(prompt, prompt.len().saturating_sub(1) / POSITIONS) * POSITIONS
+    /// A prompt as a sequence of this model computes it.
+    fn layout(&self, prompt: Encoded, exact: bool, sharing: &[u8]) -> Layout {
+        match &self.reuse {
+            Ok(reuse) if !exact && !prompt.documents.is_empty() => {
+                Layout::new(prompt.tokens, &prompt.documents, reuse, self.known.identity(), sharing)
+            }
+            _ => Layout::plain(prompt.tokens),
+        }
+    }
+
+    /// How many of a prompt's tokens are in memory already, so that they need not be computed if it comes now: of its beginning, and
+    /// of documents, if they may be reused.
+    pub fn resident(&self, prompt: &Encoded, exact: bool, sharing: &[u8]) -> usize {
+        let layout = self.layout(prompt.clone(), exact, sharing);
+        let most = layout.own.len().saturating_sub(1) / POSITIONS;
+        let own = self.known.count(&layout.own, &layout.seams, most) * POSITIONS;
+        let documents = layout.chunks.iter().filter(|chunk| self.known.has(chunk.key));
+        own + documents.map(|chunk| chunk.attached.len()).sum::<usize>()
     }
 
     /// What has been computed and reused since the start.
     pub fn counters(&self) -> Counters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Load { prefilled, reused, decoded, kept, recomputed, preempted, guessed, guessed_right, .. } = &*self.load;
+        let Load { prefilled, reused, attached, decoded, kept, recomputed, preempted, guessed, guessed_right, .. } =
+            &*self.load;
         Counters {
             prefilled: of(prefilled),
             reused: of(reused),
+            attached: of(attached),
             decoded: of(decoded),
             kept: of(kept),
             recomputed: of(recomputed),
@@ -310,12 +377,12 @@ impl Engine {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    /// The token ids of a conversation as the model's template renders it.
+    /// The token ids of a conversation as the model's template renders it, with the places of marked documents.
     ///
     /// # Errors
     /// [`EngineError::Template`], [`EngineError::Tokenizer`], and [`EngineError::PromptTooLong`] for text so long that it
     /// cannot fit the context whatever its tokens are.
-    pub fn encode(&self, messages: &[Message]) -> Result<Vec<u32>, EngineError> {
+    pub fn encode(&self, messages: &[Message]) -> Result<Encoded, EngineError> {
         let bytes: usize = messages.iter().map(|m| m.joined_text().len()).sum();
         let fewest = self.tokenizer.fewest(bytes);
         if fewest >= self.info.context {
@@ -344,19 +411,35 @@ impl Engine {
         self.check(&g)?;
         let prompt = match g.prompt {
             Prompt::Chat(messages) => self.encode(&messages)?,
-            Prompt::Tokens(tokens) => tokens,
+            Prompt::Tokens(tokens) => tokens.into(),
+            Prompt::Encoded(prompt) => prompt,
         };
-        if let Some(id) = prompt.iter().find(|id| **id as usize >= self.info.vocabulary) {
+        if let Some(id) = prompt.tokens.iter().find(|id| **id as usize >= self.info.vocabulary) {
             return Err(EngineError::BadRequest(format!("token id {id} is not of this model's vocabulary")));
         }
-        if prompt.is_empty() {
+        if prompt.tokens.is_empty() {
             return Err(EngineError::BadRequest("the prompt is empty".to_owned()));
         }
-        let context = self.info.context;
-        if prompt.len() + 1 > context {
-            return Err(EngineError::PromptTooLong { prompt: prompt.len(), exact: true, context });
+        let mut end = 0;
+        for document in &prompt.documents {
+            if document.start < end || document.end > prompt.tokens.len() || document.is_empty() {
+                return Err(EngineError::BadRequest("documents of the prompt overlap or are empty".to_owned()));
+            }
+            end = document.end;
         }
-        let left = context - prompt.len();
+        let (context, length) = (self.info.context, prompt.tokens.len());
+        if length + 1 > context {
+            return Err(EngineError::PromptTooLong { prompt: length, exact: true, context });
+        }
+        let left = context - length;
+        let has_documents = !prompt.documents.is_empty();
+        let prompt = self.layout(prompt, g.exact, &g.sharing);
+        let chunk_reuse = match self.reuse {
+            Err(why) => why,
+            Ok(_) if g.exact => ChunkReuse::AskedExact,
+            Ok(_) if prompt.chunks.is_empty() => ChunkReuse::OutOfSize,
+            Ok(_) => ChunkReuse::Reused,
+        };
         let (running, _) = self.load_state();
         let max_waiting = self.max_waiting;
         self.load
@@ -366,6 +449,7 @@ impl Engine {
         let (events, receiver) = unbounded_channel();
         let request = sequence::Request {
             prompt,
+            chunk_reuse: has_documents.then_some(chunk_reuse),
             choosing: g.choosing,
             max_tokens: g.max_tokens.map_or(DEFAULT_MAX_TOKENS, |n| n as usize).min(left),
             stop: g.stop,
@@ -375,7 +459,7 @@ impl Engine {
             due: self.due(g.deadline, g.priority),
             events,
         };
-        self.load.waiting_tokens.fetch_add(request.prompt.len(), Ordering::Relaxed);
+        self.load.waiting_tokens.fetch_add(length, Ordering::Relaxed);
         let sender = self.requests.as_ref().ok_or(EngineError::Stopped)?;
         sender.send(Arc::new(request)).map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
@@ -421,6 +505,43 @@ impl Drop for Engine {
             let _ = thread.join();
         }
     }
+}
+
+/// How documents are reused, or why not; for people, too.
+fn reuse(
+    chunks: &Chunks,
+    identity: u128,
+    template: &Template,
+    tokenizer: &Tokenizer,
+) -> Result<(Result<Reuse, ChunkReuse>, String), EngineError> {
+    let (dir, bound) = match chunks {
+        Chunks::Off => return Ok((Err(ChunkReuse::NoFidelityRecord), "off".to_owned())),
+        Chunks::As(reuse) => return Ok((Ok(reuse.clone()), "on, whatever it costs".to_owned())),
+        Chunks::Measured { dir, bound } => (dir, bound),
+    };
+    let Some((record, variant)) = FidelityRecord::read(dir, identity).map_err(EngineError::Options)? else {
+        let said = "off: what it costs was never measured; `weir kv calibrate` does".to_owned();
+        return Ok((Err(ChunkReuse::NoFidelityRecord), said));
+    };
+    let f = &record.fidelity;
+    let costs = format!(
+        "{} (divergence {:.4}, same best token {:.1} %, F1 {:.2} on {} questions)",
+        f.variant,
+        f.divergence.mean,
+        100.0 * f.top1.mean,
+        f.f1.mean,
+        f.questions
+    );
+    let reuse = variant.reuse(&template.head(tokenizer)?);
+    Ok(match reuse {
+        Some(reuse) if bound.holds(f) => (Ok(reuse), costs),
+        _ => (Err(ChunkReuse::BelowBound), format!("off: {costs} is worse than what is configured")),
+    })
+}
+
+/// The cores there are, at most 4.
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(4)
 }
 
 fn no_thread(error: std::io::Error) -> EngineError {

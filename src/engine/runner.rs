@@ -3,7 +3,7 @@
 use super::{
     EngineError,
     candle::CandleModel,
-    model::{Batch, Llama, Piece, llama::Workspace},
+    model::{Batch, Kv, Llama, Piece, llama::Workspace},
     ops::Ops,
     scheduler::{Part, Scheduler},
 };
@@ -61,24 +61,26 @@ impl Runner {
 
 impl OwnModel {
     fn run(&mut self, scheduler: &mut Scheduler, parts: &[Part]) {
-        let mut indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
-        indices.sort_unstable();
         let batch = &mut self.batch;
         batch.tokens.clear();
         batch.pieces.clear();
         batch.logits.clear();
+        let mut order: Vec<_> = parts.iter().map(|part| (part.sequence, part.build)).collect();
+        order.sort_unstable();
         for part in parts {
             let row = batch.tokens.len();
-            let sequence = &scheduler.running[part.sequence];
-            batch.tokens.extend_from_slice(&sequence.pending()[..part.count - part.guesses]);
-            batch.tokens.extend_from_slice(&sequence.guesses()[..part.guesses]);
-            let cache = indices.partition_point(|index| *index < part.sequence);
+            batch.tokens.extend(scheduler.tokens(part));
+            batch.tokens.extend_from_slice(&scheduler.running[part.sequence].guesses()[..part.guesses]);
+            let cache = order.partition_point(|of| *of < (part.sequence, part.build));
             batch.pieces.push(Piece { cache, row, count: part.count });
             if part.samples {
                 let end = row + part.count;
                 batch.logits.extend(end - part.guesses - 1..end);
             }
         }
-        self.model.forward(&self.ops, batch, &mut scheduler.caches(&indices), &mut self.workspace);
+        let caches = scheduler.caches(parts);
+        debug_assert!(caches.iter().map(|(of, _)| *of).eq(order));
+        let mut caches: Vec<&mut Kv> = caches.into_iter().map(|(_, kv)| kv).collect();
+        self.model.forward(&self.ops, batch, &mut caches, &mut self.workspace);
     }
 }

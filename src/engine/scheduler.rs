@@ -2,6 +2,9 @@
 //! tokens. So no request blocks another, and a long prompt delays the others' next token by one bounded step at a time.
 //! Touches no tensor.
 //!
+//! A request whose documents are not here computes them first, each alone; one that another sequence computes already is waited
+//! for.
+//!
 //! A request is admitted when its choices fit the bound on sequences and its prompt fits the blocks that are free or kept for
 //! nobody in particular ([`Blocks`]), with what those that run still need for their prompts and one block more for each. When blocks run out later, first what is kept
 //! goes, then who ranks last gives way: its blocks are freed, it waits, and computes them again (recompute, as in vLLM;
@@ -19,7 +22,7 @@ use super::{
     model::Kv,
     ops::attention::POSITIONS,
     prefix_cache::Known,
-    sequence::{Request, Sequence, Tally},
+    sequence::{Gather, Request, Sequence, Tally},
 };
 
 /// Sequences with which guessing pays.
@@ -43,6 +46,8 @@ pub struct Limits {
 pub struct Part {
     /// Index of the running sequence.
     pub sequence: usize,
+    /// Of a document that it computes (index into [`Gather::builds`]) the next tokens, and not of its own.
+    pub build: Option<usize>,
     /// Of its pending tokens and then of its guesses, how many.
     pub count: usize,
     /// How many of them are guesses.
@@ -83,8 +88,10 @@ pub struct Scheduler {
 /// Since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Tokens of prompts that were there already.
+    /// Tokens of prompts that were there already, those of documents included.
     pub reused: u64,
+    /// Those of documents.
+    pub attached: u64,
     /// Tokens of prompts that were computed, the first time.
     pub prefilled: u64,
     /// Tokens that were computed again.
@@ -132,7 +139,13 @@ impl Scheduler {
     /// Tokens that are to be computed of sequences that run or had to give way, beyond the last one of each.
     pub fn pending(&self) -> usize {
         // With guesses, more than its tokens may be in the cache.
-        let left = |sequence: &Sequence| sequence.tokens().len().saturating_sub(sequence.kv.len() + 1);
+        let left = |sequence: &Sequence| {
+            let own = sequence.own().len().saturating_sub(sequence.kv.filled() + 1);
+            let Some(gather) = &sequence.gather else { return own };
+            let chunks = gather.there.iter().zip(&sequence.request.prompt.chunks).filter(|(there, _)| there.is_none());
+            let built: usize = gather.under_way().map(|(_, kv)| kv.len()).sum();
+            own - gather.found.len() * POSITIONS + chunks.map(|(_, chunk)| chunk.length()).sum::<usize>() - built
+        };
         let again = self.waiting.values().map(|waiting| match waiting {
             Waiting::New(_) => 0,
             Waiting::Again(sequence) => left(sequence),
@@ -161,7 +174,7 @@ impl Scheduler {
         self.waiting.retain(|_, waiting| match waiting {
             Waiting::New(request) => {
                 if request.events.is_closed() {
-                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.len());
+                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.tokens.len());
                 }
                 !request.events.is_closed()
             }
@@ -185,24 +198,33 @@ impl Scheduler {
     /// Admits what fits, in order of rank.
     pub fn admit(&mut self) {
         while let Some((rank, waiting)) = self.waiting.pop_first() {
-            let (tokens, choices) = match &waiting {
-                Waiting::New(request) => (&request.prompt[..], request.choices as usize),
-                Waiting::Again(sequence) => (sequence.tokens(), self.choices(sequence)),
+            let (request, own, choices) = match &waiting {
+                Waiting::New(request) => (request, &request.prompt.own[..], request.choices as usize),
+                Waiting::Again(sequence) => (&sequence.request, sequence.own(), self.choices(sequence)),
             };
+            let prompt = &request.prompt;
             // The last token is computed in any case: its logits are what is sampled from.
             let found = match self.limits.shares {
-                true => self.blocks.prefixes.find(tokens, (tokens.len() - 1) / POSITIONS),
+                true => self.blocks.prefixes.find(own, &prompt.seams, (own.len() - 1) / POSITIONS),
                 false => Vec::new(),
             };
-            let whole = (tokens.len() + 1).div_ceil(POSITIONS);
-            let wanted = if self.limits.shares { whole - found.len() + choices - 1 } else { whole * choices };
+            let there: Vec<_> = prompt.chunks.iter().map(|c| self.blocks.chunks.find(c, &prompt.tokens)).collect();
+            let missing = prompt.chunks.iter().zip(&there).filter(|(_, there)| there.is_none());
+            let missing: usize = missing.map(|(chunk, _)| chunk.blocks()).sum();
+            let whole = (own.len() + 1).div_ceil(POSITIONS);
+            let wanted = if self.limits.shares { whole - found.len() + choices - 1 + missing } else { whole * choices };
             let running: usize = self.running.iter().map(|sequence| self.choices(sequence)).sum();
             // Alone it runs in any case: the engine has checked that a sequence fits the context.
-            let owed: usize =
-                self.running.iter().map(|sequence| sequence.kv.wanted(sequence.pending().len()) + 1).sum();
+            let owed: usize = self.running.iter().map(Sequence::owed).sum();
             // Nothing is let go in vain.
-            let held: HashSet<_> =
-                self.running.iter().flat_map(|sequence| sequence.kv.blocks()).chain(&found).map(Arc::as_ptr).collect();
+            let held: HashSet<_> = self
+                .running
+                .iter()
+                .flat_map(Sequence::held)
+                .chain(&found)
+                .chain(there.iter().flatten().flatten())
+                .map(Arc::as_ptr)
+                .collect();
             let fits = running + choices <= self.limits.sequences
                 && held.len() + wanted + owed <= self.blocks.pool.capacity()
                 && self.blocks.make_room(wanted + owed);
@@ -210,29 +232,55 @@ impl Scheduler {
                 self.waiting.insert(rank, waiting);
                 return;
             }
-            let kv = Kv::of(&self.blocks.pool, found);
-            let sequence = match waiting {
+            let reused = found.len() * POSITIONS;
+            let mut sequence = match waiting {
                 Waiting::New(request) => {
-                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.len());
-                    self.counts.reused += kv.len() as u64;
-                    let tally = Tally { reused: kv.len() as u32, ..Tally::default() };
+                    self.left = (self.left.0 + 1, self.left.1 + request.prompt.tokens.len());
+                    self.counts.reused += reused as u64;
+                    let mut tally = Tally { reused: reused as u32, ..Tally::default() };
+                    for (chunk, _) in request.prompt.chunks.iter().zip(&there).filter(|(_, there)| there.is_some()) {
+                        tally.attached += chunk.attached.len() as u32;
+                        tally.recomputed += (chunk.tokens.len() - chunk.attached.len()) as u32;
+                    }
+                    self.counts.reused += u64::from(tally.attached);
+                    self.counts.attached += u64::from(tally.attached);
                     self.tickets.insert(rank.1, Ticket { open: choices, tally });
-                    Sequence::new(request, rank.1, 0, kv)
+                    let mut sequence = Sequence::new(request, rank.1, 0, Kv::new(&self.blocks.pool));
+                    sequence.once = reused;
+                    sequence
                 }
                 Waiting::Again(mut sequence) => {
                     // Others may have computed what this one had not come to.
-                    let more = kv.len().saturating_sub(sequence.once);
+                    let more = reused.saturating_sub(sequence.once);
                     self.counts.reused += more as u64;
-                    let of_prompt = kv.len().min(sequence.request.prompt.len()).saturating_sub(sequence.once);
+                    let of_prompt = reused.min(sequence.request.prompt.own.len()).saturating_sub(sequence.once);
                     if let Some(ticket) = self.tickets.get_mut(&sequence.ticket) {
                         ticket.tally.reused += of_prompt as u32;
                     }
                     sequence.once += more;
-                    sequence.kv = kv;
                     *sequence
                 }
             };
+            sequence.gather = Some(Gather { found, there, builds: Vec::new() });
+            self.gather(&mut sequence);
             self.running.push(sequence);
+        }
+    }
+
+    /// Takes the documents that are here by now, and begins once all are.
+    fn gather(&self, sequence: &mut Sequence) {
+        let Some(gather) = &mut sequence.gather else { return };
+        let prompt = &sequence.request.prompt;
+        for (index, (chunk, there)) in prompt.chunks.iter().zip(&mut gather.there).enumerate() {
+            if there.is_none() {
+                *there = self.blocks.chunks.find(chunk, &prompt.tokens);
+            }
+            if there.is_some() {
+                gather.builds.retain(|(build, _)| *build != index);
+            }
+        }
+        if !gather.is_missing() {
+            sequence.begin(&self.blocks.pool);
         }
     }
 
@@ -247,7 +295,8 @@ impl Scheduler {
             return;
         }
         let sequence = &self.running[index];
-        self.blocks.prefixes.keep(sequence.computed(), sequence.kv.blocks());
+        let blocks: Vec<_> = sequence.kv.blocks().cloned().collect();
+        self.blocks.prefixes.keep(sequence.computed(), &sequence.request.prompt.seams, &blocks);
     }
 
     /// The parts of the next step, for which there are blocks: at least one when anything runs.
@@ -255,9 +304,12 @@ impl Scheduler {
         // With more sequences than these the arithmetic, not reading the weights, takes the time.
         let guesses = if self.running.len() <= FEW { self.limits.guesses } else { 0 };
         self.running.iter_mut().for_each(|sequence| sequence.guess(guesses));
+        let mut running = std::mem::take(&mut self.running);
+        running.iter_mut().for_each(|sequence| self.gather(sequence));
+        self.running = running;
         loop {
             let parts = self.parts();
-            let wanted = parts.iter().map(|part| self.running[part.sequence].kv.wanted(part.count)).sum();
+            let wanted = parts.iter().map(|part| self.cache(part).map_or(0, |kv| kv.wanted(part.count))).sum();
             // What is kept goes for a single sequence, too; it has nobody else to give way.
             if self.blocks.make_room(wanted) || self.running.len() < 2 {
                 return parts;
@@ -272,6 +324,10 @@ impl Scheduler {
         let mut left = self.limits.step_tokens;
         let mut parts = Vec::new();
         for index in order {
+            if self.running[index].gather.is_some() {
+                self.build(index, &mut left, &mut parts);
+                continue;
+            }
             let pending = self.running[index].pending().len();
             let count = pending.min(left);
             if count == 0 {
@@ -284,9 +340,70 @@ impl Scheduler {
                 guesses = 0;
             }
             left -= guesses;
-            parts.push(Part { sequence: index, count: count + guesses, guesses, samples: count == pending });
+            parts.push(Part {
+                sequence: index,
+                build: None,
+                count: count + guesses,
+                guesses,
+                samples: count == pending,
+            });
         }
         parts
+    }
+
+    /// Parts of the documents that a sequence misses and nobody computes already.
+    fn build(&mut self, index: usize, left: &mut usize, parts: &mut Vec<Part>) {
+        let request = Arc::clone(&self.running[index].request);
+        let chunks = &request.prompt.chunks;
+        let mut others: HashSet<_> = HashSet::new();
+        for sequence in self.running.iter().enumerate().filter(|(i, _)| *i != index).map(|(_, sequence)| sequence) {
+            let builds = sequence.gather.iter().flat_map(|gather| &gather.builds);
+            others.extend(builds.map(|(chunk, _)| sequence.request.prompt.chunks[*chunk].key));
+        }
+        let Some(gather) = &mut self.running[index].gather else { return };
+        for (number, chunk) in chunks.iter().enumerate().filter(|(number, _)| gather.there[*number].is_none()) {
+            if *left == 0 {
+                return;
+            }
+            let build = match gather.builds.iter().position(|(of, _)| *of == number) {
+                Some(build) => build,
+                // The same document may stand in a prompt more than once.
+                None if !others.insert(chunk.key)
+                    || gather.builds.iter().any(|(of, _)| chunks[*of].key == chunk.key) =>
+                {
+                    continue;
+                }
+                None => {
+                    gather.builds.push((number, Kv::new(&self.blocks.pool)));
+                    gather.builds.len() - 1
+                }
+            };
+            let count = (chunk.length() - gather.builds[build].1.len()).min(*left);
+            *left -= count;
+            parts.push(Part { sequence: index, build: Some(build), count, guesses: 0, samples: false });
+        }
+    }
+
+    /// The cache that a part is written to.
+    fn cache(&self, part: &Part) -> Option<&Kv> {
+        let sequence = &self.running[part.sequence];
+        match part.build {
+            None => Some(&sequence.kv),
+            Some(build) => sequence.gather.as_ref()?.builds.get(build).map(|(_, kv)| kv),
+        }
+    }
+
+    /// The tokens of a part, without its guesses.
+    pub fn tokens(&self, part: &Part) -> Vec<u32> {
+        let sequence = &self.running[part.sequence];
+        let build = part.build.zip(sequence.gather.as_ref()).map(|(build, gather)| &gather.builds[build]);
+        match build {
+            None => sequence.pending()[..part.count - part.guesses].to_vec(),
+            Some((number, kv)) => {
+                let prompt = &sequence.request.prompt;
+                prompt.chunks[*number].content(&prompt.tokens).skip(kv.len()).take(part.count).collect()
+            }
+        }
     }
 
     fn rank(&self, index: usize) -> Rank {
@@ -301,14 +418,24 @@ impl Scheduler {
         self.counts.preempted += 1;
         let rank = self.rank(index);
         let mut sequence = self.running.remove(index);
-        sequence.kv.clear();
+        sequence.release();
         self.waiting.insert(rank, Waiting::Again(Box::new(sequence)));
     }
 
-    /// Counts what a part has computed, after the step.
+    /// Counts what a part has computed, after the step, and keeps a document that is whole now.
     pub fn count(&mut self, part: &Part) {
         let sequence = &mut self.running[part.sequence];
-        let (end, prompt) = (sequence.kv.len() - part.guesses, sequence.request.prompt.len());
+        if let Some((build, gather)) = part.build.zip(sequence.gather.as_mut()) {
+            self.counts.prefilled += part.count as u64;
+            let (number, kv) = &gather.builds[build];
+            let prompt = &sequence.request.prompt;
+            if kv.len() == prompt.chunks[*number].length() {
+                let blocks: Vec<_> = kv.blocks().cloned().collect();
+                gather.there[*number] = Some(self.blocks.chunks.keep(&prompt.chunks[*number], &prompt.tokens, &blocks));
+            }
+            return;
+        }
+        let (end, prompt) = (sequence.kv.filled() - part.guesses, sequence.request.prompt.own.len());
         let begin = end + part.guesses - part.count;
         self.counts.guessed += part.guesses as u64;
         let again = sequence.once.min(end).saturating_sub(begin);
@@ -337,7 +464,7 @@ impl Scheduler {
         self.keep(index);
         let sequence = &mut self.running[index];
         // Its cache is free at once, its place in `running` after the step.
-        sequence.kv.clear();
+        sequence.release();
         let ticket = sequence.ticket;
         let generated = sequence.generated();
         let entry = self.tickets.get_mut(&ticket)?;
@@ -359,14 +486,18 @@ impl Scheduler {
         });
     }
 
-    /// The caches of some running sequences, in the order of their indices, which must ascend.
-    pub fn caches(&mut self, indices: &[usize]) -> Vec<&mut Kv> {
-        self.running
-            .iter_mut()
-            .enumerate()
-            .filter(|(index, _)| indices.contains(index))
-            .map(|(_, sequence)| &mut sequence.kv)
-            .collect()
+    /// The caches that parts are written to, each with the sequence and the document that it is of, in ascending order.
+    pub fn caches(&mut self, parts: &[Part]) -> Vec<((usize, Option<usize>), &mut Kv)> {
+        let mut out = Vec::with_capacity(parts.len());
+        for (index, sequence) in self.running.iter_mut().enumerate() {
+            let has = |build| parts.iter().any(|part| (part.sequence, part.build) == (index, build));
+            if has(None) {
+                out.push(((index, None), &mut sequence.kv));
+            }
+            let builds = sequence.gather.iter_mut().flat_map(|gather| &mut gather.builds).enumerate();
+            out.extend(builds.filter(|(n, _)| has(Some(*n))).map(|(n, (_, kv))| ((index, Some(n)), kv)));
+        }
+        out
     }
 }
 

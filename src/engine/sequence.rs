@@ -6,12 +6,17 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::{
     GenerateEvent,
+    chunk_cache::Layout,
     detokenizer::{StopFilter, Utf8Stream},
-    model::Kv,
+    model::{Kv, kv::Attached},
+    ops::{
+        attention::POSITIONS,
+        block_pool::{Block, BlockPool},
+    },
     sampler::{Choosing, Logprobs, TokenMask},
     tokenizer::Tokenizer,
 };
-use crate::domain::{FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
+use crate::domain::{ChunkReuse, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource};
 
 /// Tokens that must be the same for a guess.
 const SAME: usize = 3;
@@ -20,13 +25,14 @@ pub const MOST_GUESSES: usize = 8;
 
 /// What the choices of a request have in common.
 pub struct Request {
-    pub prompt: Vec<u32>,
+    pub prompt: Layout,
     pub choosing: Choosing,
     pub max_tokens: usize,
     pub stop: Vec<String>,
     pub logprobs: Option<usize>,
     pub mask: Option<Arc<dyn TokenMask>>,
     pub choices: u32,
+    pub chunk_reuse: Option<ChunkReuse>,
     /// What is due earlier goes first, on a clock of the caller's.
     pub due: i64,
     pub events: UnboundedSender<GenerateEvent>,
@@ -37,8 +43,33 @@ pub struct Request {
 pub struct Tally {
     pub finished: u32,
     pub completion_tokens: u32,
-    /// Tokens of the prompt that need not be computed.
+    /// Tokens of the prompt that were there already: of its beginning, and of documents.
     pub reused: u32,
+    pub attached: u32,
+    /// First tokens of such documents that were computed all the same.
+    pub recomputed: u32,
+}
+
+/// What a sequence waits for before it computes its own tokens: its documents.
+#[derive(Default)]
+pub struct Gather {
+    /// The blocks of its own that are here already.
+    pub found: Vec<Block>,
+    /// By document of the prompt: its kept blocks, once they are there.
+    pub there: Vec<Option<Vec<Block>>>,
+    /// Documents that this sequence computes, by their index, with what there is of them.
+    pub builds: Vec<(usize, Kv)>,
+}
+
+impl Gather {
+    pub fn is_missing(&self) -> bool {
+        self.there.iter().any(Option::is_none)
+    }
+
+    /// What is still being built of the documents that are missing.
+    pub fn under_way(&self) -> impl Iterator<Item = &(usize, Kv)> {
+        self.builds.iter().filter(|(number, _)| self.there[*number].is_none())
+    }
 }
 
 /// One choice under way.
@@ -48,9 +79,13 @@ pub struct Sequence {
     pub ticket: u64,
     pub choice: u32,
     pub kv: Kv,
+    /// `None` once its documents are attached, or where there are none.
+    pub gather: Option<Gather>,
     /// The prompt, then what was generated, the last of which is not yet in the cache.
     tokens: Vec<u32>,
-    /// Positions that have been computed at some time: fewer are in the cache once it had to give way.
+    /// Those of them that are not attached.
+    own: Vec<u32>,
+    /// Of its own positions, those that have been computed at some time: fewer are in the cache once it had to give way.
     pub once: usize,
     /// Tokens that may come next, to be checked with the next step (Saxena 2023, prompt lookup decoding).
     guesses: Vec<u32>,
@@ -70,8 +105,10 @@ impl Sequence {
     pub fn new(request: Arc<Request>, ticket: u64, choice: u32, kv: Kv) -> Self {
         let stops = StopFilter::new(request.stop.iter().cloned());
         Self {
-            tokens: request.prompt.clone(),
-            once: kv.len(),
+            gather: None,
+            tokens: request.prompt.tokens.clone(),
+            own: request.prompt.own.clone(),
+            once: kv.filled(),
             guesses: Vec::new(),
             trust: 2,
             rest: 0,
@@ -104,27 +141,66 @@ impl Sequence {
 
     /// What was generated.
     pub fn answer(&self) -> &[u32] {
-        &self.tokens[self.request.prompt.len()..]
+        &self.tokens[self.request.prompt.tokens.len()..]
     }
 
     /// How many tokens were generated.
     pub fn generated(&self) -> usize {
-        self.tokens.len() - self.request.prompt.len()
+        self.tokens.len() - self.request.prompt.tokens.len()
     }
 
-    /// The tokens whose keys and values are in the cache.
+    /// Its own tokens.
+    pub fn own(&self) -> &[u32] {
+        &self.own
+    }
+
+    /// Its own tokens whose keys and values are in the cache.
     pub fn computed(&self) -> &[u32] {
-        &self.tokens[..self.kv.len()]
+        &self.own[..self.kv.filled()]
     }
 
-    /// Tokens that are not in the cache yet.
+    /// Its own tokens that are not in the cache yet.
     pub fn pending(&self) -> &[u32] {
-        &self.tokens[self.kv.len()..]
+        &self.own[self.kv.filled()..]
+    }
+
+    /// Attaches its documents, all of which are there, and begins to compute its own tokens.
+    pub fn begin(&mut self, pool: &BlockPool) {
+        let Some(gather) = self.gather.take() else { return };
+        let attached = self.request.prompt.chunks.iter().zip(gather.there).filter_map(|(chunk, blocks)| {
+            let (at, len) = (chunk.attached.start, chunk.attached.len());
+            Some(Attached { at, len, place: chunk.place(), blocks: blocks? })
+        });
+        self.kv = Kv::of(pool, gather.found, attached.collect());
+    }
+
+    /// Blocks that it still takes to have computed what is pending, and one to go on.
+    pub fn owed(&self) -> usize {
+        let Some(gather) = &self.gather else { return self.kv.wanted(self.pending().len()) + 1 };
+        let missing = gather.there.iter().zip(&self.request.prompt.chunks).filter(|(there, _)| there.is_none());
+        let built: usize = gather.under_way().map(|(_, kv)| kv.blocks().len()).sum();
+        let own = self.own.len().div_ceil(POSITIONS) - gather.found.len();
+        missing.map(|(_, chunk)| chunk.blocks()).sum::<usize>() - built + own + 1
+    }
+
+    /// All blocks that it holds.
+    pub fn held(&self) -> impl Iterator<Item = &Block> {
+        let gathered = self.gather.iter().flat_map(|gather| {
+            let builds = gather.builds.iter().flat_map(|(_, kv)| kv.held());
+            gather.found.iter().chain(gather.there.iter().flatten().flatten()).chain(builds)
+        });
+        self.kv.held().chain(gathered)
+    }
+
+    /// Lets all blocks go.
+    pub fn release(&mut self) {
+        self.kv.clear();
+        self.gather = None;
     }
 
     /// Whether more than the token that was generated last is to be computed.
     pub fn prefilling(&self) -> bool {
-        self.generated() == 0 || self.pending().len() > 1
+        self.gather.is_some() || self.generated() == 0 || self.pending().len() > 1
     }
 
     pub fn guesses(&self) -> &[u32] {
@@ -173,6 +249,7 @@ impl Sequence {
     /// Takes a sampled token, gives out what may be shown, and says whether that was the end.
     pub fn accept(&mut self, token: u32, logprobs: Option<Logprobs>, tokenizer: &Tokenizer) -> Option<FinishReason> {
         self.tokens.push(token);
+        self.own.push(token);
         if tokenizer.ends(token) {
             return Some(self.end(FinishReason::Stop));
         }
@@ -200,6 +277,7 @@ impl Sequence {
     #[cfg(test)]
     pub fn push(&mut self, token: u32) {
         self.tokens.push(token);
+        self.own.push(token);
     }
 
     /// Gives out what was held back.
@@ -231,8 +309,11 @@ impl Sequence {
     /// The usage of the whole request.
     pub fn usage(&self, tally: &Tally) -> Usage {
         Usage {
-            prompt_tokens: self.request.prompt.len() as u32,
-            cached_tokens: tally.reused,
+            prompt_tokens: self.request.prompt.tokens.len() as u32,
+            cached_tokens: tally.reused + tally.attached,
+            chunk_tokens: tally.attached,
+            recomputed_tokens: tally.recomputed,
+            chunk_reuse: self.request.chunk_reuse,
             completion_tokens: tally.completion_tokens,
             source: UsageSource::Reported,
         }

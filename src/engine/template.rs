@@ -4,11 +4,14 @@
 //! broken by a guard character that no message contains before the template sees it; the tokenizer then recognises
 //! only whole special tokens, which are the template's own, and takes the guards out. The template still sees the real
 //! text (it may trim it), and text without special tokens gives exactly the ids that `transformers` gives.
+//!
+//! Marked documents are rendered between two further such characters, cut out there and tokenised apart, so that their ids are
+//! the same wherever they stand.
 
 use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig};
 
-use super::{EngineError, tokenizer::Tokenizer};
-use crate::domain::{Message, Role};
+use super::{Encoded, EngineError, tokenizer::Tokenizer};
+use crate::domain::{ContentPart, Message, Role};
 
 /// The template that is used where a file has none: ChatML.
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + \
@@ -46,17 +49,15 @@ impl Template {
         Ok(Self { environment })
     }
 
-    /// The token ids of a conversation, up to and with the beginning of the assistant's turn.
+    /// The token ids of a conversation, up to and with the beginning of the assistant's turn, and where its marked documents are.
     ///
     /// # Errors
     /// [`EngineError::Template`] when the template refuses the messages, [`EngineError::Tokenizer`].
-    pub fn encode(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError> {
-        let texts: Vec<String> = messages.iter().map(Message::joined_text).collect();
-        let guard = guard_for(&texts);
+    pub fn encode(&self, messages: &[Message], tokenizer: &Tokenizer) -> Result<Encoded, EngineError> {
+        let marks = Marks::free_in(messages.iter().flat_map(|m| &m.content).filter_map(ContentPart::text));
         let values: Vec<Value> = messages
             .iter()
-            .zip(&texts)
-            .map(|(message, text)| context! { role => role(message.role), content => tokenizer.guarded(text, guard) })
+            .map(|message| context! { role => role(message.role), content => marks.content(message, tokenizer) })
             .collect();
         let rendered = self
             .environment
@@ -70,15 +71,97 @@ impl Template {
                 })
             })
             .map_err(|e| EngineError::Template(reason(&e)))?;
-        let mut ids = Vec::new();
-        tokenizer.encode_template(&rendered, guard, &mut ids)?;
+        let mut out = Encoded::default();
+        let mut rest = &rendered[..];
+        while let Some((before, inside, behind)) = marks.next_document(rest) {
+            marks.encode(before, tokenizer, &mut out.tokens)?;
+            let begin = out.tokens.len();
+            tokenizer.encode_text(&inside.replace(marks.guard, ""), &mut out.tokens)?;
+            if out.tokens.len() > begin {
+                out.documents.push(begin..out.tokens.len());
+            }
+            rest = behind;
+        }
+        marks.encode(rest, tokenizer, &mut out.tokens)?;
         if tokenizer.add_bos
             && let Some(bos) = tokenizer.bos
-            && ids.first() != Some(&bos)
+            && out.tokens.first() != Some(&bos)
         {
-            ids.insert(0, bos);
+            out.tokens.insert(0, bos);
+            out.documents.iter_mut().for_each(|document| *document = document.start + 1..document.end + 1);
         }
-        Ok(ids)
+        Ok(out)
+    }
+
+    /// What stands before the text of a conversation that a user begins.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn head(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, EngineError> {
+        let text = Message { role: Role::User, content: vec![ContentPart::Chunk("text".to_owned())] };
+        let mut encoded = self.encode(&[text], tokenizer)?;
+        encoded.tokens.truncate(encoded.documents.first().map_or(0, |document| document.start));
+        Ok(encoded.tokens)
+    }
+}
+
+/// Characters that no message contains.
+#[derive(Clone, Copy)]
+struct Marks {
+    /// Stands inside special tokens that are not the template's.
+    guard: char,
+    /// Around documents.
+    open: char,
+    close: char,
+}
+
+impl Marks {
+    /// Noncharacters, or else the first free ones of the last private plane.
+    fn free_in<'a>(texts: impl Iterator<Item = &'a str> + Clone) -> Self {
+        let free = |c: &char| !texts.clone().any(|text| text.contains(*c));
+        let mut found = ('\u{fdd0}'..='\u{fdef}').chain('\u{100000}'..='\u{10fffd}').filter(free);
+        let mut next = |or: char| found.next().unwrap_or(or);
+        Self { guard: next('\u{fdd0}'), open: next('\u{fdd1}'), close: next('\u{fdd2}') }
+    }
+
+    /// What the template sees of a message: its text parts, joined by line feeds.
+    fn content(self, message: &Message, tokenizer: &Tokenizer) -> String {
+        let mut out = String::new();
+        // What is not a document is guarded in one piece, as a special token may be put together from two parts.
+        let mut plain = String::new();
+        for (n, part) in message.content.iter().filter(|part| part.text().is_some()).enumerate() {
+            if n > 0 {
+                plain.push('\n');
+            }
+            match part {
+                ContentPart::Chunk(text) => {
+                    out.push_str(&tokenizer.guarded(&std::mem::take(&mut plain), self.guard));
+                    out.push(self.open);
+                    out.push_str(&tokenizer.guarded(text, self.guard));
+                    out.push(self.close);
+                }
+                other => plain.push_str(other.text().unwrap_or_default()),
+            }
+        }
+        out + &tokenizer.guarded(&plain, self.guard)
+    }
+
+    /// Text before the next whole document, the document's, and what follows. A template may have cut one in two; what is left is no
+    /// document.
+    fn next_document<'a>(&self, text: &'a str) -> Option<(&'a str, &'a str, &'a str)> {
+        let (_, behind) = text.split_once(self.open)?;
+        let (inside, behind) = behind.split_once(self.close)?;
+        // The last opening before the closing.
+        let inside = inside.rsplit_once(self.open).map_or(inside, |(_, inside)| inside);
+        let begin = inside.as_ptr() as usize - text.as_ptr() as usize;
+        Some((&text[..begin - self.open.len_utf8()], inside, behind))
+    }
+
+    fn encode(self, text: &str, tokenizer: &Tokenizer, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        match text.contains([self.open, self.close]) {
+            true => tokenizer.encode_template(&text.replace([self.open, self.close], ""), self.guard, ids),
+            false => tokenizer.encode_template(text, self.guard, ids),
+        }
     }
 }
 
@@ -98,12 +181,6 @@ fn role(role: Role) -> &'static str {
         Role::Assistant => "assistant",
         Role::Tool | Role::Function => "tool",
     }
-}
-
-/// A character that none of the texts contains: a noncharacter, or else the first free one of the last private plane.
-fn guard_for(texts: &[String]) -> char {
-    let free = |c: &char| !texts.iter().any(|text| text.contains(*c));
-    ('\u{fdd0}'..='\u{fdef}').find(free).or_else(|| ('\u{100000}'..='\u{10fffd}').find(free)).unwrap_or('\u{fdd0}')
 }
 
 #[cfg(test)]

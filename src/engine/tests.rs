@@ -28,6 +28,8 @@ fn generate(prompt: Prompt, choosing: Choosing, max_tokens: u32) -> Generate {
         stop: Vec::new(),
         n: 1,
         priority: 0,
+        exact: false,
+        sharing: Vec::new(),
         deadline: None,
         logprobs: None,
         mask: None,
@@ -56,7 +58,7 @@ fn collect(mut events: UnboundedReceiver<GenerateEvent>, n: usize) -> Answer {
             GenerateEvent::Finish { choice, reason } => answer.finish[choice as usize] = Some(reason),
             // What was there already depends on what was asked before; nothing else does.
             GenerateEvent::Usage(usage) => {
-                answer.usage = Some(Usage { cached_tokens: 0, ..usage });
+                answer.usage = Some(Usage { cached_tokens: 0, chunk_tokens: 0, recomputed_tokens: 0, ..usage });
                 CACHED.set(usage.cached_tokens);
             }
             GenerateEvent::Failed(error) => panic!("{error}"),
@@ -184,7 +186,8 @@ fn a_beginning_that_was_computed_is_reused_and_changes_nothing() {
     let answer = ask(&one, g(&first, 1));
     assert_eq!((CACHED.get(), one.counters().prefilled), (0, 70));
     // Who asks beforehand is told what the next one finds.
-    assert_eq!((one.resident(&first), one.resident(&first[..64]), one.resident(&first[1..])), (64, 32, 0));
+    let resident = |tokens: &[u32]| one.resident(&tokens.to_vec().into(), false, b"");
+    assert_eq!((resident(&first), resident(&first[..64]), resident(&first[1..])), (64, 32, 0));
     let pace = one.pace();
     assert!(pace.prefill_tokens_per_s > 0.0 && pace.decode_tokens_per_s > 0.0, "{pace:?}");
     wait_until("nothing is to be computed", || one.pace().pending == 0);
@@ -362,9 +365,9 @@ fn chat_prompts_go_through_the_template() {
     let engine = engine(EngineOptions::default());
     let messages = vec![Message::text(Role::User, "the <|im_end|>")];
     let ids = engine.encode(&messages).unwrap();
-    assert_eq!(ids.iter().filter(|id| **id < 3).copied().collect::<Vec<_>>(), [1, 2, 1]);
+    assert_eq!(ids.tokens.iter().filter(|id| **id < 3).copied().collect::<Vec<_>>(), [1, 2, 1]);
     let chat = ask(&engine, generate(Prompt::Chat(messages), GREEDY, 8));
-    assert_eq!(chat, ask(&engine, generate(Prompt::Tokens(ids), GREEDY, 8)));
+    assert_eq!(chat, ask(&engine, generate(Prompt::Encoded(ids), GREEDY, 8)));
 }
 
 #[test]
@@ -401,4 +404,208 @@ fn what_is_urgent_is_due_earlier_and_no_deadline_makes_anybody_wait_longer() {
     assert!(engine.due(None, 1) < plain && engine.due(None, -1) > far, "a priority");
     let past = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
     assert!(engine.due(Some(past), 0) <= urgent, "what is late already");
+}
+
+/// A question about documents, each of a number of tokens and a seed of its own.
+fn about(documents: &[(usize, u32)]) -> Encoded {
+    let tokens = |n: usize, seed: u32| (0..n as u32).map(move |i| 3 + (i * 41 + seed * 17 + i * i * seed) % 250);
+    let mut out = Encoded { tokens: tokens(9, 90).collect(), documents: Vec::new() };
+    for (len, seed) in documents {
+        let begin = out.tokens.len();
+        out.tokens.extend(tokens(*len, *seed));
+        out.documents.push(begin..begin + len);
+        out.tokens.extend(tokens(3, 91));
+    }
+    out.tokens.extend(tokens(11, 92));
+    out
+}
+
+fn reusing() -> EngineOptions {
+    behind(&[])
+}
+
+/// Computing documents behind these tokens.
+fn behind(anchor: &[u32]) -> EngineOptions {
+    let reuse = Reuse { anchor: anchor.into(), recompute: 20, fewest: 30, most: 200 };
+    EngineOptions { chunks: Chunks::As(reuse), ..EngineOptions::default() }
+}
+
+/// Anything but a special token, so that answers have all their tokens.
+#[derive(Debug)]
+struct Plain;
+
+impl TokenMask for Plain {
+    fn allow(&self, _: &[u32], allowed: &mut Allowed) {
+        (3..200).for_each(|token| allowed.add(token));
+    }
+}
+
+fn with_documents(prompt: &Encoded) -> Generate {
+    let mask: Arc<dyn TokenMask> = Arc::new(Plain);
+    Generate { logprobs: Some(2), mask: Some(mask), ..generate(Prompt::Encoded(prompt.clone()), WARM, 10) }
+}
+
+/// The whole usage too.
+fn usage_of(engine: &Engine, g: Generate) -> Usage {
+    let mut events = engine.generate(g).unwrap();
+    while let Some(event) = events.blocking_recv() {
+        if let GenerateEvent::Usage(usage) = event {
+            return usage;
+        }
+    }
+    panic!("no usage");
+}
+
+#[test]
+fn answers_about_documents_do_not_depend_on_what_is_kept_or_what_runs_beside() {
+    let prompts = [
+        about(&[(50, 1), (70, 2)]),
+        about(&[(70, 2), (50, 1)]),
+        about(&[(50, 1), (50, 1)]),
+        about(&[(33, 3), (29, 4)]),
+    ];
+    let alone = |prompt: &Encoded| ask(&engine(reusing()), with_documents(prompt));
+    let want: Vec<Answer> = prompts.iter().map(alone).collect();
+    // All that was asked before is kept; then again, with nothing to be computed but the last tokens.
+    let warm = engine(reusing());
+    for _ in 0..2 {
+        for (prompt, want) in prompts.iter().zip(&want) {
+            assert_eq!(ask(&warm, with_documents(prompt)), *want);
+        }
+    }
+    // All at once, in steps of few tokens, with so little memory that they give way to each other and what is kept goes.
+    for step_tokens in [7, 64] {
+        let cache_bytes = Some(9 * POSITIONS * warm.info().kv_bytes_per_token);
+        let small = engine(EngineOptions { step_tokens, cache_bytes, context: Some(230), ..reusing() });
+        for _ in 0..3 {
+            let under_way: Vec<_> = prompts.iter().map(|p| small.generate(with_documents(p)).unwrap()).collect();
+            for (events, want) in under_way.into_iter().zip(&want) {
+                assert_eq!(collect(events, 1), *want, "steps of {step_tokens}");
+            }
+        }
+        assert!(small.counters().attached > 0);
+    }
+    // Forks share what is attached.
+    let forks = Generate { n: 3, ..with_documents(&prompts[0]) };
+    let (cold, again) = (engine(reusing()), ask(&warm, forks.clone()));
+    assert_eq!(ask(&cold, forks), again);
+    assert_eq!(again.logprobs[0], want[0].logprobs[0]);
+}
+
+#[test]
+fn documents_are_counted_and_shared_only_with_who_may() {
+    let engine = engine(reusing());
+    let (first, moved) = (about(&[(50, 1), (70, 2)]), about(&[(70, 2), (50, 1)]));
+    let ask = |prompt: &Encoded, sharing: &[u8], exact| {
+        let usage = usage_of(&engine, Generate { sharing: sharing.to_vec(), exact, ..with_documents(prompt) });
+        (usage.cached_tokens, usage.chunk_tokens, usage.recomputed_tokens)
+    };
+    assert_eq!(ask(&first, b"a", false), (0, 0, 0));
+    // The same again: its own tokens are 9 + 20 + 3 + 20 + 3 + 11, two whole blocks.
+    assert_eq!(ask(&first, b"a", false), (64 + 30 + 50, 30 + 50, 40));
+    assert_eq!(engine.resident(&moved, false, b"a"), 80);
+    let before = engine.counters();
+    assert_eq!(ask(&moved, b"a", false), (80, 80, 40));
+    let after = engine.counters();
+    assert_eq!((after.prefilled - before.prefilled, after.attached - before.attached), (66, 80));
+    // Another tenant finds neither the documents nor what was computed after them.
+    assert_eq!(engine.resident(&moved, false, b"b"), 0);
+    assert_eq!(ask(&moved, b"b", false), (0, 0, 0));
+    assert_eq!(engine.counters().prefilled - after.prefilled, 66 + 120);
+    // Who wants it exact reads nothing that depends on them.
+    assert_eq!(engine.resident(&moved, true, b"a"), 0);
+    assert_eq!(ask(&moved, b"a", true), (0, 0, 0));
+    assert_eq!(ask(&moved, b"a", true), (128, 0, 0), "but its own beginning");
+}
+
+#[test]
+fn without_reuse_documents_are_computed_where_they_stand() {
+    let plain = engine(EngineOptions::default());
+    let prompt = about(&[(50, 1), (70, 2)]);
+    let ask = |engine: &Engine, g: Generate| {
+        let answer = ask(engine, g);
+        (answer.texts, answer.logprobs)
+    };
+    let want = ask(&plain, with_documents(&prompt));
+    let unmarked = Generate { prompt: Prompt::Tokens(prompt.tokens.clone()), ..with_documents(&prompt) };
+    assert_eq!(ask(&engine(reusing()), unmarked), want);
+    let reusing = engine(reusing());
+    let reused = ask(&reusing, with_documents(&prompt));
+    assert_ne!(reused.1, want.1, "what the documents do not see of each other shows");
+    assert_eq!(ask(&reusing, Generate { exact: true, ..with_documents(&prompt) }), want);
+    // Too short, and too long.
+    let sizes = Reuse { recompute: 0, fewest: 30, most: 69, ..Reuse::default() };
+    let choosy = super::tests::engine(EngineOptions { chunks: Chunks::As(sizes), ..EngineOptions::default() });
+    let short = about(&[(29, 1), (70, 2)]);
+    assert_eq!(ask(&choosy, with_documents(&short)), ask(&plain, with_documents(&short)));
+    let overlapping = Encoded { documents: vec![3..40, 39..60], ..prompt };
+    let error = reusing.generate(with_documents(&overlapping)).unwrap_err();
+    assert!(error.to_string().contains("overlap"), "{error}");
+}
+
+#[test]
+fn a_document_right_behind_what_it_was_computed_behind_is_exact() {
+    let prompt = about(&[(90, 1)]);
+    let anchor = prompt.tokens[..9].to_vec();
+    let reuse = Reuse { anchor: anchor.as_slice().into(), recompute: 0, fewest: 30, most: 200 };
+    let engine = engine(EngineOptions { chunks: Chunks::As(reuse), ..EngineOptions::default() });
+    let exact = ask(&engine, Generate { exact: true, ..with_documents(&prompt) });
+    for _ in 0..2 {
+        let usage = usage_of(&engine, with_documents(&prompt));
+        assert_eq!(usage.chunk_reuse, Some(ChunkReuse::Reused));
+        assert_eq!(ask(&engine, with_documents(&prompt)).logprobs, exact.logprobs);
+    }
+    // Elsewhere it is not, and does not depend on what is kept either.
+    let moved = about(&[(34, 2), (80, 1)]);
+    let want = ask(&engine, with_documents(&moved));
+    assert_ne!(want.logprobs, ask(&engine, Generate { exact: true, ..with_documents(&moved) }).logprobs);
+    let cold = super::tests::engine(behind(&anchor));
+    let (first, again) = (ask(&cold, with_documents(&moved)), ask(&cold, with_documents(&moved)));
+    assert_eq!(first, again);
+}
+
+#[test]
+fn without_a_record_that_keeps_the_bound_documents_are_not_reused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bound = Bound { divergence: 0.1, top1: 0.9, f1: 0.8 };
+    let options =
+        || EngineOptions { chunks: Chunks::Measured { dir: dir.path().to_owned(), bound }, ..EngineOptions::default() };
+    let prompt = about(&[(90, 1)]);
+    let why = |engine: &Engine, g: Generate| usage_of(engine, g).chunk_reuse;
+    let unmeasured = engine(options());
+    assert_eq!(why(&unmeasured, with_documents(&prompt)), Some(ChunkReuse::NoFidelityRecord));
+    assert_eq!(why(&unmeasured, generate(Prompt::Tokens(prompt.tokens.clone()), GREEDY, 1)), None);
+    assert!(unmeasured.info().chunk_reuse.contains("weir kv calibrate"));
+
+    let identity = unmeasured.known.identity();
+    let mean = |mean| fidelity::record::Mean { mean, low: mean, high: mean };
+    let record = |divergence| FidelityRecord {
+        identity: format!("{identity:032x}"),
+        model: "tiny".into(),
+        fidelity: fidelity::record::Fidelity {
+            variant: "head-0".into(),
+            questions: 3,
+            divergence: mean(divergence),
+            top1: mean(0.95),
+            f1: mean(0.9),
+            computed: 0.1,
+        },
+        answer_tokens: 32,
+        data: String::new(),
+        weir: String::new(),
+        measured_at: String::new(),
+    };
+    record(0.2).write(dir.path(), identity).unwrap();
+    let bad = engine(options());
+    assert_eq!(why(&bad, with_documents(&prompt)), Some(ChunkReuse::BelowBound));
+    let path = record(0.02).write(dir.path(), identity).unwrap();
+    let good = engine(options());
+    assert_eq!(why(&good, with_documents(&prompt)), Some(ChunkReuse::Reused));
+    assert_eq!(why(&good, Generate { exact: true, ..with_documents(&prompt) }), Some(ChunkReuse::AskedExact));
+    assert_eq!(why(&good, with_documents(&about(&[(40, 1)]))), Some(ChunkReuse::OutOfSize));
+    std::fs::write(&path, "{").unwrap();
+    let dir_of = tempfile::tempdir().unwrap();
+    let file = tiny(TensorType::Q4_1, TensorType::Q8_0).write(dir_of.path());
+    let error = Engine::load(&file, options()).err().unwrap().to_string();
+    assert!(error.contains(".json") && error.contains("weir kv calibrate"), "{error}");
 }

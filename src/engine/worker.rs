@@ -40,6 +40,7 @@ pub struct Load {
     /// What [`super::Counters`] gives out.
     pub prefilled: AtomicU64,
     pub reused: AtomicU64,
+    pub attached: AtomicU64,
     pub decoded: AtomicU64,
     pub kept: AtomicU64,
     pub recomputed: AtomicU64,
@@ -102,6 +103,7 @@ impl Worker {
         for (shown, count) in [
             (&self.load.prefilled, counts.prefilled),
             (&self.load.reused, counts.reused),
+            (&self.load.attached, counts.attached),
             (&self.load.recomputed, counts.recomputed),
             (&self.load.preempted, counts.preempted),
             (&self.load.guessed, counts.guessed),

@@ -160,6 +160,8 @@ fn request(text: &str) -> Request {
         session: None,
         client_retry: 0,
         priority: 0,
+        exact: false,
+        sharing: String::new(),
         body: bytes::Bytes::new(),
     }
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     domain::{self, Completion},
-    gateway::{Answer, AnswerBody, Explained},
+    gateway::{Answer, AnswerBody, Caller, Explained},
     policy::explain,
 };
 
@@ -60,7 +60,7 @@ pub(super) async fn chat(
     Authorized(caller): Authorized,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request = read(&app, request).await?;
+    let request = read(&app, request, &caller).await?;
     let asked = Asked { include_usage: request.include_usage, logprobs: request.logprobs };
     let answer = app.service.chat(request, caller).await?;
     respond(&app, answer, asked)
@@ -84,7 +84,7 @@ pub(super) async fn decide(
     Authorized(caller): Authorized,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let request = read(&app, request).await?;
+    let request = read(&app, request, &caller).await?;
     let explained = app.service.decide(request, caller).await?;
     let id = explained.id.to_string();
     let Explained { id: _, decision, context } = &explained;
@@ -105,7 +105,7 @@ struct Asked {
     logprobs: bool,
 }
 
-async fn read(app: &App, request: Request) -> Result<domain::Request, ApiError> {
+async fn read(app: &App, request: Request, caller: &Caller) -> Result<domain::Request, ApiError> {
     let (parts, body) = request.into_parts();
     let bytes = body::read(body, &parts.headers, app.body_limit).await?;
     let mut request = wire::chat::parse(bytes)?;
@@ -114,6 +114,11 @@ async fn read(app: &App, request: Request) -> Result<domain::Request, ApiError> 
     }
     request.client_retry =
         text(&parts.headers, &CLIENT_RETRY).and_then(|count| u32::from_str(count.trim()).ok()).unwrap_or(0);
+    let key = &caller.key;
+    request.sharing = match key.tenant.is_empty() {
+        true => format!("key {}", key.id),
+        false => format!("tenant {}", key.tenant),
+    };
     Ok(request)
 }
 

@@ -41,7 +41,7 @@ pub fn measure(request: &Request) -> Signals {
     for message in request.messages.iter() {
         tokens = tokens.saturating_add(tokens::PER_MESSAGE);
         for part in &message.content {
-            if let ContentPart::Text(text) = part {
+            if let Some(text) = part.text() {
                 tokens = tokens.saturating_add(tokens::estimate(text));
                 pii::scan(text, &mut pii);
             }
@@ -73,10 +73,7 @@ fn system_prompt_hash(request: &Request) -> String {
             hasher.update(b"\n");
         }
         any = true;
-        let texts = message.content.iter().filter_map(|part| match part {
-            ContentPart::Text(text) => Some(text),
-            ContentPart::Other { .. } => None,
-        });
+        let texts = message.content.iter().filter_map(ContentPart::text);
         for (index, text) in texts.enumerate() {
             if index > 0 {
                 hasher.update(b"\n");

@@ -24,6 +24,8 @@ fn request(messages: Vec<Message>) -> Request {
         session: None,
         client_retry: 0,
         priority: 0,
+        exact: false,
+        sharing: String::new(),
         body: Bytes::new(),
     }
 }

@@ -12,7 +12,13 @@ fn what_is_counted_is_rendered() {
     metrics.http_request("/v1/models", 200, Duration::from_millis(3));
     metrics.http_started();
     metrics.decision("support", "frugal \"x\"", DecidedBy::Select, Duration::from_micros(20));
-    let usage = Usage { prompt_tokens: 7, cached_tokens: 2, completion_tokens: 5, source: UsageSource::Reported };
+    let usage = Usage {
+        prompt_tokens: 7,
+        cached_tokens: 2,
+        completion_tokens: 5,
+        source: UsageSource::Reported,
+        ..Usage::default()
+    };
     metrics.call("smol", Duration::from_secs(1), Some(Duration::from_millis(30)), &usage);
     metrics.call_failed("smol", ErrorKind::Timeout);
     metrics.log(100, 90, 80);

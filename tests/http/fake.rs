@@ -61,7 +61,13 @@ impl Drop for Guard {
 }
 
 fn usage() -> Usage {
-    Usage { prompt_tokens: 9, cached_tokens: 4, completion_tokens: 3, source: UsageSource::Reported }
+    Usage {
+        prompt_tokens: 9,
+        cached_tokens: 4,
+        completion_tokens: 3,
+        source: UsageSource::Reported,
+        ..Usage::default()
+    }
 }
 
 fn text(choice: u32, text: &str) -> Result<Chunk, GatewayError> {

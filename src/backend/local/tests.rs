@@ -32,6 +32,8 @@ fn request(text: &str, stream: bool, sampling: Sampling) -> Request {
         session: None,
         client_retry: 0,
         priority: 0,
+        exact: false,
+        sharing: String::new(),
         body: Bytes::new(),
     }
 }

@@ -29,7 +29,7 @@ impl From<serde_json::Error> for BodyError {
 /// When the client's body is no JSON object, or a system text is to be added and `messages` is no array.
 pub(super) fn upstream_body(call: &Call, model: Option<&str>, ask_usage: bool) -> Result<Bytes, BodyError> {
     let request = &*call.request;
-    let body = &request.body;
+    let body = &without_own(&request.body)?;
     let fields = wire::fields(body)?;
     let mut splice = Splice { fields: &fields, edits: Edits::default(), added: Vec::new() };
     if let Some(model) = model {
@@ -47,6 +47,42 @@ pub(super) fn upstream_body(call: &Call, model: Option<&str>, ask_usage: bool) -
     }
     let Splice { mut edits, added, .. } = splice;
     edits.append(body, fields.is_empty(), &added);
+    Ok(edits.apply(body))
+}
+
+/// `body` without what weir alone understands (`weir` in it, in its messages and in their parts): servers refuse what they do not
+/// know.
+fn without_own(body: &Bytes) -> Result<Bytes, BodyError> {
+    const OWN: &str = "weir";
+    if memchr::memmem::find(body, b"\"weir\"").is_none() {
+        return Ok(body.clone());
+    }
+    let mut edits = Edits::default();
+    let fields = wire::fields(body)?;
+    for field in fields.iter().filter(|field| field.key == "messages") {
+        let mut messages: serde_json::Value = serde_json::from_str(field.value)?;
+        let mut found = false;
+        for message in messages.as_array_mut().into_iter().flatten() {
+            let parts = message.get_mut("content").and_then(serde_json::Value::as_array_mut).into_iter().flatten();
+            for part in parts.filter_map(serde_json::Value::as_object_mut) {
+                found |= part.shift_remove(OWN).is_some();
+            }
+            found |= message.as_object_mut().is_some_and(|message| message.shift_remove(OWN).is_some());
+        }
+        if found {
+            edits.replace(field.at.clone(), messages.to_string());
+        }
+    }
+    if fields.iter().any(|field| field.key == OWN) {
+        // Written again without it; the values stay as they are.
+        let kept = fields.iter().filter(|field| field.key != OWN);
+        let mut out = String::from("{");
+        for field in kept {
+            let comma = if out.len() == 1 { "" } else { "," };
+            out += &format!("{comma}{}:{}", quoted(&field.key), field.value);
+        }
+        return without_own(&Bytes::from(out + "}"));
+    }
     Ok(edits.apply(body))
 }
 

@@ -314,6 +314,7 @@ fn estimated(request: &Request, body: &[u8]) -> Usage {
         cached_tokens: 0,
         completion_tokens: tally::text_tokens(bytes),
         source: UsageSource::Estimated,
+        ..Usage::default()
     }
 }
 

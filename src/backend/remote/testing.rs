@@ -31,6 +31,8 @@ pub(crate) fn request(body: &str, stream: bool) -> Request {
         session: None,
         client_retry: 0,
         priority: 0,
+        exact: false,
+        sharing: String::new(),
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }

@@ -103,7 +103,13 @@ fn wires(chunks: &[Chunk]) -> Vec<String> {
 }
 
 fn reported(p: u32, c: u32, k: u32) -> Usage {
-    Usage { prompt_tokens: p, completion_tokens: c, cached_tokens: k, source: UsageSource::Reported }
+    Usage {
+        prompt_tokens: p,
+        completion_tokens: c,
+        cached_tokens: k,
+        source: UsageSource::Reported,
+        ..Usage::default()
+    }
 }
 
 fn usage_of(chunks: &[Chunk]) -> Usage {

@@ -171,6 +171,7 @@ impl Backend for ScriptedBackend {
                 cached_tokens: claimed.cached_tokens,
                 completion_tokens: claimed.completion_tokens,
                 source: UsageSource::Reported,
+                ..Usage::default()
             },
             None => plan.usage,
         };

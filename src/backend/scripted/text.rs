@@ -60,6 +60,7 @@ impl Plan {
             cached_tokens: 0,
             completion_tokens: choices.iter().map(|c| c.tokens.len()).sum::<usize>() as u32,
             source: UsageSource::Reported,
+            ..Usage::default()
         };
         Self { choices, usage }
     }

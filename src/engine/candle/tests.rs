@@ -115,6 +115,8 @@ fn ask(prompt: u32, length: u32, n: u32, max_tokens: u32) -> Generate {
         stop: Vec::new(),
         n,
         priority: 0,
+        exact: false,
+        sharing: Vec::new(),
         deadline: None,
         logprobs: None,
         mask: None,

@@ -10,16 +10,16 @@ use std::path::Path;
 use super::{Architecture, Config, Kv};
 use crate::engine::{
     EngineError,
+    kept::Identity,
     model_file::{ModelFile, TensorType},
     ops::{
-        Ops, Precision,
-        attention::{self, POSITIONS},
+        Level, Ops, Precision,
+        attention::{self, Angles, POSITIONS, Turns},
         elementwise,
         linear::{Format, Linear, Quantised, dequantise, multiply},
         number::Element,
     },
     packed::{Packed, Writer},
-    prefix_cache::Identity,
 };
 
 struct Layer {
@@ -72,8 +72,8 @@ pub struct Piece {
     pub count: usize,
 }
 
-/// What one forward pass computes. Pieces are in the order of their rows and cover all of them; the position of a piece
-/// is the length of its cache.
+/// What one forward pass computes. Pieces are in the order of their rows and cover all of them; their positions are the next
+/// of their caches' own ([`Kv::reserve`]).
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     pub tokens: Vec<u32>,
@@ -97,31 +97,21 @@ pub struct Workspace {
     heads: Vec<f32>,
     angles: Angles,
     local_angles: Angles,
+    turns: Turns,
+    local_turns: Turns,
+    runs: Vec<Run>,
     quantised: Quantised,
     /// `[wanted rows][vocabulary]`: the result.
     pub logits: Vec<f32>,
 }
 
-/// Cosines and sines of rotary angles, `[tokens][half a head]`.
-#[derive(Default)]
-struct Angles {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-}
-
-impl Angles {
-    fn clear(&mut self) {
-        self.cos.clear();
-        self.sin.clear();
-    }
-
-    fn push(&mut self, position: usize, frequencies: &[f64]) {
-        for frequency in frequencies {
-            let (sin, cos) = (position as f64 * frequency).sin_cos();
-            self.cos.push(cos as f32);
-            self.sin.push(sin as f32);
-        }
-    }
+/// Neighbouring positions of a piece.
+#[derive(Clone, Copy)]
+struct Run {
+    cache: usize,
+    row: usize,
+    count: usize,
+    position: usize,
 }
 
 impl Llama {
@@ -208,6 +198,14 @@ impl Llama {
         Ok(Self { embedding, layers, norm, head, frequencies, local_frequencies, activations, weights, config })
     }
 
+    /// Turns keys of all heads of a layer, as a cache has them, by so many positions.
+    pub fn turn(&self, layer: usize, keys: &mut [f32], positions: i64) {
+        let local = self.config.local.is_some_and(|local| local.has(layer));
+        let mut angles = Angles::default();
+        angles.push(positions, if local { &self.local_frequencies } else { &self.frequencies });
+        elementwise::rope(Level::Scalar, keys, &angles.cos, &angles.sin);
+    }
+
     /// Of how many bits activations are in the products with most of the work: of the feed-forward network and of what
     /// attention gives. Queries, keys, values and logits always take sixteen: they are a fifth of the work and, on
     /// SmolLM2-135M, three quarters of what eight bits lose.
@@ -258,11 +256,47 @@ impl Llama {
     /// # Panics
     /// When a token is not of the vocabulary: the engine checks that when it accepts a request.
     pub fn forward(&self, ops: &Ops, batch: &Batch, caches: &mut [&mut Kv], w: &mut Workspace) {
+        w.runs.clear();
+        for piece in &batch.pieces {
+            let mut row = piece.row;
+            for (position, count) in caches[piece.cache].reserve(piece.count) {
+                w.runs.push(Run { cache: piece.cache, row, count, position });
+                row += count;
+            }
+        }
+        self.compute(ops, &batch.tokens, &batch.logits, caches, w);
+    }
+
+    /// Computes tokens at positions that are a cache's own and there already, in ascending order, once more: with what is before
+    /// them now. Leaves the logits of these rows in the workspace.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward), and when a position is not the cache's own.
+    pub fn revise(
+        &self,
+        ops: &Ops,
+        tokens: &[u32],
+        positions: &[usize],
+        logits: &[usize],
+        kv: &mut Kv,
+        w: &mut Workspace,
+    ) {
+        w.runs.clear();
+        for (row, position) in positions.iter().copied().enumerate() {
+            match w.runs.last_mut() {
+                Some(run) if run.position + run.count == position => run.count += 1,
+                _ => w.runs.push(Run { cache: 0, row, count: 1, position }),
+            }
+        }
+        self.compute(ops, tokens, logits, &mut [kv], w);
+    }
+
+    fn compute(&self, ops: &Ops, tokens: &[u32], logits: &[usize], caches: &mut [&mut Kv], w: &mut Workspace) {
         let c = &self.config;
-        let rows = batch.tokens.len();
+        let rows = tokens.len();
         let (q, kv) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size);
         w.hidden.resize(rows * c.hidden, 0.0);
-        for (token, out) in batch.tokens.iter().zip(w.hidden.chunks_exact_mut(c.hidden)) {
+        for (token, out) in tokens.iter().zip(w.hidden.chunks_exact_mut(c.hidden)) {
             self.embedding.row(*token as usize, out);
         }
         if c.architecture == Architecture::Gemma3 {
@@ -270,13 +304,20 @@ impl Llama {
         }
         w.angles.clear();
         w.local_angles.clear();
-        for piece in &batch.pieces {
-            caches[piece.cache].reserve(piece.count);
-            let start = caches[piece.cache].len();
-            for position in start..start + piece.count {
-                w.angles.push(position, &self.frequencies);
-                w.local_angles.push(position, &self.local_frequencies);
-            }
+        for position in w.runs.iter().flat_map(|run| run.position..run.position + run.count) {
+            w.angles.push(position as i64, &self.frequencies);
+            w.local_angles.push(position as i64, &self.local_frequencies);
+        }
+        w.turns.clear();
+        w.local_turns.clear();
+        for offset in w.runs.iter().flat_map(|run| caches[run.cache].offsets()) {
+            let back = |frequencies: &[f64]| {
+                let mut angles = Angles::default();
+                angles.push(-(offset as i64), frequencies);
+                angles
+            };
+            w.turns.entry(offset).or_insert_with(|| back(&self.frequencies));
+            w.local_turns.entry(offset).or_insert_with(|| back(&self.local_frequencies));
         }
         for (buffer, width) in [
             (&mut w.normed, c.hidden),
@@ -291,7 +332,7 @@ impl Llama {
             buffer.resize(rows * width, 0.0);
         }
         for (index, layer) in self.layers.iter().enumerate() {
-            self.attention(ops, index, layer, batch, caches, w);
+            self.attention(ops, index, layer, caches, w);
             elementwise::rms_norm(ops.level, &w.hidden, &layer.feed_forward_norm, c.rms_epsilon, &mut w.normed);
             multiply(
                 ops,
@@ -309,12 +350,9 @@ impl Llama {
             self.after(ops, &layer.feed_forward_after, w);
             elementwise::add(ops.level, &mut w.hidden, &w.projected);
         }
-        for piece in &batch.pieces {
-            caches[piece.cache].advance(piece.count);
-        }
-        let wanted = batch.logits.len();
+        let wanted = logits.len();
         w.projected.clear();
-        for row in &batch.logits {
+        for row in logits {
             w.projected.extend_from_slice(&w.hidden[row * c.hidden..][..c.hidden]);
         }
         w.normed.resize(wanted * c.hidden, 0.0);
@@ -332,17 +370,9 @@ impl Llama {
         }
     }
 
-    fn attention(
-        &self,
-        ops: &Ops,
-        index: usize,
-        layer: &Layer,
-        batch: &Batch,
-        caches: &mut [&mut Kv],
-        w: &mut Workspace,
-    ) {
+    fn attention(&self, ops: &Ops, index: usize, layer: &Layer, caches: &mut [&mut Kv], w: &mut Workspace) {
         let c = &self.config;
-        let rows = batch.tokens.len();
+        let rows = w.hidden.len() / c.hidden;
         elementwise::rms_norm(ops.level, &w.hidden, &layer.attention_norm, c.rms_epsilon, &mut w.normed);
         multiply(
             ops,
@@ -368,31 +398,32 @@ impl Llama {
             }
         }
         let local = c.local.filter(|local| local.has(index));
-        let angles = if local.is_some() { &w.local_angles } else { &w.angles };
+        let (angles, turns) = match local.is_some() {
+            true => (&w.local_angles, &w.local_turns),
+            false => (&w.angles, &w.turns),
+        };
         let (q, kv, half) = (c.heads.queries * c.heads.size, c.heads.keys * c.heads.size, c.heads.size / 2);
-        for piece in &batch.pieces {
-            let cache = &mut *caches[piece.cache];
-            for i in 0..piece.count {
-                let row = piece.row + i;
+        for run in &w.runs {
+            for row in run.row..run.row + run.count {
                 let (cos, sin) = (&angles.cos[row * half..][..half], &angles.sin[row * half..][..half]);
                 elementwise::rope(ops.level, &mut w.query[row * q..][..q], cos, sin);
                 elementwise::rope(ops.level, &mut w.key[row * kv..][..kv], cos, sin);
             }
-            let span = piece.row * kv..(piece.row + piece.count) * kv;
-            cache.write(c, index, &w.key[span.clone()], &w.value[span]);
+            let span = run.row * kv..(run.row + run.count) * kv;
+            caches[run.cache].write(c, index, run.position, &w.key[span.clone()], &w.value[span]);
         }
-        let pieces: Vec<attention::Piece<'_>> = batch
-            .pieces
+        let pieces: Vec<attention::Piece<'_>> = w
+            .runs
             .iter()
-            .map(|piece| attention::Piece {
-                row: piece.row,
-                count: piece.count,
-                position: caches[piece.cache].len(),
+            .map(|run| attention::Piece {
+                row: run.row,
+                count: run.count,
+                position: run.position,
                 window: local.map_or(attention::ALL, |local| local.window),
-                cache: caches[piece.cache].layer(index),
+                cache: caches[run.cache].layer(index),
             })
             .collect();
-        attention::attend(ops, c.heads, &w.query, &pieces, &mut w.attended);
+        attention::attend(ops, c.heads, &w.query, &pieces, turns, &mut w.attended);
         multiply(ops, &w.attended, rows, self.activations, &mut w.quantised, &mut [(&layer.output, &mut w.projected)]);
         self.after(ops, &layer.attention_after, w);
         elementwise::add(ops.level, &mut w.hidden, &w.projected);

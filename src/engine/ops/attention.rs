@@ -4,7 +4,7 @@
 //! whole row), then the values are added up position by position. Each query's arithmetic depends on its position only,
 //! not on the tokens computed with it: a prompt in chunks gives the same bits as the prompt at once.
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::BTreeMap};
 
 use half::f16;
 
@@ -45,10 +45,43 @@ impl Heads {
     }
 }
 
-/// A sequence's blocks as one layer sees them.
+/// Neighbouring positions of a sequence that lie side by side in one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Index into the sequence's blocks.
+    pub block: usize,
+    /// The first one's place in the block.
+    pub from: usize,
+    /// Places, 1 to [`POSITIONS`] less `from`.
+    pub len: usize,
+    /// Position in the sequence of the first.
+    pub start: usize,
+    /// By how many positions its keys stand farther in the sequence than where they were rotated to.
+    pub offset: usize,
+}
+
+impl Span {
+    /// Those of a sequence of this length that fills its blocks one after the other.
+    pub fn dense(length: usize) -> Vec<Self> {
+        let span = |block| {
+            let start = block * POSITIONS;
+            Self { block, from: 0, len: POSITIONS.min(length - start), start, offset: 0 }
+        };
+        (0..length.div_ceil(POSITIONS)).map(span).collect()
+    }
+
+    /// The position behind the last.
+    pub fn end(&self) -> usize {
+        self.start + self.len
+    }
+}
+
+/// A sequence's keys and values as one layer sees them.
 #[derive(Clone, Copy)]
 pub struct Cache<'a> {
     pub blocks: &'a [Block],
+    /// In the order of their positions, from 0 on and without gaps, to the last query's at least.
+    pub spans: &'a [Span],
     pub layer: usize,
     /// What the blocks are made of.
     pub element: Element,
@@ -70,9 +103,35 @@ impl<'a> Cache<'a> {
     }
 }
 
-/// Writes one position's keys and values (`[head][element]` each) into a block's layer.
-pub fn store<T: Number>(heads: Heads, layer: &mut [T], position: usize, keys: &[f32], values: &[f32]) {
-    let within = position % POSITIONS;
+/// Cosines and sines of rotary angles, `[rotations][half a head]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Angles {
+    pub cos: Vec<f32>,
+    pub sin: Vec<f32>,
+}
+
+impl Angles {
+    pub fn clear(&mut self) {
+        self.cos.clear();
+        self.sin.clear();
+    }
+
+    /// A rotation by so many positions, forwards or back; frequencies are radians per position. Angles are f64.
+    pub fn push(&mut self, positions: i64, frequencies: &[f64]) {
+        for frequency in frequencies {
+            let (sin, cos) = (positions as f64 * frequency).sin_cos();
+            self.cos.push(cos as f32);
+            self.sin.push(sin as f32);
+        }
+    }
+}
+
+/// By each [`Span::offset`] but 0 the rotation back by it. As (R_i q)·(R_j k) with j = o + l equals (R_-o R_i q)·(R_l k), keys
+/// that were rotated to place l of a document are attended to at o + l by turning the query, and stay as they are.
+pub type Turns = BTreeMap<usize, Angles>;
+
+/// Writes one position's keys and values (`[head][element]` each) into a block's layer, at the place `within` it.
+pub fn store<T: Number>(heads: Heads, layer: &mut [T], within: usize, keys: &[f32], values: &[f32]) {
     let (key_part, value_part) = layer.split_at_mut(heads.half());
     for (head, key) in keys.chunks_exact(heads.size).enumerate() {
         let tile = &mut key_part[(head * (POSITIONS / WIDTH) + within / WIDTH) * heads.size * WIDTH..];
@@ -84,6 +143,19 @@ pub fn store<T: Number>(heads: Heads, layer: &mut [T], position: usize, keys: &[
         let out = &mut value_part[(head * POSITIONS + within) * heads.size..][..heads.size];
         out.iter_mut().zip(value).for_each(|(out, value)| *out = T::narrow(*value));
     }
+}
+
+/// Reads what [`store`] has written: one position's keys and values from a layer of a block.
+pub fn load<T: Wide>(heads: Heads, block: &[T], layer: usize, within: usize) -> (Vec<f32>, Vec<f32>) {
+    let layer = &block[layer * heads.layer_elements()..][..heads.layer_elements()];
+    let (key_part, value_part) = layer.split_at(heads.half());
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    for head in 0..heads.keys {
+        let tile = &key_part[(head * (POSITIONS / WIDTH) + within / WIDTH) * heads.size * WIDTH..];
+        keys.extend((0..heads.size).map(|element| tile[element * WIDTH + within % WIDTH].wide()));
+        values.extend(value_part[(head * POSITIONS + within) * heads.size..][..heads.size].iter().map(|v| v.wide()));
+    }
+    (keys, values)
 }
 
 /// A run of neighbouring query tokens of one sequence.
@@ -102,7 +174,10 @@ pub struct Piece<'a> {
 pub const ALL: usize = usize::MAX;
 
 /// Attention of all pieces: `q` and `out` are `[rows][query heads][size]`.
-pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mut [f32]) {
+///
+/// # Panics
+/// When a rotation is missing from `turns`.
+pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], turns: &Turns, out: &mut [f32]) {
     let mut tasks: Vec<(&Piece<'_>, usize, usize)> = Vec::new();
     let mut work = 0;
     for piece in pieces {
@@ -115,8 +190,8 @@ pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mu
     let run = |task: usize| {
         let (piece, head, start) = &tasks[task];
         SCRATCH.with_borrow_mut(|scratch| match piece.cache.element {
-            Element::F32 => one::<f32>(ops, heads, q, piece, *head, *start, scratch, out),
-            Element::F16 => one::<f16>(ops, heads, q, piece, *head, *start, scratch, out),
+            Element::F32 => one::<f32>(ops, heads, q, piece, turns, *head, *start, scratch, out),
+            Element::F16 => one::<f16>(ops, heads, q, piece, turns, *head, *start, scratch, out),
         });
     };
     if work < ALONE_BELOW { (0..tasks.len()).for_each(run) } else { ops.pool.run(tasks.len(), &run) }
@@ -126,6 +201,10 @@ pub fn attend(ops: &Ops, heads: Heads, q: &[f32], pieces: &[Piece<'_>], out: &mu
 #[derive(Default)]
 struct Scratch {
     queries: Vec<f32>,
+    /// Queries turned back by the offset of the spans at hand.
+    turned: Vec<f32>,
+    /// Scores of a span that does not begin with a tile.
+    aside: Vec<f32>,
     scores: Vec<f32>,
     sums: Vec<f32>,
     out: Vec<f32>,
@@ -142,6 +221,7 @@ fn one<T: Wide>(
     heads: Heads,
     q: &[f32],
     piece: &Piece<'_>,
+    turns: &Turns,
     head: usize,
     start: usize,
     scratch: &mut Scratch,
@@ -161,26 +241,46 @@ fn one<T: Wide>(
     }
     elementwise::scale(ops.level, &mut scratch.queries, 1.0 / (size as f32).sqrt());
 
-    // Blocks that none of these queries sees are left out; scores begin with the first that is seen.
+    // Spans that none of these queries sees are left out; scores begin with the first that is seen.
     let since = |query: usize| (piece.position + query + 1).saturating_sub(piece.window);
-    let base = since(start) / POSITIONS * POSITIONS;
     let longest = piece.position + start + count;
-    let blocks = base / POSITIONS..longest.div_ceil(POSITIONS);
-    let stride = (longest - base).next_multiple_of(WIDTH);
+    let spans = piece.cache.spans;
+    let spans = &spans[spans.partition_point(|span| span.end() <= since(start))..];
+    let spans = &spans[..spans.partition_point(|span| span.start < longest)];
+    let base = spans.first().map_or(longest, |span| span.start);
+    // Whole tiles are written, the next span's over what a span does not fill.
+    let stride = (longest - base + WIDTH - 1).next_multiple_of(WIDTH);
     scratch.scores.resize(rows * stride, 0.0);
     let scores = &mut scratch.scores[..rows * stride];
-    for block in blocks.clone() {
-        let begin = block * POSITIONS - base;
+    let mut offset = 0;
+    for span in spans {
+        if span.offset != 0 && span.offset != offset {
+            offset = span.offset;
+            scratch.turned.clear();
+            scratch.turned.extend_from_slice(&scratch.queries);
+            let turn = &turns[&offset];
+            elementwise::rope(ops.level, &mut scratch.turned, &turn.cos, &turn.sin);
+        }
+        let (begin, len) = (span.start - base, span.len.min(longest - span.start));
+        let (tile, skip) = (span.from / WIDTH, span.from % WIDTH);
         let tile = Tile {
-            a: &scratch.queries,
+            a: if span.offset == 0 { &scratch.queries } else { &scratch.turned },
             a_stride: size,
-            b: piece.cache.keys::<T>(heads, head, block),
+            b: &piece.cache.keys::<T>(heads, head, span.block)[tile * size * WIDTH..],
             b_stride: WIDTH,
             b_tile: size * WIDTH,
-            tiles: (stride - begin).min(POSITIONS) / WIDTH,
+            tiles: (skip + len).div_ceil(WIDTH),
             depth: size,
         };
-        tile::multiply(ops.level, rows, tile, &mut scores[begin..], stride, false);
+        if skip == 0 {
+            tile::multiply(ops.level, rows, tile, &mut scores[begin..], stride, false);
+        } else {
+            scratch.aside.resize(rows * POSITIONS, 0.0);
+            tile::multiply(ops.level, rows, tile, &mut scratch.aside, POSITIONS, false);
+            for (row, aside) in scratch.aside.chunks_exact(POSITIONS).take(rows).enumerate() {
+                scores[row * stride + begin..][..len].copy_from_slice(&aside[skip..][..len]);
+            }
+        }
     }
 
     scratch.sums.clear();
@@ -197,16 +297,15 @@ fn one<T: Wide>(
 
     scratch.out.clear();
     scratch.out.resize(rows * size, 0.0);
-    for block in blocks {
-        let begin = block * POSITIONS - base;
+    for span in spans {
         let tile = Tile {
-            a: &scores[begin..],
+            a: &scores[span.start - base..],
             a_stride: stride,
-            b: piece.cache.values::<T>(heads, head, block),
+            b: &piece.cache.values::<T>(heads, head, span.block)[span.from * size..],
             b_stride: size,
             b_tile: WIDTH,
             tiles: size / WIDTH,
-            depth: POSITIONS.min(longest - base - begin),
+            depth: span.len.min(longest - span.start),
         };
         tile::multiply(ops.level, rows, tile, &mut scratch.out, size, true);
     }
@@ -276,20 +375,23 @@ mod tests {
         let mut blocks = vec![vec![T::default(); heads.layer_elements() * 2]; total.div_ceil(POSITIONS)];
         for p in 0..total {
             let layer = &mut blocks[p / POSITIONS][heads.layer_elements()..];
-            store(heads, layer, p, &k[p * kv..][..kv], &v[p * kv..][..kv]);
+            store(heads, layer, p % POSITIONS, &k[p * kv..][..kv], &v[p * kv..][..kv]);
         }
         let blocks: Vec<Block> = blocks.iter().map(|numbers| Arc::new(Memory::of(numbers))).collect();
         let ops = Ops { level, pool: Pool::new(2).unwrap() };
         let mut out = vec![0.0; q.len()];
         let mut done = total - q.len() / width;
+        let spans = Span::dense(total);
         let mut row = 0;
         for count in parts {
             let cache = Cache {
                 blocks: &blocks,
+                spans: &spans,
                 layer: 1,
                 element: if size_of::<T>() == 2 { Element::F16 } else { Element::F32 },
             };
-            attend(&ops, heads, q, &[Piece { row, count: *count, position: done, window, cache }], &mut out);
+            let piece = Piece { row, count: *count, position: done, window, cache };
+            attend(&ops, heads, q, &[piece], &Turns::default(), &mut out);
             row += count;
             done += count;
         }
@@ -320,6 +422,104 @@ mod tests {
                 assert_eq!(run::<T>(level, case, &[fresh]), whole, "{level:?}");
                 assert_eq!(run::<T>(level, case, &vec![1; fresh]), whole, "one by one");
                 assert_eq!(run::<T>(level, case, &[fresh / 2, fresh - fresh / 2]), whole, "two chunks");
+            }
+        }
+    }
+
+    /// Frequencies of a head of 64 elements, in radians per position, of all forms of rotary embedding that there are.
+    fn forms() -> Vec<(&'static str, Vec<f64>)> {
+        let plain = |base: f64| (0..32).map(|i| base.powf(-f64::from(i) / 32.0)).collect::<Vec<f64>>();
+        // Llama 3's factors: long waves are eight times as long, those between get there smoothly.
+        let llama3 = |frequency: &f64| {
+            let wave = std::f64::consts::TAU / frequency;
+            let smooth = ((8192.0 / wave - 1.0) / 3.0).clamp(0.0, 1.0);
+            frequency * ((1.0 - smooth) / 8.0 + smooth)
+        };
+        vec![
+            ("llama", plain(10_000.0)),
+            ("qwen", plain(1_000_000.0)),
+            ("llama3", plain(500_000.0).iter().map(llama3).collect()),
+            ("linear", plain(1_000_000.0).iter().map(|f| f / 8.0).collect()),
+        ]
+    }
+
+    /// `x` turned as if it stood at this position, in f64.
+    fn turned(x: &[f32], position: usize, frequencies: &[f64]) -> Vec<f64> {
+        let head = |head: &[f32]| -> Vec<f64> {
+            let pairs = head.chunks(2).zip(frequencies).map(|(pair, frequency)| {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                let (a, b) = (f64::from(pair[0]), f64::from(pair[1]));
+                [a * cos - b * sin, a * sin + b * cos]
+            });
+            pairs.flatten().collect()
+        };
+        x.chunks(2 * frequencies.len()).flat_map(head).collect()
+    }
+
+    #[test]
+    fn a_document_elsewhere_is_attended_to_as_if_its_keys_were_turned_to_where_it_stands() {
+        let heads = Heads { queries: 2, keys: 1, size: 64 };
+        // A document whose first twenty tokens are computed again, at odd places of its blocks and of others'.
+        let (len, skipped, behind) = (75, 20, 7);
+        for (form, frequencies) in forms() {
+            for at in [1, 16, 33, 4_000, 131_072 - len - behind] {
+                let (q, k, v) =
+                    (numbers(128 * behind, 4), numbers(64 * (len + behind), 5), numbers(64 * (len + behind), 6));
+                let own = skipped + behind;
+                let mut blocks = vec![vec![0f32; heads.layer_elements()]; 1 + len.div_ceil(POSITIONS)];
+                let mut spans = Vec::new();
+                let mut push = |block, from, len, offset| {
+                    let start = spans.last().map_or(at, Span::end);
+                    spans.push(Span { block, from, len, start, offset });
+                };
+                push(0, 0, skipped, 0);
+                push(1, skipped, POSITIONS - skipped, at);
+                push(2, 0, POSITIONS, at);
+                push(3, 0, len - 2 * POSITIONS, at);
+                push(0, skipped, own - skipped, 0);
+                for position in at..at + len + behind {
+                    let span = spans.iter().find(|span| span.end() > position).unwrap();
+                    let within = span.from + position - span.start;
+                    let (k, v) = (&k[64 * (position - at)..][..64], &v[64 * (position - at)..][..64]);
+                    let mut angles = Angles::default();
+                    angles.push((position - span.offset) as i64, &frequencies);
+                    let mut k = k.to_vec();
+                    elementwise::rope(Level::detect(), &mut k, &angles.cos, &angles.sin);
+                    store(heads, &mut blocks[span.block], within, &k, v);
+                }
+                // Nothing is before the document: the same for both, and positions count from where it stands.
+                spans.iter_mut().for_each(|span| span.start -= at);
+                let (mut turned_q, mut angles) = (q.clone(), Angles::default());
+                for (row, q) in turned_q.chunks_exact_mut(128).enumerate() {
+                    angles.clear();
+                    angles.push((at + len + row) as i64, &frequencies);
+                    elementwise::rope(Level::detect(), q, &angles.cos, &angles.sin);
+                }
+                angles.clear();
+                angles.push(-(at as i64), &frequencies);
+                let turns = Turns::from([(at, angles)]);
+                let blocks: Vec<Block> = blocks.iter().map(|numbers| Arc::new(Memory::of(numbers))).collect();
+                let cache = Cache { blocks: &blocks, spans: &spans, layer: 0, element: Element::F32 };
+                let ops = Ops { level: Level::detect(), pool: Pool::new(1).unwrap() };
+                let mut got = vec![0.0; q.len()];
+                let piece = Piece { row: 0, count: behind, position: len, window: ALL, cache };
+                attend(&ops, heads, &turned_q, &[piece], &turns, &mut got);
+
+                let keys: Vec<Vec<f64>> =
+                    (0..len + behind).map(|p| turned(&k[64 * p..][..64], at + p, &frequencies)).collect();
+                for (row, (q, got)) in q.chunks(64).zip(got.chunks(64)).enumerate() {
+                    let seen = len + row / 2 + 1;
+                    let q = turned(q, at + len + row / 2, &frequencies);
+                    let dot = |k: &Vec<f64>| q.iter().zip(k).map(|(a, b)| a * b).sum::<f64>() / 8.0;
+                    let weights: Vec<f64> = keys[..seen].iter().map(|k| dot(k).exp()).collect();
+                    let sum: f64 = weights.iter().sum();
+                    let want: Vec<f64> = (0..64)
+                        .map(|e| weights.iter().enumerate().map(|(p, w)| w / sum * f64::from(v[64 * p + e])).sum())
+                        .collect();
+                    let size = want.iter().map(|w| w * w).sum::<f64>().sqrt();
+                    let apart = got.iter().zip(&want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum::<f64>().sqrt();
+                    assert!(apart < 1e-4 * size, "{form} at {at}, row {row}: {:.1e}", apart / size);
+                }
             }
         }
     }

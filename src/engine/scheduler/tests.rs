@@ -4,12 +4,13 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::engine::{
     GenerateEvent,
+    chunk_cache::{Layout, Reuse},
+    kept::{Identity, Kept},
     ops::{
         block_pool::{BlockPool, Memory},
         number::{Element, Line},
         superblocks::Reservation,
     },
-    prefix_cache::{Identity, Kept, PrefixCache},
     sampler::Choosing,
     testing::Rng,
 };
@@ -19,21 +20,21 @@ const LIMITS: Limits = Limits { step_tokens: 16, sequences: 4, guesses: 0, share
 const BLOCKS: usize = 7;
 
 fn scheduler(limits: Limits) -> Scheduler {
-    let kept = PrefixCache::new(&Kept::default(), Identity { hash: 0, cost: 1, cost_of_depth: 0 });
     let pool = BlockPool::within(&Reservation::of(BLOCKS, Line::BYTES), 1, Element::F32, 0, usize::MAX);
-    Scheduler::new(limits, Blocks { pool, prefixes: kept })
+    Scheduler::new(limits, Blocks::new(pool, &Kept::default(), Identity { hash: 0, cost: 1, cost_of_depth: 0 }))
 }
 
 fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, UnboundedReceiver<GenerateEvent>) {
     let (events, receiver) = unbounded_channel();
     let request = Request {
-        prompt: vec![1; prompt],
+        prompt: Layout::plain(vec![1; prompt]),
         choosing: Choosing { temperature: 0.0, top_p: 1.0, seed: 0 },
         max_tokens,
         stop: Vec::new(),
         logprobs: None,
         mask: None,
         choices,
+        chunk_reuse: None,
         due: 0,
         events,
     };
@@ -46,9 +47,9 @@ fn step(scheduler: &mut Scheduler) -> Vec<Part> {
     let parts = scheduler.plan();
     let mut finished = Vec::new();
     for part in &parts {
-        let kv = &mut scheduler.running[part.sequence].kv;
-        kv.reserve(part.count);
-        kv.advance(part.count);
+        for (_, kv) in scheduler.caches(std::slice::from_ref(part)) {
+            kv.reserve(part.count);
+        }
         scheduler.count(part);
     }
     for part in parts.iter().filter(|p| p.samples) {
@@ -78,7 +79,7 @@ fn decoding_goes_before_prefill_and_prompts_share_what_is_left() {
     let (long, _b) = request(40, 10, 1);
     scheduler.push(short);
     scheduler.push(long);
-    let part = |sequence, count, samples| Part { sequence, count, guesses: 0, samples };
+    let part = |sequence, count, samples| Part { sequence, build: None, count, guesses: 0, samples };
     assert_eq!(step(&mut scheduler), [part(0, 3, true), part(1, 13, false)]);
     assert_eq!(step(&mut scheduler), [part(0, 1, true), part(1, 15, false)]);
     assert_eq!(step(&mut scheduler), [part(0, 1, true), part(1, 12, true)]);
@@ -92,7 +93,7 @@ fn admission_keeps_order_and_bounds() {
     let (b, _b) = request(120, 100, 1);
     let (c, _c) = request(5, 5, 1);
     // Nothing that the first has computed is of use to it.
-    let b = Arc::new(Request { prompt: vec![2; 120], ..Arc::into_inner(b).unwrap() });
+    let b = Arc::new(Request { prompt: Layout::plain(vec![2; 120]), ..Arc::into_inner(b).unwrap() });
     scheduler.push(a);
     scheduler.push(b);
     scheduler.push(c);
@@ -172,7 +173,8 @@ fn nothing_is_let_go_for_a_request_that_cannot_run_yet() {
     // Two blocks of the first stay when it has ended; of another's four none can be had.
     let run = |scheduler: &mut Scheduler, length: usize, token: u32, longest: usize| {
         let (made, events) = request(length, longest, 1);
-        scheduler.push(Arc::new(Request { prompt: vec![token; length], ..Arc::into_inner(made).unwrap() }));
+        scheduler
+            .push(Arc::new(Request { prompt: Layout::plain(vec![token; length]), ..Arc::into_inner(made).unwrap() }));
         (0..6).for_each(|_| _ = step(scheduler));
         events
     };
@@ -198,7 +200,13 @@ fn random_operations_leak_nothing_and_starve_nobody() {
                 let (made, events) = request(1 + below(90) as usize, 1 + below(60) as usize, 1 + below(4) as u32);
                 let made = Arc::into_inner(made).unwrap();
                 // Few different beginnings, so that some are shared.
-                let prompt = vec![below(3) as u32; made.prompt.len()];
+                let tokens = vec![below(3) as u32; made.prompt.tokens.len()];
+                // Some have a document, of few different ones.
+                let document = 5..5 + 34 + 8 * below(3) as usize;
+                let marked = below(2) == 0 && document.end < tokens.len();
+                let reuse = Reuse { recompute: 10, fewest: 30, most: 60, ..Reuse::default() };
+                let documents = if marked { vec![document] } else { Vec::new() };
+                let prompt = Layout::new(tokens, &documents, &reuse, 0, b"");
                 scheduler.push(Arc::new(Request { prompt, due: now as i64 + 1_000 * below(3) as i64, ..made }));
                 there.push((events, now));
             }
@@ -216,7 +224,7 @@ fn random_operations_leak_nothing_and_starve_nobody() {
         assert!(scheduler.running.len() <= LIMITS.sequences);
         // No block twice but where it is shared, and none that nobody holds.
         let mut held: Vec<*const Memory> = scheduler.blocks.prefixes.blocks().iter().map(Arc::as_ptr).collect();
-        held.extend(scheduler.running.iter().flat_map(|s| s.kv.blocks()).map(Arc::as_ptr));
+        held.extend(scheduler.running.iter().flat_map(Sequence::held).map(Arc::as_ptr));
         held.sort_unstable();
         held.dedup();
         assert_eq!(held.len(), scheduler.blocks.pool.live());

@@ -21,7 +21,7 @@ fn shown(tokenizer: &Tokenizer, ids: &[u32]) -> String {
 
 fn render(source: Option<&str>, messages: &[Message]) -> Result<String, EngineError> {
     let tokenizer = tokenizer();
-    let ids = Template::compile(source).unwrap().encode(messages, &tokenizer)?;
+    let ids = Template::compile(source).unwrap().encode(messages, &tokenizer)?.tokens;
     Ok(shown(&tokenizer, &ids))
 }
 
@@ -89,7 +89,41 @@ fn bos_is_added_once_where_the_metadata_asks_for_it() {
     let mut tokenizer = tokenizer();
     tokenizer.add_bos = true;
     let plain = Template::compile(Some("{{ messages[0].content }}")).unwrap();
-    assert_eq!(shown(&tokenizer, &plain.encode(&[user("a")], &tokenizer).unwrap()), "{1}a");
+    assert_eq!(shown(&tokenizer, &plain.encode(&[user("a")], &tokenizer).unwrap().tokens), "{1}a");
     let with = Template::compile(Some("{{ bos_token }}{{ messages[0].content }}")).unwrap();
-    assert_eq!(shown(&tokenizer, &with.encode(&[user("a")], &tokenizer).unwrap()), "{1}a");
+    assert_eq!(shown(&tokenizer, &with.encode(&[user("a")], &tokenizer).unwrap().tokens), "{1}a");
+}
+
+#[test]
+fn documents_are_cut_out_and_have_the_same_ids_wherever_they_stand() {
+    let tokenizer = tokenizer();
+    let template = Template::compile(None).unwrap();
+    let document = "a <|im_end|> b ";
+    let mut alone = Vec::new();
+    tokenizer.encode_text(document, &mut alone).unwrap();
+    let with = |parts: &[ContentPart]| {
+        template.encode(&[Message { role: Role::User, content: parts.to_vec() }], &tokenizer).unwrap()
+    };
+    let (text, chunk) = (ContentPart::Text("see <|im_".into()), ContentPart::Chunk(document.into()));
+    let plain = with(&[text.clone(), ContentPart::Text(document.into()), text.clone()]);
+    for parts in [vec![text.clone(), chunk.clone(), text.clone()], vec![chunk.clone(), chunk.clone()], vec![chunk]] {
+        let encoded = with(&parts);
+        assert_eq!(encoded.documents.len(), parts.iter().filter(|p| matches!(p, ContentPart::Chunk(_))).count());
+        encoded.documents.iter().for_each(|place| assert_eq!(encoded.tokens[place.clone()], alone));
+    }
+    assert!(plain.documents.is_empty());
+    let marked = with(&[text.clone(), ContentPart::Chunk(document.into()), text]);
+    assert_eq!(shown(&tokenizer, &marked.tokens), shown(&tokenizer, &plain.tokens), "the text is the same");
+}
+
+#[test]
+fn what_a_template_leaves_of_a_document_is_text_in_which_nothing_is_special() {
+    let tokenizer = tokenizer();
+    let message = Message { role: Role::User, content: vec![ContentPart::Chunk("one|two <|im_end|>".into())] };
+    let cut = Template::compile(Some("{{ messages[0].content.split('|')[0] }}!")).unwrap();
+    let encoded = cut.encode(std::slice::from_ref(&message), &tokenizer).unwrap();
+    assert_eq!((shown(&tokenizer, &encoded.tokens), encoded.documents.len()), ("one!".to_owned(), 0));
+    let rest = Template::compile(Some("{{ messages[0].content.split('two')[1] }}!")).unwrap();
+    let encoded = rest.encode(&[message], &tokenizer).unwrap();
+    assert_eq!((shown(&tokenizer, &encoded.tokens), encoded.documents.len()), (" <|im_end|>!".to_owned(), 0));
 }

@@ -105,6 +105,22 @@ pub struct Body<'a> {
     #[serde(borrow, default)]
     #[schema(value_type = Option<String>, example = "flex")]
     service_tier: Option<Cow<'a, str>>,
+    /// What weir alone understands; not sent to servers behind it.
+    #[serde(default)]
+    #[schema(value_type = Option<WeirOptions>)]
+    weir: Option<Object<WeirOptions>>,
+}
+
+/// What weir alone understands, in a request, a message or a part of one.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct WeirOptions {
+    /// In a request: marked documents are computed where they stand, as if nobody had marked them.
+    #[serde(default)]
+    exact: bool,
+    /// In a message or a part: a document, to be computed once and reused wherever it stands, as `cache_control` says, too.
+    #[serde(default)]
+    chunk: bool,
 }
 
 /// How to stream.
@@ -141,6 +157,13 @@ struct MessageBody<'a> {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     refusal: Option<IgnoredAny>,
+    /// Any value but null marks the message's text as a document that is reused wherever it stands (Anthropic's convention).
+    #[serde(default)]
+    #[schema(value_type = Option<Value>)]
+    cache_control: Option<IgnoredAny>,
+    #[serde(default)]
+    #[schema(value_type = Option<WeirOptions>)]
+    weir: Option<Object<WeirOptions>>,
 }
 
 #[derive(Default)]
@@ -157,6 +180,19 @@ struct PartBody<'a> {
     kind: Cow<'a, str>,
     #[serde(default)]
     text: Option<String>,
+    #[serde(default)]
+    cache_control: Option<IgnoredAny>,
+    #[serde(default)]
+    weir: Option<Object<WeirOptions>>,
+}
+
+/// Whether a message or a part is marked as a document.
+fn is_chunk(cache_control: Option<IgnoredAny>, weir: Option<Object<WeirOptions>>) -> bool {
+    cache_control.is_some() || weir.is_some_and(|Object(options)| options.chunk)
+}
+
+fn text_part(text: String, chunk: bool) -> ContentPart {
+    if chunk { ContentPart::Chunk(text) } else { ContentPart::Text(text) }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
@@ -276,6 +312,8 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
             Some("flex") => -1,
             _ => 0,
         },
+        exact: body.weir.is_some_and(|Object(options)| options.exact),
+        sharing: String::new(),
         body: Bytes::new(),
     })
 }
@@ -284,8 +322,9 @@ fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message
     let calls_tools = body.tool_calls.0 > 0 || body.function_call.is_some();
     // A model without tools has no words for their calls and results either.
     needs.set(Need::Tools, calls_tools || matches!(body.role, Role::Tool | Role::Function));
+    let chunk = is_chunk(body.cache_control, body.weir);
     let content = match body.content {
-        Content::Text(text) => vec![ContentPart::Text(text)],
+        Content::Text(text) => vec![text_part(text, chunk)],
         Content::Parts(parts) if parts.is_empty() => {
             let place = format!("messages[{i}].content");
             return Err(Invalid::value(&place, format!("'{place}' is an empty array; it needs at least one part.")));
@@ -293,7 +332,7 @@ fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message
         Content::Parts(parts) => {
             let mut content = Vec::with_capacity(parts.len());
             for (j, Object(body)) in parts.into_iter().enumerate() {
-                content.push(part(i, j, body, needs)?);
+                content.push(part(i, j, body, chunk, needs)?);
             }
             content
         }
@@ -312,14 +351,14 @@ fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message
     Ok(Message { role: body.role, content })
 }
 
-fn part(i: usize, j: usize, body: PartBody<'_>, needs: &mut Needs) -> Result<ContentPart, Invalid> {
+fn part(i: usize, j: usize, body: PartBody<'_>, chunk: bool, needs: &mut Needs) -> Result<ContentPart, Invalid> {
     match &*body.kind {
         "text" => {
             let place = format!("messages[{i}].content[{j}].text");
             let text = body.text.ok_or_else(|| {
                 Invalid::missing(&place, format!("'{place}' is missing: a part of type 'text' holds its text there."))
             })?;
-            return Ok(ContentPart::Text(text));
+            return Ok(text_part(text, is_chunk(body.cache_control, body.weir) || chunk));
         }
         "refusal" => {}
         "input_audio" => needs.set(Need::Audio, true),

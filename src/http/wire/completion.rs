@@ -60,6 +60,12 @@ pub struct UsageBody {
 struct PromptTokensDetails {
     /// Tokens whose KV the backend had already.
     cached_tokens: u32,
+    /// Of those, the ones of documents that were reused where they stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chunk_tokens: Option<u32>,
+    /// First tokens of such documents, which were computed again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recomputed_tokens: Option<u32>,
 }
 
 impl From<Usage> for UsageBody {
@@ -68,7 +74,11 @@ impl From<Usage> for UsageBody {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             total_tokens: usage.prompt_tokens.saturating_add(usage.completion_tokens),
-            prompt_tokens_details: PromptTokensDetails { cached_tokens: usage.cached_tokens },
+            prompt_tokens_details: PromptTokensDetails {
+                cached_tokens: usage.cached_tokens,
+                chunk_tokens: Some(usage.chunk_tokens).filter(|n| *n > 0),
+                recomputed_tokens: Some(usage.recomputed_tokens).filter(|n| *n > 0),
+            },
         }
     }
 }

@@ -281,7 +281,13 @@ fn events(chunks: &[Chunk], include_usage: bool, logprobs: bool) -> Vec<Value> {
 }
 
 fn usage() -> Usage {
-    Usage { prompt_tokens: 10, cached_tokens: 4, completion_tokens: 3, source: UsageSource::Reported }
+    Usage {
+        prompt_tokens: 10,
+        cached_tokens: 4,
+        completion_tokens: 3,
+        source: UsageSource::Reported,
+        ..Usage::default()
+    }
 }
 
 fn token(text: &str, logprob: f32) -> TokenLogprob {
@@ -382,4 +388,27 @@ fn timings() {
         out.clear();
         encoder.chunk(std::hint::black_box(&wire), &mut out);
     });
+}
+
+#[test]
+fn documents_are_marked_in_a_part_or_a_whole_message() {
+    let parsed = |body: &str| parse(Bytes::copy_from_slice(body.as_bytes()));
+    let chunk = |text: &str| ContentPart::Chunk(text.to_owned());
+    let text = |text: &str| ContentPart::Text(text.to_owned());
+    let request = parsed(
+        r#"{"model":"auto","weir":{"exact":true},"messages":[
+            {"role":"system","content":"a","cache_control":{"type":"ephemeral"}},
+            {"role":"user","content":[{"type":"text","text":"b","cache_control":{"type":"ephemeral"}},
+                                      {"type":"text","text":"c","weir":{"chunk":true}},
+                                      {"type":"text","text":"d","cache_control":null,"weir":{"chunk":false}}]},
+            {"role":"user","content":[{"type":"text","text":"e"}],"weir":{"chunk":true}}]}"#,
+    )
+    .unwrap();
+    assert!(request.exact);
+    let contents: Vec<_> = request.messages.iter().map(|message| message.content.clone()).collect();
+    assert_eq!(contents, [vec![chunk("a")], vec![chunk("b"), chunk("c"), text("d")], vec![chunk("e")]]);
+    assert_eq!(request.messages[1].joined_text(), "b\nc\nd");
+    let wrong =
+        parsed(r#"{"model":"auto","messages":[{"role":"user","content":"x"}],"weir":{"exakt":true}}"#).unwrap_err();
+    assert!(wrong.message.contains("exakt") && wrong.message.contains("exact"), "{}", wrong.message);
 }

@@ -179,3 +179,15 @@ proptest! {
         prop_assert_eq!(plain(&body), expected);
     }
 }
+
+#[test]
+fn what_weir_alone_understands_does_not_leave() {
+    assert_eq!(plain(r#"{"weir":{"exact":true},"model":"a","x":1.50}"#), r#"{"model":"up","x":1.50}"#);
+    assert_eq!(plain(r#"{"model":"a", "weir" : null}"#), r#"{"model":"up"}"#);
+    let marked = r#"{"model":"a","messages":[{"role":"user","weir":{"chunk":true},"content":[{"type":"text","text":"\"weir\"","weir":{"chunk":true},"cache_control":{"type":"ephemeral"}}]}],"weir":{}}"#;
+    let want = r#"{"model":"up","messages":[{"role":"user","content":[{"type":"text","text":"\"weir\"","cache_control":{"type":"ephemeral"}}]}]}"#;
+    assert_eq!(plain(marked), want);
+    // Text that says so stays.
+    let said = r#"{"model":"up","messages":[{"role":"user","content":"the \"weir\""}]}"#;
+    assert_eq!(plain(said), said);
+}

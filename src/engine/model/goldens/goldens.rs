@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::engine::{
     candle::ARCHITECTURES,
+    model::kv::Attached,
     model_file::Value,
     ops::{Level, Pool},
     testing::{Goldens, Writer, numbers},
@@ -333,6 +334,53 @@ fn logits(model: &Llama, tokens: &[u32], rows: &[usize]) -> Vec<f32> {
     let batch = Batch { tokens: tokens.to_vec(), pieces, logits: rows.to_vec() };
     model.forward(&ops, &batch, &mut [&mut kv], &mut w);
     w.logits
+}
+
+/// What the keys and values of a model's first layer are depends on nothing before: documents that were computed apart, and are
+/// attended to where they stand, give what the whole prompt gives. So this is the rotation and the order of all architectures.
+#[test]
+fn in_one_layer_documents_computed_apart_are_the_same_as_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let goldens = Goldens::read();
+    for case in ["llama F32", "llama3 F32", "mistral F32", "qwen2 F32", "qwen3 F32", "gemma3 F32"] {
+        let (name, kind) = case.split_once(' ').unwrap();
+        let sizes = Sizes { layers: 1, ..sizes_of(name) };
+        let model = load(&made(name, kind, sizes, goldens.factors(case)).write(dir.path()), Format::F32).unwrap();
+        let prompt: Vec<u32> = (0..700).map(|i| 3 + (i * 37 + i * i % 19) % 250).collect();
+        let rows: Vec<usize> = (640..700).collect();
+        let want = logits(&model, &prompt, &rows);
+
+        let ops = Ops { level: Level::detect(), pool: Pool::new(2).unwrap() };
+        let pool = model.config().block_pool();
+        let mut w = Workspace::default();
+        let mut forward = |kv: &mut Kv, tokens: &[u32], wanted: usize| {
+            let pieces = vec![Piece { cache: 0, row: 0, count: tokens.len() }];
+            let logits = (tokens.len() - wanted..tokens.len()).collect();
+            model.forward(&ops, &Batch { tokens: tokens.to_vec(), pieces, logits }, &mut [kv], &mut w);
+            w.logits.clone()
+        };
+        // The first tokens of the second are its own, at a place that is none of a tile.
+        let documents = [(300..420, 0), (431..560, 21)];
+        let attached = documents.clone().map(|(document, skipped)| {
+            let mut alone = Kv::new(&pool);
+            forward(&mut alone, &prompt[document.clone()], 0);
+            let blocks = alone.blocks().skip(skipped / 32).cloned().collect();
+            Attached { at: document.start + skipped, len: document.len() - skipped, place: skipped, blocks }
+        });
+        let own: Vec<u32> = [&prompt[..300], &prompt[420..452], &prompt[560..]].concat();
+        for chunks in [&[own.len()][..], &[100, 200, 20, 40, 2, own.len() - 362]] {
+            let mut kv = Kv::of(&pool, Vec::new(), attached.to_vec());
+            let (mut done, mut got) = (0, Vec::new());
+            for count in chunks {
+                let wanted = if done + count == own.len() { 60 } else { 0 };
+                got = forward(&mut kv, &own[done..done + count], wanted);
+                done += count;
+            }
+            assert_eq!((kv.len(), kv.filled()), (prompt.len(), own.len()));
+            let apart = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
+            assert!(apart < 1e-4, "{case}: {apart} apart");
+        }
+    }
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f64> {

@@ -1,0 +1,160 @@
+//! Documents that are computed once, wherever they stand in whoever's prompt.
+//!
+//! A document ("chunk") is a run of a prompt's tokens that the client has marked and that was tokenised apart. Its keys and values
+//! are computed alone, as if it were the whole prompt, and kept by its content; a sequence attends to them where the document
+//! stands by turning its queries ([`super::ops::attention::Turns`]), so one copy serves all places. What a document's tokens
+//! would have seen before them is missing from them, most of all in the first ones, which take what attention has to spare (EPIC,
+//! Hu et al. 2024); so the first tokens are computed again in each request, among its own, as in MEPIC (2512.16822). Blocks that
+//! only hold those are not kept.
+//!
+//! A sequence's tokens are the same whether its documents are here or not, and a document that is not is computed alone all the
+//! same: answers do not depend on what is kept. Tenants share no documents: the salt is part of the key.
+
+use std::{ops::Range, sync::Arc};
+
+use super::{
+    kept::{Identity, Keep, Kept, Key, key},
+    ops::{attention::POSITIONS, block_pool::Block},
+    prefix_cache::Seam,
+};
+
+/// How documents are reused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reuse {
+    /// Tokens behind which each is computed, as if they began the prompt: what takes the attention that has nowhere else to go.
+    pub anchor: Arc<[u32]>,
+    /// First tokens of each that are computed in each request.
+    pub recompute: usize,
+    /// Documents of fewer tokens, or more, are computed where they stand.
+    pub fewest: usize,
+    pub most: usize,
+}
+
+impl Default for Reuse {
+    fn default() -> Self {
+        Self { anchor: Arc::default(), recompute: POSITIONS, fewest: 2 * POSITIONS, most: 8192 }
+    }
+}
+
+/// A document in a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Of its tokens, the salt and how it is kept.
+    pub key: Key,
+    /// What it is computed behind.
+    pub anchor: Arc<[u32]>,
+    /// Its place in the prompt.
+    pub tokens: Range<usize>,
+    /// The part of it that is attended to where it was computed.
+    pub attached: Range<usize>,
+}
+
+impl Chunk {
+    /// Tokens that are computed to have it.
+    pub fn length(&self) -> usize {
+        self.anchor.len() + self.tokens.len()
+    }
+
+    /// Those tokens, from the prompt's.
+    pub fn content<'a>(&'a self, prompt: &'a [u32]) -> impl Iterator<Item = u32> + 'a {
+        self.anchor.iter().chain(&prompt[self.tokens.clone()]).copied()
+    }
+
+    /// Blocks that it takes while it is computed.
+    pub fn blocks(&self) -> usize {
+        self.length().div_ceil(POSITIONS)
+    }
+
+    /// The place of its first attached token in what is computed.
+    pub fn place(&self) -> usize {
+        self.anchor.len() + self.attached.start - self.tokens.start
+    }
+
+    /// Blocks of it that are kept.
+    pub fn kept(&self) -> usize {
+        self.blocks() - self.first()
+    }
+
+    /// Blocks at its beginning that are not kept.
+    pub fn first(&self) -> usize {
+        self.place() / POSITIONS
+    }
+}
+
+/// A prompt as a sequence computes it: its own tokens, and the documents between them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// All tokens.
+    pub tokens: Vec<u32>,
+    /// Those that are not attached.
+    pub own: Vec<u32>,
+    pub chunks: Vec<Chunk>,
+    pub seams: Vec<Seam>,
+}
+
+impl Layout {
+    /// Of a prompt without documents.
+    pub fn plain(tokens: Vec<u32>) -> Self {
+        Self { own: tokens.clone(), tokens, ..Self::default() }
+    }
+
+    /// Of a prompt with these documents in it, which are in order and apart, for a model of this identity.
+    pub fn new(tokens: Vec<u32>, documents: &[Range<usize>], reuse: &Reuse, identity: u128, salt: &[u8]) -> Self {
+        let mut layout = Self { own: Vec::with_capacity(tokens.len()), ..Self::default() };
+        let mut done = 0;
+        for document in documents {
+            let len = document.len();
+            // The prompt's last token is computed in any case: what comes after it is sampled from it.
+            let end = document.end.min(tokens.len() - 1);
+            let attached = document.start + reuse.recompute..end;
+            // One that stands before where it would be computed is not moved back.
+            let early = document.start < reuse.anchor.len();
+            if len < reuse.fewest || len > reuse.most || attached.is_empty() || early {
+                continue;
+            }
+            let mut chunk = Chunk { key: 0, anchor: Arc::clone(&reuse.anchor), tokens: document.clone(), attached };
+            let sizes = [chunk.first(), reuse.anchor.len(), salt.len()].map(|n| (n as u64).to_le_bytes()).concat();
+            let content: Vec<u32> = chunk.content(&tokens).collect();
+            chunk.key = key(&[b"chunk", &identity.to_le_bytes(), &sizes, salt], &content);
+            layout.own.extend_from_slice(&tokens[done..chunk.attached.start]);
+            done = chunk.attached.end;
+            let part = [chunk.place(), chunk.attached.len()].map(|n| (n as u64).to_le_bytes()).concat();
+            layout.seams.push(Seam { at: layout.own.len(), key: key(&[&chunk.key.to_le_bytes(), &part], &[]) });
+            layout.chunks.push(chunk);
+        }
+        layout.own.extend_from_slice(&tokens[done..]);
+        layout.tokens = tokens;
+        layout
+    }
+}
+
+/// A model's documents in the store.
+pub struct ChunkCache {
+    kept: Kept,
+    identity: Identity,
+}
+
+impl ChunkCache {
+    pub fn new(kept: &Kept, identity: Identity) -> Self {
+        Self { kept: kept.clone(), identity }
+    }
+
+    /// The kept blocks of a document.
+    pub fn find(&self, chunk: &Chunk, prompt: &[u32]) -> Option<Vec<Block>> {
+        let tokens: Vec<u32> = chunk.content(prompt).collect();
+        let found = self.kept.find(std::iter::once((chunk.key, self.identity.hash, &tokens[..], 1)));
+        (found.len() == chunk.kept()).then_some(found)
+    }
+
+    /// Keeps a document that was computed alone; `blocks` are all of it. Gives those that are kept: an earlier copy's, if there is
+    /// one.
+    pub fn keep(&self, chunk: &Chunk, prompt: &[u32], blocks: &[Block]) -> Vec<Block> {
+        let blocks = &blocks[chunk.first()..];
+        // Each position of it sees half of it, on average.
+        let depth = (chunk.blocks() / 2) as u32;
+        let tokens: Vec<u32> = chunk.content(prompt).collect();
+        let new = Keep { parent: self.identity.hash, tokens: &tokens, seam: 1, blocks, depth };
+        self.kept.keep(self.identity, std::iter::once((chunk.key, new)));
+        self.find(chunk, prompt).unwrap_or_else(|| blocks.to_vec())
+    }
+}
