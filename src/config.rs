@@ -51,6 +51,8 @@ pub struct ConfigFile {
     /// MiB for keys and values of all models in the process together, of what runs and of what is kept for reuse; 2048
     /// otherwise, and in any case what each model's longest sequence needs.
     pub kv_cache_mib: Option<usize>,
+    /// MiB that the documents of each model in the process may take on disk, in the data directory; 0, and so none, otherwise.
+    pub kv_disk_mib: Option<u64>,
     pub chunk_reuse: ChunkReuseSection,
     pub limits: LimitsSection,
 }
@@ -284,6 +286,8 @@ pub struct Config {
     pub embed_threads: usize,
     /// For keys and values of all models in the process.
     pub kv_cache_bytes: usize,
+    /// Of each model's documents.
+    pub kv_disk_bytes: u64,
     /// `None`: documents are not reused.
     pub chunk_reuse: Option<Bound>,
     pub body_limit: usize,
@@ -423,6 +427,7 @@ impl Config {
             kv_cache_bytes: file
                 .kv_cache_mib
                 .map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20)),
+            kv_disk_bytes: file.kv_disk_mib.unwrap_or(0).saturating_mul(1 << 20),
             chunk_reuse: file.chunk_reuse.bound(),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),

@@ -299,12 +299,23 @@ impl Metrics {
 
     /// What an in-process model has done since it was loaded; set before each scrape.
     pub fn engine(&self, model: &str, counters: Counters) {
-        let Counters { prefilled, reused, attached, decoded, kept, recomputed, preempted, guessed, guessed_right } =
-            counters;
+        let Counters {
+            prefilled,
+            reused,
+            attached,
+            loaded,
+            decoded,
+            kept,
+            recomputed,
+            preempted,
+            guessed,
+            guessed_right,
+        } = counters;
         for (kind, count) in [
             ("prefilled", prefilled),
             ("reused", reused),
             ("chunk", attached),
+            ("chunk_from_disk", loaded),
             ("decoded", decoded),
             ("recomputed", recomputed),
             ("guessed", guessed),

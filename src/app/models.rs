@@ -82,6 +82,7 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
                 kv_cache: kv_cache.clone(),
                 packed: Some(config.data_dir.join("packed")),
                 context: entry.context,
+                disk: (config.kv_disk_bytes > 0).then(|| (config.data_dir.join("kv"), config.kv_disk_bytes)),
                 chunks: config.chunk_reuse.map_or(Chunks::Off, |bound| {
                     let dir = config.data_dir.join("fidelity");
                     Chunks::Measured { dir, bound }

@@ -11,7 +11,8 @@
 //! `weir bench bandits` ([`bandits`]) the learning ones, `weir bench decide` ([`decide`]) says what a decision costs,
 //! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth, `weir bench replay` ([`replay`]) says how fast
 //! a log is replayed, in how much memory, `weir bench engine` ([`engine`]) how fast a model reads and writes, `weir bench kernels` ([`kernels`]) whether a card's
-//! kernels compute what the processor does, and `weir bench kv-fidelity` ([`kv_fidelity`]) what reusing documents ([`questions`]) costs.
+//! kernels compute what the processor does, `weir bench kv` ([`kv`]) what prompts of many
+//! documents take, by how these are reused, and `weir bench kv-fidelity` ([`kv_fidelity`]) what that costs on questions ([`questions`]).
 
 pub mod bandits;
 pub mod bare_proxy;
@@ -19,6 +20,7 @@ pub mod decide;
 pub mod engine;
 pub mod gateway;
 pub mod kernels;
+pub mod kv;
 pub mod kv_fidelity;
 pub mod load;
 pub mod mock_upstream;

@@ -165,6 +165,8 @@ pub struct Counters {
     pub reused: u64,
     /// Of the reused ones, those of documents that were computed apart.
     pub attached: u64,
+    /// Of those, the ones that were read from disk.
+    pub loaded: u64,
     /// Of answers.
     pub decoded: u64,
     /// Tokens whose keys and values are kept for reuse now.

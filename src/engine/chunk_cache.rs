@@ -13,8 +13,12 @@
 use std::{ops::Range, sync::Arc};
 
 use super::{
+    disk_tier::DiskWriter,
     kept::{Identity, Keep, Kept, Key, key},
-    ops::{attention::POSITIONS, block_pool::Block},
+    ops::{
+        attention::POSITIONS,
+        block_pool::{Block, Memory},
+    },
     prefix_cache::Seam,
 };
 
@@ -128,15 +132,21 @@ impl Layout {
     }
 }
 
-/// A model's documents in the store.
+/// A model's documents in the store, and on disk.
 pub struct ChunkCache {
     kept: Kept,
     identity: Identity,
+    disk: Option<Arc<DiskWriter>>,
 }
 
 impl ChunkCache {
     pub fn new(kept: &Kept, identity: Identity) -> Self {
-        Self { kept: kept.clone(), identity }
+        Self { kept: kept.clone(), identity, disk: None }
+    }
+
+    /// Puts a disk behind it.
+    pub fn set_disk(&mut self, disk: Arc<DiskWriter>) {
+        self.disk = Some(disk);
     }
 
     /// The kept blocks of a document.
@@ -146,14 +156,37 @@ impl ChunkCache {
         (found.len() == chunk.kept()).then_some(found)
     }
 
+    /// Whether a document is on disk.
+    pub fn is_on_disk(&self, chunk: &Chunk) -> bool {
+        self.disk.as_ref().is_some_and(|disk| disk.tier.has(chunk.key))
+    }
+
+    /// Reads a document from disk into memory for as many blocks as are kept of it, and keeps it.
+    pub fn load(&self, chunk: &Chunk, prompt: &[u32], mut memory: Vec<Memory>) -> Option<Vec<Block>> {
+        let tokens: Vec<u32> = chunk.content(prompt).collect();
+        let disk = self.disk.as_ref()?;
+        if !disk.tier.read(chunk.key, &tokens, &mut memory) {
+            return None;
+        }
+        let blocks: Vec<Block> = memory.into_iter().map(Arc::new).collect();
+        Some(self.keep_these(chunk, prompt, &tokens, &blocks))
+    }
+
     /// Keeps a document that was computed alone; `blocks` are all of it. Gives those that are kept: an earlier copy's, if there is
     /// one.
     pub fn keep(&self, chunk: &Chunk, prompt: &[u32], blocks: &[Block]) -> Vec<Block> {
-        let blocks = &blocks[chunk.first()..];
+        let tokens: Vec<u32> = chunk.content(prompt).collect();
+        let kept = self.keep_these(chunk, prompt, &tokens, &blocks[chunk.first()..]);
+        if let Some(disk) = &self.disk {
+            disk.offer(chunk.key, tokens, kept.clone());
+        }
+        kept
+    }
+
+    fn keep_these(&self, chunk: &Chunk, prompt: &[u32], tokens: &[u32], blocks: &[Block]) -> Vec<Block> {
         // Each position of it sees half of it, on average.
         let depth = (chunk.blocks() / 2) as u32;
-        let tokens: Vec<u32> = chunk.content(prompt).collect();
-        let new = Keep { parent: self.identity.hash, tokens: &tokens, seam: 1, blocks, depth };
+        let new = Keep { parent: self.identity.hash, tokens, seam: 1, blocks, depth };
         self.kept.keep(self.identity, std::iter::once((chunk.key, new)));
         self.find(chunk, prompt).unwrap_or_else(|| blocks.to_vec())
     }

@@ -4,12 +4,19 @@
 //! Models of the same weights and settings have one identity and share blocks, too. When the reservation is spent, kept blocks
 //! go, of whichever model; what runs gives way only within its own model, and each can always run one sequence.
 
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
 use super::{
-    chunk_cache::ChunkCache,
+    chunk_cache::{Chunk, ChunkCache},
+    disk_tier::{DiskTier, DiskWriter},
     kept::{Identity, Kept},
     model::Config,
     ops::{
-        block_pool::{BlockPool, Ready},
+        block_pool::{Block, BlockPool, Ready},
         number::Element,
         superblocks::Reservation,
     },
@@ -24,6 +31,8 @@ pub const DEFAULT_BYTES: usize = 2 << 30;
 pub struct KvCache {
     reservation: Reservation,
     kept: Kept,
+    /// Files of documents, by the identity of the model: models of one identity have one.
+    disks: Arc<Mutex<BTreeMap<u128, Weak<DiskWriter>>>>,
 }
 
 impl std::fmt::Debug for KvCache {
@@ -42,12 +51,12 @@ impl Default for KvCache {
 impl KvCache {
     /// Of so many bytes, or what the models' longest sequences need, if that is more.
     pub fn new(bytes: usize) -> Self {
-        Self { reservation: Reservation::new(bytes), kept: Kept::default() }
+        Self { reservation: Reservation::new(bytes), kept: Kept::default(), disks: Arc::default() }
     }
 
     #[cfg(test)]
     pub fn of(reservation: Reservation) -> Self {
-        Self { reservation, kept: Kept::default() }
+        Self { reservation, kept: Kept::default(), disks: Arc::default() }
     }
 
     /// Bytes that models have taken, and that they may take together.
@@ -67,6 +76,28 @@ impl KvCache {
         let pool = BlockPool::within(&self.reservation, config.block_elements(), config.kv, promised, most);
         Blocks::new(pool, &self.kept, identity)
     }
+
+    /// The file of a model's documents in a folder, of at most so many bytes.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, made or read.
+    pub(super) fn disk(
+        &self,
+        config: &Config,
+        identity: Identity,
+        dir: &Path,
+        bytes: u64,
+    ) -> std::io::Result<Arc<DiskWriter>> {
+        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = disks.get(&identity.hash).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let path = dir.join(format!("{:032x}.slab", identity.hash));
+        let layer = config.heads.layer_elements() * config.kv.bytes();
+        let disk = Arc::new(DiskWriter::new(DiskTier::open(&path, layer, config.layers, bytes)?)?);
+        disks.insert(identity.hash, Arc::downgrade(&disk));
+        Ok(disk)
+    }
 }
 
 /// The blocks of a model: of its running sequences, and those that are kept.
@@ -79,6 +110,14 @@ pub struct Blocks {
 impl Blocks {
     pub fn new(pool: BlockPool, kept: &Kept, identity: Identity) -> Self {
         Self { pool, prefixes: PrefixCache::new(kept, identity), chunks: ChunkCache::new(kept, identity) }
+    }
+
+    /// Reads a document that is on disk; `None` where it is not, or there is no room.
+    pub fn load(&self, chunk: &Chunk, prompt: &[u32]) -> Option<Vec<Block>> {
+        if !self.chunks.is_on_disk(chunk) || !self.make_room(chunk.kept()) {
+            return None;
+        }
+        self.chunks.load(chunk, prompt, (0..chunk.kept()).map(|_| self.pool.take()).collect())
     }
 
     /// Lets go of what is kept until so many blocks can be taken; false where that is not enough.
@@ -104,10 +143,8 @@ impl Drop for Blocks {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::engine::ops::{attention::POSITIONS, block_pool::Block, number::Line};
+    use crate::engine::ops::{attention::POSITIONS, number::Line};
 
     /// Blocks of a number of lines; costs are by byte.
     fn model(memory: &KvCache, hash: u128, lines: usize, cost: u64, promised: usize) -> Blocks {

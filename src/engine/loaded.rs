@@ -1,7 +1,7 @@
 //! From an opened model file to a model that is ready to run, by our own forward pass or by candle's.
 
 use super::{
-    Computed, EngineError, EngineOptions, ModelInfo,
+    Chunks, Computed, EngineError, EngineOptions, ModelInfo,
     candle::{self, CandleModel},
     kv_cache::{Blocks, KvCache},
     model::{Config, Llama},
@@ -55,7 +55,12 @@ impl Loaded {
         let promised = context.div_ceil(POSITIONS) + 1;
         let block_bytes = config.kv_bytes_per_token() * POSITIONS;
         let most = options.cache_bytes.map_or(usize::MAX, |bytes| promised.max(bytes / block_bytes));
-        let blocks = options.kv_cache.enter(config, model.identity(), promised, most);
+        let mut blocks = options.kv_cache.enter(config, model.identity(), promised, most);
+        if let Some((dir, bytes)) = options.disk.as_ref().filter(|_| options.chunks != Chunks::Off) {
+            let disk =
+                options.kv_cache.disk(config, model.identity(), dir, *bytes).map_err(|e| EngineError::io(dir, &e))?;
+            blocks.chunks.set_disk(disk);
+        }
         let ops = Ops {
             level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
             pool: Pool::new(threads).map_err(no_thread)?,

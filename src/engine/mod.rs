@@ -11,6 +11,7 @@
 mod candle;
 pub mod chunk_cache;
 mod detokenizer;
+pub mod disk_tier;
 mod error;
 pub mod fidelity;
 pub mod gguf;
@@ -97,6 +98,8 @@ pub struct EngineOptions {
     pub cache_bytes: Option<usize>,
     /// How marked documents are reused.
     pub chunks: Chunks,
+    /// A folder for the keys and values of documents, and how many bytes a model's may take there; `None`: they are in memory only.
+    pub disk: Option<(PathBuf, u64)>,
     /// Folder for packed weights, to be mapped from there the next time; `None`: in memory only.
     pub packed: Option<PathBuf>,
     /// How weights are kept; [`Format::F32`] is the reference for tests.
@@ -119,6 +122,7 @@ impl Default for EngineOptions {
             kv_cache: KvCache::default(),
             cache_bytes: None,
             chunks: Chunks::Off,
+            disk: None,
             packed: None,
             format: Format::Native,
             activations: Precision::Sixteen,
@@ -357,12 +361,24 @@ impl Engine {
     /// What has been computed and reused since the start.
     pub fn counters(&self) -> Counters {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let Load { prefilled, reused, attached, decoded, kept, recomputed, preempted, guessed, guessed_right, .. } =
-            &*self.load;
+        let Load {
+            prefilled,
+            reused,
+            attached,
+            loaded,
+            decoded,
+            kept,
+            recomputed,
+            preempted,
+            guessed,
+            guessed_right,
+            ..
+        } = &*self.load;
         Counters {
             prefilled: of(prefilled),
             reused: of(reused),
             attached: of(attached),
+            loaded: of(loaded),
             decoded: of(decoded),
             kept: of(kept),
             recomputed: of(recomputed),

@@ -92,6 +92,8 @@ pub struct Counts {
     pub reused: u64,
     /// Those of documents.
     pub attached: u64,
+    /// Of those, the ones that were read from disk.
+    pub loaded: u64,
     /// Tokens of prompts that were computed, the first time.
     pub prefilled: u64,
     /// Tokens that were computed again.
@@ -208,7 +210,7 @@ impl Scheduler {
                 true => self.blocks.prefixes.find(own, &prompt.seams, (own.len() - 1) / POSITIONS),
                 false => Vec::new(),
             };
-            let there: Vec<_> = prompt.chunks.iter().map(|c| self.blocks.chunks.find(c, &prompt.tokens)).collect();
+            let mut there: Vec<_> = prompt.chunks.iter().map(|c| self.blocks.chunks.find(c, &prompt.tokens)).collect();
             let missing = prompt.chunks.iter().zip(&there).filter(|(_, there)| there.is_none());
             let missing: usize = missing.map(|(chunk, _)| chunk.blocks()).sum();
             let whole = (own.len() + 1).div_ceil(POSITIONS);
@@ -231,6 +233,10 @@ impl Scheduler {
             if !fits && !self.running.is_empty() {
                 self.waiting.insert(rank, waiting);
                 return;
+            }
+            for (chunk, there) in prompt.chunks.iter().zip(&mut there).filter(|(_, there)| there.is_none()) {
+                *there = self.blocks.load(chunk, &prompt.tokens);
+                self.counts.loaded += there.as_ref().map_or(0, |_| chunk.attached.len() as u64);
             }
             let reused = found.len() * POSITIONS;
             let mut sequence = match waiting {

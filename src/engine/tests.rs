@@ -609,3 +609,28 @@ fn without_a_record_that_keeps_the_bound_documents_are_not_reused() {
     let error = Engine::load(&file, options()).err().unwrap().to_string();
     assert!(error.contains(".json") && error.contains("weir kv calibrate"), "{error}");
 }
+
+#[test]
+fn documents_come_back_from_disk_after_a_start_and_a_damaged_file_is_a_miss() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = tiny(TensorType::Q4_1, TensorType::Q8_0).write(dir.path());
+    let load = || {
+        let disk = Some((dir.path().join("kv"), 1 << 20));
+        Engine::load(&model, EngineOptions { disk, ..reusing() }).unwrap()
+    };
+    let prompt = about(&[(50, 1), (70, 2)]);
+    let want = ask(&load(), with_documents(&prompt));
+    // The writer has ended with the engine.
+    let again = load();
+    assert_eq!(ask(&again, with_documents(&prompt)), want);
+    let counters = again.counters();
+    assert_eq!((counters.loaded, counters.attached), (80, 80));
+    drop(again);
+    let slab = std::fs::read_dir(dir.path().join("kv")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&slab).unwrap();
+    bytes.iter_mut().step_by(101).for_each(|byte| *byte ^= 16);
+    std::fs::write(&slab, bytes).unwrap();
+    let damaged = load();
+    assert_eq!(ask(&damaged, with_documents(&prompt)), want);
+    assert_eq!(damaged.counters().loaded, 0);
+}

@@ -76,11 +76,6 @@ impl Kv {
         self.filled
     }
 
-    /// Positions that are attached or will be, by where they begin and how many they are, behind the first `since`.
-    pub fn planned(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> {
-        self.planned.iter().rev().map(|part| (part.at, part.len))
-    }
-
     /// Its own blocks.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = &Block> {
         self.own.iter().map(|index| &self.blocks[*index])

@@ -67,6 +67,16 @@ impl Memory {
         numbers_mut(self.lines_mut())
     }
 
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: lines are plain numbers, initialised, and live as long as this is borrowed.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast(), self.lines * Line::BYTES) }
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and this one's alone; any bytes are numbers.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().cast(), self.lines * Line::BYTES) }
+    }
+
     /// Takes over what is in another of the same size.
     pub fn copy_from(&mut self, other: &Memory) {
         self.lines_mut().copy_from_slice(other.lines());
