@@ -120,7 +120,10 @@ impl LocalBackend {
         if let Some(system) = system {
             match messages.first_mut().filter(|m| matches!(m.role, Role::System | Role::Developer)) {
                 // Parts are joined by line feeds.
-                Some(first) => first.content.insert(0, ContentPart::Text(format!("{system}\n"))),
+                Some(first) => {
+                    first.role = Role::System;
+                    first.content.insert(0, ContentPart::Text(format!("{system}\n")));
+                }
                 None => messages.insert(0, Message::text(Role::System, system)),
             }
         }

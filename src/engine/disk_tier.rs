@@ -44,10 +44,16 @@ pub struct DiskTier {
 /// Documents that wait to be written; more are left out.
 const WAITING: usize = 16;
 
+/// What is to be written: a document's key, ids and blocks.
+type Written = (Key, Vec<u32>, Vec<Block>);
+
+/// By layer (or [`IDS`]) and part, the slot.
+type Places = BTreeMap<(u32, u32), u32>;
+
 /// Writes documents to a tier, on a thread of its own, so that nobody waits for the disk.
 pub struct DiskWriter {
     pub tier: Arc<DiskTier>,
-    waiting: Option<SyncSender<(Key, Vec<u32>, Vec<Block>)>>,
+    waiting: Option<SyncSender<Written>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -58,7 +64,7 @@ impl DiskWriter {
     /// When it cannot be started.
     pub fn new(tier: DiskTier) -> io::Result<Self> {
         let tier = Arc::new(tier);
-        let (waiting, documents) = sync_channel::<(Key, Vec<u32>, Vec<Block>)>(WAITING);
+        let (waiting, documents) = sync_channel::<Written>(WAITING);
         let writes = Arc::clone(&tier);
         let run = move || {
             for (key, ids, blocks) in documents {
@@ -102,8 +108,7 @@ struct State {
 }
 
 struct Document {
-    /// By layer and part.
-    slots: BTreeMap<(u32, u32), u32>,
+    slots: Places,
     used: u64,
 }
 
@@ -165,7 +170,7 @@ impl DiskTier {
 
     /// Finds what is there.
     fn look(&self, slots: usize) -> io::Result<()> {
-        let mut found: HashMap<Key, (u32, BTreeMap<(u32, u32), u32>)> = HashMap::new();
+        let mut found: HashMap<Key, (u32, Places)> = HashMap::new();
         let mut bytes = [0; HEADER];
         let slots = slots.min(self.most);
         for slot in 0..slots as u32 {
@@ -290,7 +295,7 @@ impl DiskTier {
         whole
     }
 
-    fn read_slots(&self, key: Key, ids: &[u32], slots: &BTreeMap<(u32, u32), u32>, blocks: &mut [Memory]) -> bool {
+    fn read_slots(&self, key: Key, ids: &[u32], slots: &Places, blocks: &mut [Memory]) -> bool {
         let parts = blocks.len() as u32;
         let mut buffer = vec![0; HEADER + self.layer];
         let mut read = |layer: u32, part: u32, length: usize, out: &mut dyn FnMut(&[u8])| {
@@ -329,7 +334,7 @@ impl DiskTier {
 }
 
 impl State {
-    fn insert(&mut self, key: Key, slots: BTreeMap<(u32, u32), u32>) {
+    fn insert(&mut self, key: Key, slots: Places) {
         self.clock += 1;
         let used = self.clock;
         if let Some(before) = self.documents.insert(key, Document { slots, used }) {
