@@ -232,10 +232,10 @@ async fn marked_documents_are_reused_elsewhere_once_that_was_measured() {
         out
     };
 
-    let weir = Weir::start(&config, &data, &[]);
+    let mut weir = Weir::start(&config, &data, &[]);
     let first = ask(&weir, [0, 1], json!({})).await;
     assert_eq!(details(&first).0, None);
-    drop(weir);
+    assert!(weir.stop().success());
     let said = shown(&first);
     assert!(said.contains("documents not reused: no_fidelity_record"), "{said}");
 
@@ -250,7 +250,7 @@ async fn marked_documents_are_reused_elsewhere_once_that_was_measured() {
     let measured: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&measured["record"]["variant"], &measured["keeps_bound"]), (&json!("head-0"), &json!(true)));
 
-    let weir = Weir::start(&config, &data, &[]);
+    let mut weir = Weir::start(&config, &data, &[]);
     assert_eq!(details(&ask(&weir, [0, 1], json!({})).await).0, None, "nothing is there yet");
     let again = ask(&weir, [1, 0], json!({})).await;
     let (chunks, cached) = details(&again);
@@ -259,7 +259,7 @@ async fn marked_documents_are_reused_elsewhere_once_that_was_measured() {
     assert_eq!(details(&exact).0, None);
     let (code, fleet, err) = weir::run(&["models", "running", "--url", &weir.url]);
     assert!(code == 0 && fleet.contains("reuse of documents head-0 (divergence"), "{fleet}{err}");
-    drop(weir);
+    assert!(weir.stop().success());
     let (said, exact) = (shown(&again), shown(&exact));
     assert!(said.contains("of documents, 0 computed again"), "{said}");
     assert!(exact.contains("documents not reused: asked_exact"), "{exact}");

@@ -46,6 +46,8 @@ pub enum ChunkReuse {
     NoFidelityRecord,
     /// What was measured is worse than what is configured.
     BelowBound,
+    /// Switched off.
+    Off,
     /// Not with this model.
     Unsupported,
 }
@@ -58,6 +60,7 @@ impl ChunkReuse {
             Self::AskedExact => "asked_exact",
             Self::NoFidelityRecord => "no_fidelity_record",
             Self::BelowBound => "below_bound",
+            Self::Off => "off",
             Self::Unsupported => "unsupported",
         }
     }

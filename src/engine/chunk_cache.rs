@@ -4,8 +4,9 @@
 //! are computed alone, as if it were the whole prompt, and kept by its content; a sequence attends to them where the document
 //! stands by turning its queries ([`super::ops::attention::Turns`]), so one copy serves all places. What a document's tokens
 //! would have seen before them is missing from them, most of all in the first ones, which take what attention has to spare (EPIC,
-//! Hu et al. 2024); so the first tokens are computed again in each request, among its own, as in MEPIC (2512.16822). Blocks that
-//! only hold those are not kept.
+//! Hu et al. 2024). Against that there are two means, and a model's record says which it takes ([`Reuse`]): the first tokens are
+//! computed again in each request, among its own, as in MEPIC (2512.16822), and blocks that only hold those are not kept; or the
+//! document is computed behind a few tokens with which prompts begin, which take that attention then as they do in a prompt.
 //!
 //! A sequence's tokens are the same whether its documents are here or not, and a document that is not is computed alone all the
 //! same: answers do not depend on what is kept. Tenants share no documents: the salt is part of the key.

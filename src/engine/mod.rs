@@ -531,7 +531,7 @@ fn reuse(
     tokenizer: &Tokenizer,
 ) -> Result<(Result<Reuse, ChunkReuse>, String), EngineError> {
     let (dir, bound) = match chunks {
-        Chunks::Off => return Ok((Err(ChunkReuse::NoFidelityRecord), "off".to_owned())),
+        Chunks::Off => return Ok((Err(ChunkReuse::Off), "off".to_owned())),
         Chunks::As(reuse) => return Ok((Ok(reuse.clone()), "on, whatever it costs".to_owned())),
         Chunks::Measured { dir, bound } => (dir, bound),
     };

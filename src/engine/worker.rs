@@ -138,7 +138,10 @@ impl Worker {
     /// Ends the requests of a step that went wrong.
     fn failed(&mut self, parts: &[Part], error: &EngineError) {
         tracing::error!(%error, "a step failed");
-        let indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
+        let mut indices: Vec<usize> = parts.iter().map(|part| part.sequence).collect();
+        // A sequence may have several parts.
+        indices.sort_unstable();
+        indices.dedup();
         for index in &indices {
             self.scheduler.running[*index].send(GenerateEvent::Failed(error.clone()));
             self.scheduler.finished(*index);
