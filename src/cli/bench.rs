@@ -263,7 +263,7 @@ struct KvArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     recompute: usize,
     /// Tokens that each document was computed behind
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     anchor: usize,
     /// Batches of at most so many tokens are computed, too; of others only memory and tokens are counted
     #[arg(long, value_name = "N", default_value_t = 9000)]

@@ -47,7 +47,7 @@ struct CalibrateArgs {
     questions: usize,
     /// Ways of reuse that the engine may take
     #[arg(long, value_name = "NAME", num_args = 1.., value_parser = reusable,
-          default_values = ["head-0", "head-16", "head-32", "head-64", "first-32"])]
+          default_values = ["anchor-0", "anchor-16", "first-16", "first-32", "first-64"])]
     variants: Vec<Variant>,
     /// Tokens of each answer that are compared
     #[arg(long, value_name = "N", default_value_t = 32)]
