@@ -25,6 +25,9 @@ enum Verb {
     Calibrate(CalibrateArgs),
 }
 
+/// Fewer questions say little of others.
+const FEW: usize = 20;
+
 const CALIBRATE: &str = "\
 Example:
   weir kv calibrate smollm2-135m-instruct --data questions.jsonl
@@ -109,6 +112,12 @@ fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
         measured_at: jiff::Timestamp::now().to_string(),
     };
     let path = record.write(&config.data_dir.join("fidelity"), identity).context("the record cannot be written")?;
+    if record.fidelity.questions < FEW {
+        let n = record.fidelity.questions;
+        eprintln!(
+            "weir: {n} questions say little of others; take {FEW} or more, like those to come (--questions, --data)"
+        );
+    }
     if args.json {
         say!(
             "{}",
