@@ -16,6 +16,7 @@ use std::{ops::Range, sync::Arc};
 use super::{
     disk_tier::DiskWriter,
     kept::{Identity, Keep, Kept, Key, key},
+    model::kv::Attached,
     ops::{
         attention::POSITIONS,
         block_pool::{Block, Memory},
@@ -73,6 +74,11 @@ impl Chunk {
     /// The place of its first attached token in what is computed.
     pub fn place(&self) -> usize {
         self.anchor.len() + self.attached.start - self.tokens.start
+    }
+
+    /// What a sequence attaches, with the kept blocks.
+    pub fn attach(&self, blocks: Vec<Block>) -> Attached {
+        Attached { at: self.attached.start, len: self.attached.len(), place: self.place(), blocks }
     }
 
     /// Blocks of it that are kept.

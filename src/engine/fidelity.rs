@@ -9,11 +9,11 @@ use super::{
     Encoded, EngineError, EngineOptions,
     chunk_cache::{Layout, Reuse},
     kept::Key,
-    model::{Batch, Config, Kv, Llama, Piece, kv::Attached, llama::Workspace},
+    loaded,
+    model::{Batch, Kv, Llama, Piece, llama::Workspace},
     model_file::ModelFile,
-    no_thread,
     ops::{
-        Level, Ops, Pool,
+        Ops,
         block_pool::{Block, BlockPool},
     },
     template::Template,
@@ -156,20 +156,13 @@ impl Laboratory {
         if super::candle::Config::read(&file)?.is_some() {
             return Err(file.unsupported("candle computes it, and its keys and values are not shared"));
         }
-        let config = Config::read(&file)?;
-        let context = options.context.map_or(config.context, |n| config.context.min(n as usize));
-        let model = match &options.packed {
-            Some(dir) => Llama::load_packed(&file, config, options.format, dir)?,
-            None => Llama::load(&file, config, options.format)?,
-        }
-        .with_activations(options.activations);
+        let threads = if options.threads == 0 { super::default_threads() } else { options.threads };
+        let (model, ops, context) = loaded::own_model(&file, options, threads)?;
         let tokenizer = Tokenizer::read(&file, model.config().vocabulary)?;
         let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
-        let level = options.level.unwrap_or_else(Level::detect).min(Level::detect());
-        let threads = if options.threads == 0 { super::default_threads() } else { options.threads };
         let head = template.head(&tokenizer)?;
         Ok(Self {
-            ops: Ops { level, pool: Pool::new(threads).map_err(no_thread)? },
+            ops,
             pool: model.config().block_pool(),
             w: Workspace::default(),
             identity: model.identity().hash,
@@ -275,8 +268,7 @@ impl Laboratory {
                     blocks
                 }
             };
-            let (at, len) = (chunk.attached.start, chunk.attached.len());
-            parts.push(Attached { at, len, place: chunk.place(), blocks });
+            parts.push(chunk.attach(blocks));
         }
         let mut kv = Kv::of(&self.pool, Vec::new(), parts);
         self.forward(&mut kv, &layout.own, 1);

@@ -137,8 +137,8 @@ impl Kept {
         self.store().models.get(&identity.hash).map_or(0, |(_, blocks)| *blocks)
     }
 
-    /// Whether there is something of this hash: by the hash alone, so that it must be confirmed when it is used.
-    pub fn is_known(&self, keys: impl Iterator<Item = Key>) -> usize {
+    /// How many of these hashes, one after the other, something has: by the hash alone, so that it must be confirmed when it is used.
+    pub fn count_known(&self, keys: impl Iterator<Item = Key>) -> usize {
         let known = self.0.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.take_while(|key| known.contains(key)).count()
     }

@@ -33,13 +33,7 @@ impl Loaded {
     }
 
     fn own(file: &ModelFile, options: &EngineOptions, threads: usize) -> Result<Self, EngineError> {
-        let config = Config::read(file)?;
-        let context = bounded(config.context, options)?;
-        let model = match &options.packed {
-            Some(dir) => Llama::load_packed(file, config, options.format, dir)?,
-            None => Llama::load(file, config, options.format)?,
-        }
-        .with_activations(options.activations);
+        let (model, ops, context) = own_model(file, options, threads)?;
         let config = model.config();
         let info = ModelInfo {
             name: config.name.clone(),
@@ -61,10 +55,6 @@ impl Loaded {
                 options.kv_cache.disk(config, model.identity(), dir, *bytes).map_err(|e| EngineError::io(dir, &e))?;
             blocks.chunks.set_disk(disk);
         }
-        let ops = Ops {
-            level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
-            pool: Pool::new(threads).map_err(no_thread)?,
-        };
         Ok(Self { info, runner: Runner::new(model, ops), blocks, limits: limits(options, options.prompt_lookup, true) })
     }
 
@@ -92,6 +82,29 @@ impl Loaded {
         let limits = limits(options, 0, false);
         Ok(Self { info, runner: Runner::Candle(Box::new(model)), blocks: KvCache::counting(most), limits })
     }
+}
+
+/// A model that our own forward pass computes, what it runs on, and its context as the options bound it.
+///
+/// # Errors
+/// Whatever is wrong with the file or the options.
+pub fn own_model(
+    file: &ModelFile,
+    options: &EngineOptions,
+    threads: usize,
+) -> Result<(Llama, Ops, usize), EngineError> {
+    let config = Config::read(file)?;
+    let context = bounded(config.context, options)?;
+    let model = match &options.packed {
+        Some(dir) => Llama::load_packed(file, config, options.format, dir)?,
+        None => Llama::load(file, config, options.format)?,
+    }
+    .with_activations(options.activations);
+    let ops = Ops {
+        level: options.level.unwrap_or_else(Level::detect).min(Level::detect()),
+        pool: Pool::new(threads).map_err(no_thread)?,
+    };
+    Ok((model, ops, context))
 }
 
 fn limits(options: &EngineOptions, guesses: usize, shares: bool) -> Limits {

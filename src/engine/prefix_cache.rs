@@ -39,12 +39,12 @@ impl Known {
 
     /// Blocks of the longest beginning of `tokens` that is here, at most `most`.
     pub fn count(&self, tokens: &[u32], seams: &[Seam], most: usize) -> usize {
-        self.kept.is_known(links(self.identity, tokens, seams).take(most).map(|link| link.key))
+        self.kept.count_known(links(self.identity, tokens, seams).take(most).map(|link| link.key))
     }
 
     /// Whether there is something of this key.
     pub fn has(&self, key: Key) -> bool {
-        self.kept.is_known(std::iter::once(key)) == 1
+        self.kept.count_known(std::iter::once(key)) == 1
     }
 }
 

@@ -8,7 +8,7 @@ use super::{
     GenerateEvent,
     chunk_cache::Layout,
     detokenizer::{StopFilter, Utf8Stream},
-    model::{Kv, kv::Attached},
+    model::Kv,
     ops::{
         attention::POSITIONS,
         block_pool::{Block, BlockPool},
@@ -167,10 +167,8 @@ impl Sequence {
     /// Attaches its documents, all of which are there, and begins to compute its own tokens.
     pub fn begin(&mut self, pool: &BlockPool) {
         let Some(gather) = self.gather.take() else { return };
-        let attached = self.request.prompt.chunks.iter().zip(gather.there).filter_map(|(chunk, blocks)| {
-            let (at, len) = (chunk.attached.start, chunk.attached.len());
-            Some(Attached { at, len, place: chunk.place(), blocks: blocks? })
-        });
+        let chunks = self.request.prompt.chunks.iter().zip(gather.there);
+        let attached = chunks.filter_map(|(chunk, blocks)| Some(chunk.attach(blocks?)));
         self.kv = Kv::of(pool, gather.found, attached.collect());
     }
 
