@@ -418,3 +418,39 @@ pub fn run(plan: Plan, tick: &dyn Fn()) -> Result<Report, BenchError> {
     }
     Ok(Report { bench: "kv", figures, rows, plan, machine: Machine::here() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{model_file::TensorType, testing::tiny};
+
+    #[test]
+    fn prompts_of_the_same_documents_hold_them_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let plan = Plan {
+            model: tiny(TensorType::Q4_1, TensorType::Q8_0).write(dir.path()),
+            threads: 1,
+            chunks: vec![64],
+            per_prompt: vec![2],
+            batches: vec![1, 3],
+            documents: 2,
+            skew: 1.0,
+            recompute: 0,
+            anchor: 0,
+            timed: 1000,
+            repeats: 1,
+        };
+        let report = run(plan.clone(), &|| {}).unwrap();
+        let row = |batch, method| report.rows.iter().find(|r| (r.batch, r.method) == (batch, method)).unwrap();
+        // Six blocks for each prompt in full; two for its own tokens, and four for the documents of all.
+        let less = |batch, method| row(batch, method).less_kv;
+        assert_eq!([Method::Epic, Method::CacheBlend].map(|method| less(3, method)), [1.0, 1.0]);
+        assert!((less(1, Method::Weir) - 1.0).abs() < 1e-9 && (less(3, Method::Weir) - 1.8).abs() < 1e-9);
+        let computed = [Method::Full, Method::Epic, Method::Weir].map(|method| row(3, method).computed);
+        assert_eq!(computed, [3 * 184, 3 * (56 + 32), 3 * 56]);
+        let untimed = |row: &Row| row.batch == 3 && row.method == Method::Prefix;
+        assert!(report.rows.iter().all(|row| row.seconds.is_some() != untimed(row)));
+        let error = run(Plan { per_prompt: vec![3], ..plan }, &|| {}).err().unwrap().to_string();
+        assert!(error.contains("3 documents per prompt, and there are 2"), "{error}");
+    }
+}
