@@ -10,6 +10,7 @@
 pub mod artifact;
 mod budget;
 mod cel;
+mod chunks;
 mod compile;
 mod decide;
 mod diagnostic;
@@ -35,6 +36,7 @@ pub use self::{
     artifact::Artifact,
     budget::{Counted, Spent, Who},
     cel::variables::{Documented, reference as variables},
+    chunks::{BetweenSpec, ChunksSpec},
     compile::{compile, from_version},
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
     features::query_feature,
@@ -195,6 +197,7 @@ pub struct Policy {
     modifiers: select::modify::Modifiers,
     splits: Vec<split::Split>,
     shadows: Vec<String>,
+    chunks: Option<ChunksSpec>,
     min_propensity: f64,
     no_embedding: Option<usize>,
     reward: Option<reward::Reward>,
@@ -302,6 +305,11 @@ impl Policy {
     /// Names of the policies that decide beside it.
     pub fn shadows(&self) -> &[String] {
         &self.shadows
+    }
+
+    /// What it takes for documents where clients mark none.
+    pub fn chunks(&self) -> Option<&ChunksSpec> {
+        self.chunks.as_ref()
     }
 
     /// The cases of the file's `tests`.

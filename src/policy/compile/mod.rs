@@ -66,6 +66,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
     let budgets = c.budgets();
     let fallback = c.fallback();
     c.shadows();
+    c.chunks();
     c.tests(&arms);
     let no_embedding = c.no_embedding(&arms, selector.as_ref());
     if c.findings.is_empty() {
@@ -94,6 +95,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             modifiers,
             splits,
             shadows: spec.shadow_decide.clone(),
+            chunks: spec.chunks.clone(),
             min_propensity,
             no_embedding,
             reward,
@@ -445,6 +447,13 @@ impl<'a> Compiler<'a> {
             } else if !seen.insert(name) {
                 self.wrong(&at, Kind::Conflict, format!("`{name}` is named twice"), None);
             }
+        }
+    }
+
+    fn chunks(&mut self) {
+        if self.spec.chunks.as_ref().is_some_and(|chunks| chunks.roles.is_empty() && chunks.between.is_none()) {
+            let help = "give `roles` (such as `[tool]`), `between` (lines around documents), or both";
+            self.wrong("/chunks", Kind::Value, "this takes nothing for a document", Some(help.into()));
         }
     }
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::source::Source;
+use super::{chunks::ChunksSpec, source::Source};
 
 mod bandit;
 mod select;
@@ -47,6 +47,9 @@ pub struct Spec {
     /// Other policies of this weir that decide beside this one; what they decide is recorded, and nothing is called.
     #[serde(default)]
     pub shadow_decide: Vec<String>,
+    /// What is a document where clients mark none: models that may compute it once and reuse it wherever it stands.
+    #[serde(default)]
+    pub chunks: Option<ChunksSpec>,
     /// Sticky, hashed shares of what the selector decides, e.g. a canary.
     #[serde(default)]
     pub split: Vec<SplitSpec>,
