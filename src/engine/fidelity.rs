@@ -261,8 +261,10 @@ impl Laboratory {
             let blocks = match reference.apart.get(&chunk.key) {
                 Some(blocks) => blocks.clone(),
                 None => {
-                    let mut kv = Kv::new(&self.pool);
-                    self.forward(&mut kv, &chunk.content(&layout.tokens).collect::<Vec<_>>(), 0);
+                    let mut anchor = Kv::new(&self.pool);
+                    self.forward(&mut anchor, &chunk.anchor, 0);
+                    let mut kv = chunk.begin(&self.pool, anchor.blocks().cloned().collect());
+                    self.forward(&mut kv, &layout.tokens[chunk.tokens.clone()], 0);
                     let blocks: Vec<Block> = kv.blocks().skip(chunk.first()).cloned().collect();
                     reference.apart.insert(chunk.key, blocks.clone());
                     blocks

@@ -1,6 +1,6 @@
 //! A sequence: one choice of one request, from its first prompt token to its last generated one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -33,6 +33,8 @@ pub struct Request {
     pub mask: Option<Arc<dyn TokenMask>>,
     pub choices: u32,
     pub chunk_reuse: Option<ChunkReuse>,
+    /// Until when its documents are pinned.
+    pub keep_until: Option<Instant>,
     /// What is due earlier goes first, on a clock of the caller's.
     pub due: i64,
     pub events: UnboundedSender<GenerateEvent>,
@@ -178,7 +180,7 @@ impl Sequence {
         let missing = gather.there.iter().zip(&self.request.prompt.chunks).filter(|(there, _)| there.is_none());
         let built: usize = gather.under_way().map(|(_, kv)| kv.blocks().len()).sum();
         let own = self.own.len().div_ceil(POSITIONS) - gather.found.len();
-        missing.map(|(_, chunk)| chunk.blocks()).sum::<usize>() - built + own + 1
+        missing.map(|(_, chunk)| chunk.taken()).sum::<usize>() - built + own + 1
     }
 
     /// All blocks that it holds.

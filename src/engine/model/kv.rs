@@ -21,8 +21,10 @@ pub struct Attached {
     /// Position in the sequence of the part's first token.
     pub at: usize,
     pub len: usize,
-    /// The place of that token in the document.
+    /// The place of that token in the document's blocks.
     pub place: usize,
+    /// By how many positions the part stands farther in the sequence than where it was computed.
+    pub offset: usize,
     /// The document's blocks from the `place / POSITIONS`-th on.
     pub blocks: Vec<Block>,
 }
@@ -168,8 +170,8 @@ impl Kv {
     /// Attaches what comes next.
     fn attach(&mut self) {
         while let Some(part) = self.planned.pop_if(|part| part.at == self.spans.last().map_or(0, Span::end)) {
-            let offset = part.at - part.place;
-            let (mut start, mut place, end) = (part.at, part.place, part.at + part.len);
+            let (offset, end) = (part.offset, part.at + part.len);
+            let (mut start, mut place) = (part.at, part.place);
             for block in part.blocks {
                 let from = place % POSITIONS;
                 let len = (POSITIONS - from).min(end - start);

@@ -365,7 +365,8 @@ fn in_one_layer_documents_computed_apart_are_the_same_as_in_place() {
             let mut alone = Kv::new(&pool);
             forward(&mut alone, &prompt[document.clone()], 0);
             let blocks = alone.blocks().skip(skipped / 32).cloned().collect();
-            Attached { at: document.start + skipped, len: document.len() - skipped, place: skipped, blocks }
+            let (at, len) = (document.start + skipped, document.len() - skipped);
+            Attached { at, len, place: skipped, offset: document.start, blocks }
         });
         let own: Vec<u32> = [&prompt[..300], &prompt[420..452], &prompt[560..]].concat();
         for chunks in [&[own.len()][..], &[100, 200, 20, 40, 2, own.len() - 362]] {
