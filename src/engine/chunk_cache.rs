@@ -6,23 +6,25 @@
 //! would have seen before them is missing from them, most of all in the first ones, which take what attention has to spare (EPIC,
 //! Hu et al. 2024). Against that there are two means, and a model's record says which it takes ([`Reuse`]): the first tokens are
 //! computed again in each request, among its own, as in MEPIC (2512.16822), and blocks that only hold those are not kept; or the
-//! document is computed behind a few tokens with which prompts begin, which take that attention then as they do in a prompt.
+//! document is computed behind a few tokens with which prompts begin ("anchor"), which take that attention then as they do in a
+//! prompt. The anchor lies in a block of its own, the same for all documents, and takes no room in theirs.
 //!
 //! A sequence's tokens are the same whether its documents are here or not, and a document that is not is computed alone all the
 //! same: answers do not depend on what is kept. Tenants share no documents: the salt is part of the key.
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Instant};
 
 use super::{
     disk_tier::DiskWriter,
     kept::{Identity, Keep, Kept, Key, key},
-    model::kv::Attached,
+    model::{Kv, kv::Attached},
     ops::{
         attention::POSITIONS,
-        block_pool::{Block, Memory},
+        block_pool::{Block, BlockPool, Memory},
     },
     prefix_cache::Seam,
 };
+use crate::domain::{DocumentKv, KvCleared, KvStat};
 
 /// How documents are reused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,19 +68,31 @@ impl Chunk {
         self.anchor.iter().chain(&prompt[self.tokens.clone()]).copied()
     }
 
-    /// Blocks that it takes while it is computed.
+    /// Blocks of its tokens.
     pub fn blocks(&self) -> usize {
-        self.length().div_ceil(POSITIONS)
+        self.tokens.len().div_ceil(POSITIONS)
     }
 
-    /// The place of its first attached token in what is computed.
+    /// The place of its first attached token in its blocks.
     pub fn place(&self) -> usize {
-        self.anchor.len() + self.attached.start - self.tokens.start
+        self.attached.start - self.tokens.start
+    }
+
+    /// Blocks that computing it takes at most, with those of its anchor.
+    pub fn taken(&self) -> usize {
+        self.blocks() + self.anchor.len().div_ceil(POSITIONS)
+    }
+
+    /// What computes it: behind its anchor, whose blocks these are. Its own blocks are then the document's.
+    pub fn begin(&self, pool: &BlockPool, anchor: Vec<Block>) -> Kv {
+        let anchor = Attached { at: 0, len: self.anchor.len(), place: 0, offset: 0, blocks: anchor };
+        Kv::of(pool, Vec::new(), if self.anchor.is_empty() { Vec::new() } else { vec![anchor] })
     }
 
     /// What a sequence attaches, with the kept blocks.
     pub fn attach(&self, blocks: Vec<Block>) -> Attached {
-        Attached { at: self.attached.start, len: self.attached.len(), place: self.place(), blocks }
+        let (at, place) = (self.attached.start, self.place());
+        Attached { at, len: self.attached.len(), place, offset: at - place - self.anchor.len(), blocks }
     }
 
     /// Blocks of it that are kept.
@@ -126,7 +140,7 @@ impl Layout {
             let mut chunk = Chunk { key: 0, anchor: Arc::clone(&reuse.anchor), tokens: document.clone(), attached };
             let sizes = [chunk.first(), reuse.anchor.len(), salt.len()].map(|n| (n as u64).to_le_bytes()).concat();
             let content: Vec<u32> = chunk.content(&tokens).collect();
-            chunk.key = key(&[b"chunk", &identity.to_le_bytes(), &sizes, salt], &content);
+            chunk.key = key(&[b"document", &identity.to_le_bytes(), &sizes, salt], &content);
             layout.own.extend_from_slice(&tokens[done..chunk.attached.start]);
             done = chunk.attached.end;
             let part = [chunk.place(), chunk.attached.len()].map(|n| (n as u64).to_le_bytes()).concat();
@@ -139,7 +153,12 @@ impl Layout {
     }
 }
 
+/// What confirms entries of the store: that they are documents, or anchors.
+const DOCUMENT: u128 = 1;
+const ANCHOR: u128 = 2;
+
 /// A model's documents in the store, and on disk.
+#[derive(Clone)]
 pub struct ChunkCache {
     kept: Kept,
     identity: Identity,
@@ -159,13 +178,75 @@ impl ChunkCache {
     /// The kept blocks of a document.
     pub fn find(&self, chunk: &Chunk, prompt: &[u32]) -> Option<Vec<Block>> {
         let tokens: Vec<u32> = chunk.content(prompt).collect();
-        let found = self.kept.find(std::iter::once((chunk.key, self.identity.hash, &tokens[..], 1)));
+        let found = self.kept.find(std::iter::once((chunk.key, self.identity.hash, &tokens[..], DOCUMENT)));
         (found.len() == chunk.kept()).then_some(found)
+    }
+
+    /// The blocks of an anchor.
+    pub fn find_anchor(&self, anchor: &[u32]) -> Option<Vec<Block>> {
+        let found = self.kept.find(std::iter::once((self.anchor_key(anchor), self.identity.hash, anchor, ANCHOR)));
+        (found.len() == anchor.len().div_ceil(POSITIONS)).then_some(found)
+    }
+
+    /// Keeps an anchor.
+    pub fn keep_anchor(&self, anchor: &[u32], blocks: &[Block]) {
+        let new = Keep { parent: self.identity.hash, tokens: anchor, seam: ANCHOR, blocks, depth: 0 };
+        self.kept.keep(self.identity, std::iter::once((self.anchor_key(anchor), new)));
+    }
+
+    fn anchor_key(&self, anchor: &[u32]) -> Key {
+        key(&[b"anchor", &self.identity.hash.to_le_bytes()], anchor)
     }
 
     /// Whether a document is on disk.
     pub fn is_on_disk(&self, chunk: &Chunk) -> bool {
         self.disk.as_ref().is_some_and(|disk| disk.tier.has(chunk.key))
+    }
+
+    /// What is known of a document.
+    pub fn look(&self, chunk: &Chunk) -> DocumentKv {
+        let here = self.kept.look(chunk.key);
+        let pinned = here.and_then(|view| view.pinned);
+        DocumentKv {
+            tokens: chunk.tokens.len(),
+            in_memory: here.is_some(),
+            on_disk: self.is_on_disk(chunk),
+            pinned_s: pinned.map(|until| until.saturating_duration_since(Instant::now()).as_secs()),
+        }
+    }
+
+    /// Keeps a document before all that is not pinned, until then or longer.
+    pub fn pin(&self, chunk: &Chunk, until: Instant) {
+        self.kept.pin(chunk.key, until);
+    }
+
+    /// Fills in what there is of this model.
+    pub fn stat(&self, stat: &mut KvStat) {
+        for view in self.kept.view(&self.identity) {
+            if view.seam != DOCUMENT {
+                stat.prefix_blocks += view.blocks;
+                continue;
+            }
+            stat.documents += 1;
+            stat.document_tokens += view.tokens;
+            stat.document_blocks += view.blocks;
+            if view.pinned.is_some() {
+                stat.pinned += 1;
+                stat.pinned_blocks += view.blocks;
+            }
+        }
+        stat.disk = self.disk.as_ref().map(|disk| disk.tier.stat());
+    }
+
+    /// Lets go of these documents, or of all that is kept of this model, but for what is in use.
+    ///
+    /// # Errors
+    /// When the disk cannot be written.
+    pub fn clear(&self, chunks: Option<&[Chunk]>) -> std::io::Result<KvCleared> {
+        let keys: Option<Vec<Key>> = chunks.map(|chunks| chunks.iter().map(|chunk| chunk.key).collect());
+        let entries = self.kept.clear(&self.identity, keys.as_deref());
+        let on_disk = self.disk.as_ref().map_or(Ok(0), |disk| disk.tier.clear(keys.as_deref()))?;
+        Ok(KvCleared { entries, on_disk })
     }
 
     /// Reads a document from disk into memory for as many blocks as are kept of it, and keeps it.
@@ -193,7 +274,7 @@ impl ChunkCache {
     fn keep_these(&self, chunk: &Chunk, prompt: &[u32], tokens: &[u32], blocks: &[Block]) -> Vec<Block> {
         // Each position of it sees half of it, on average.
         let depth = (chunk.blocks() / 2) as u32;
-        let new = Keep { parent: self.identity.hash, tokens, seam: 1, blocks, depth };
+        let new = Keep { parent: self.identity.hash, tokens, seam: DOCUMENT, blocks, depth };
         self.kept.keep(self.identity, std::iter::once((chunk.key, new)));
         self.find(chunk, prompt).unwrap_or_else(|| blocks.to_vec())
     }

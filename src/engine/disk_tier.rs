@@ -14,6 +14,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     thread::JoinHandle,
@@ -23,6 +24,7 @@ use super::{
     kept::Key,
     ops::block_pool::{Block, Memory},
 };
+use crate::domain::KvDisk;
 
 const MAGIC: u32 = 0x7765_6b31;
 /// Of a slot: magic, CRC of what follows, key, layer (or [`IDS`]), part, parts of one layer, length of what is behind it.
@@ -39,6 +41,9 @@ pub struct DiskTier {
     /// Slots that there may be.
     most: usize,
     state: Mutex<State>,
+    read: AtomicU64,
+    written: AtomicU64,
+    damaged: AtomicU64,
 }
 
 /// Documents that wait to be written; more are left out.
@@ -162,7 +167,9 @@ impl DiskTier {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let slot = (HEADER + layer) as u64;
         let most = usize::try_from(bytes / slot).unwrap_or(usize::MAX);
-        let tier = Self { file, layer, layers, most, state: Mutex::default() };
+        let none = AtomicU64::default;
+        let tier =
+            Self { file, layer, layers, most, state: Mutex::default(), read: none(), written: none(), damaged: none() };
         let slots = usize::try_from(tier.file.metadata()?.len().div_ceil(slot)).unwrap_or(usize::MAX);
         tier.look(slots)?;
         Ok(tier)
@@ -216,11 +223,40 @@ impl DiskTier {
         self.state().documents.contains_key(&key)
     }
 
-    /// Documents, and bytes that they take.
-    pub fn stat(&self) -> (usize, u64) {
+    /// Documents, bytes that they take and may take, and what has been done since the file was opened.
+    pub fn stat(&self) -> KvDisk {
         let state = self.state();
         let slots: usize = state.documents.values().map(|document| document.slots.len()).sum();
-        (state.documents.len(), slots as u64 * (HEADER + self.layer) as u64)
+        let bytes = |slots: usize| slots as u64 * (HEADER + self.layer) as u64;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        KvDisk {
+            documents: state.documents.len(),
+            bytes: bytes(slots),
+            bytes_most: bytes(self.most),
+            read: of(&self.read),
+            written: of(&self.written),
+            damaged: of(&self.damaged),
+        }
+    }
+
+    /// Forgets documents, or all, for good; gives how many.
+    ///
+    /// # Errors
+    /// When their headers cannot be written over.
+    pub fn clear(&self, keys: Option<&[Key]>) -> io::Result<usize> {
+        let gone: Vec<Document> = {
+            let mut state = self.state();
+            let keys = keys.map_or_else(|| state.documents.keys().copied().collect(), <[Key]>::to_vec);
+            keys.into_iter().filter_map(|key| state.take(key)).collect()
+        };
+        let count = gone.len();
+        for document in gone {
+            let slots: Vec<u32> = document.slots.into_values().collect();
+            let erased = slots.iter().try_for_each(|slot| self.file.write_all_at(&[0; HEADER], self.at(*slot)));
+            self.state().free.extend(slots);
+            erased?;
+        }
+        Ok(count)
     }
 
     /// Writes a document, where it is not there already; false where it does not fit.
@@ -253,6 +289,7 @@ impl DiskTier {
             places.insert((layer, part), *slot);
         }
         self.state().insert(key, places);
+        self.written.fetch_add(1, Ordering::Relaxed);
         Ok(true)
     }
 
@@ -289,9 +326,13 @@ impl DiskTier {
             document.slots.clone()
         };
         let whole = self.read_slots(key, ids, &slots, blocks);
-        if !whole {
-            self.state().forget(key);
-        }
+        match whole {
+            true => self.read.fetch_add(1, Ordering::Relaxed),
+            false => {
+                self.state().forget(key);
+                self.damaged.fetch_add(1, Ordering::Relaxed)
+            }
+        };
         whole
     }
 
@@ -354,9 +395,15 @@ impl State {
         }
     }
 
+    /// Takes a document out; its slots are nobody's then.
+    fn take(&mut self, key: Key) -> Option<Document> {
+        let document = self.documents.remove(&key)?;
+        self.order.remove(&document.used);
+        Some(document)
+    }
+
     fn forget(&mut self, key: Key) {
-        if let Some(document) = self.documents.remove(&key) {
-            self.order.remove(&document.used);
+        if let Some(document) = self.take(key) {
             self.free.extend(document.slots.into_values());
         }
     }
@@ -409,7 +456,8 @@ mod tests {
         assert!(is(&tier, 1), "used");
         assert!(put(&tier, 4));
         assert_eq!([1, 2, 3, 4].map(|mark| is(&tier, mark)), [true, false, true, true]);
-        assert_eq!(tier.stat(), (3, 3 * (SLOTS * (HEADER + LAYER)) as u64));
+        let said = tier.stat();
+        assert_eq!((said.documents, said.bytes), (3, 3 * (SLOTS * (HEADER + LAYER)) as u64));
         drop(tier);
         let again = open(&path, 3);
         assert_eq!([1, 2, 3, 4].map(|mark| is(&again, mark)), [true, false, true, true]);
@@ -417,9 +465,27 @@ mod tests {
         drop(again);
         // A smaller bound forgets what is behind it.
         let small = open(&path, 1);
-        assert!(small.stat().0 <= 1);
+        assert!(small.stat().documents <= 1);
         assert!(std::fs::metadata(&path).unwrap().len() <= (SLOTS * (HEADER + LAYER)) as u64);
         assert!(!small.write(9, &[9; 20], &[blocks(9), blocks(9)].concat()).unwrap(), "larger than all there may be");
+    }
+
+    #[test]
+    fn what_is_cleared_does_not_come_back_with_a_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.slab");
+        let tier = open(&path, 3);
+        (1..=3).for_each(|mark| assert!(put(&tier, mark)));
+        assert_eq!(tier.clear(Some(&[2, 9])).unwrap(), 1);
+        assert_eq!([1, 2, 3].map(|mark| is(&tier, mark)), [true, false, true]);
+        drop(tier);
+        let tier = open(&path, 3);
+        assert_eq!([1, 2, 3].map(|mark| is(&tier, mark)), [true, false, true]);
+        assert!(put(&tier, 4), "in the place of what went");
+        assert_eq!([1, 3, 4].map(|mark| is(&tier, mark)), [true; 3]);
+        assert_eq!((tier.clear(None).unwrap(), tier.stat().documents), (3, 0));
+        drop(tier);
+        assert_eq!(open(&path, 3).stat().documents, 0);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! An entry goes that nobody uses and no other follows, by GreedyDual (Young 1994; with sizes, Cao and Irani 1997): each use
 //! lifts it to the present level plus what it costs to compute it again, per byte; the lowest goes first, and the level rises to
 //! what went last. Of equal costs this is the least recently used; a block deep in a long prompt, or of a large model, stays longer.
+//! What is pinned goes after all that is not, the pin that ends soonest first: a pin holds against other prompts, and never keeps
+//! a running request from its room.
 
 use std::{
     cmp::Reverse,
@@ -42,6 +44,16 @@ pub struct Keep<'a> {
     pub depth: u32,
 }
 
+/// What is kept, as others see it.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    pub key: Key,
+    pub seam: u128,
+    pub tokens: usize,
+    pub blocks: usize,
+    pub pinned: Option<Instant>,
+}
+
 struct Entry {
     parent: Key,
     identity: Identity,
@@ -55,7 +67,7 @@ struct Entry {
     /// Of the clock.
     used: u64,
     depth: u32,
-    /// It does not go before.
+    /// It goes last until then.
     pinned: Option<Instant>,
 }
 
@@ -102,7 +114,15 @@ impl Entry {
 
     fn unused(&self) -> bool {
         self.blocks.iter().all(|block| Arc::strong_count(block) == 1)
-            && self.pinned.is_none_or(|until| until <= Instant::now())
+    }
+
+    fn view(&self, key: Key, now: Instant) -> View {
+        let (seam, pinned) = (self.seam, self.pinned(now));
+        View { key, seam, tokens: self.tokens.len(), blocks: self.blocks.len(), pinned }
+    }
+
+    fn pinned(&self, now: Instant) -> Option<Instant> {
+        self.pinned.filter(|until| *until > now)
     }
 }
 
@@ -120,16 +140,42 @@ impl Kept {
         if *views > 0 {
             return;
         }
-        loop {
-            let of_model = |leaf: &&Leaf| store.entries.get(&leaf.3).is_some_and(|e| e.identity.hash == identity.hash);
-            // Leaf by leaf; their parents become leaves.
-            let gone: Vec<Leaf> = store.leaves.iter().filter(of_model).copied().collect();
-            if gone.is_empty() {
-                break;
-            }
-            gone.into_iter().for_each(|leaf| self.remove(store, leaf));
-        }
+        self.remove_all(store, |entry| entry.identity.hash == identity.hash);
         store.models.remove(&identity.hash);
+    }
+
+    /// Lets go of all of an identity that nobody holds, or of the entries of these keys; gives how many entries went.
+    pub fn clear(&self, identity: &Identity, keys: Option<&[Key]>) -> usize {
+        let store = &mut *self.store();
+        let Some(keys) = keys else {
+            return self.remove_all(store, |entry| entry.identity.hash == identity.hash && entry.unused());
+        };
+        let leaf = |key: &Key| {
+            let entry = store.entries.get(key).filter(|entry| entry.children == 0 && entry.unused())?;
+            Some(entry.leaf(*key))
+        };
+        let gone: BTreeSet<Leaf> = keys.iter().filter_map(leaf).collect();
+        gone.iter().for_each(|leaf| self.remove(store, *leaf));
+        gone.len()
+    }
+
+    /// All of an identity, in no order.
+    pub fn view(&self, identity: &Identity) -> Vec<View> {
+        let (store, now) = (self.store(), Instant::now());
+        let of_model = store.entries.iter().filter(|(_, entry)| entry.identity.hash == identity.hash);
+        of_model.map(|(key, entry)| entry.view(*key, now)).collect()
+    }
+
+    /// An entry.
+    pub fn look(&self, key: Key) -> Option<View> {
+        self.store().entries.get(&key).map(|entry| entry.view(key, Instant::now()))
+    }
+
+    /// Pins an entry until then, or longer where it is; nothing, where it is not here.
+    pub fn pin(&self, key: Key, until: Instant) {
+        if let Some(entry) = self.store().entries.get_mut(&key) {
+            entry.pinned = entry.pinned.max(Some(until));
+        }
     }
 
     /// Blocks of an identity.
@@ -192,12 +238,15 @@ impl Kept {
     /// Lets go of the entry that ranks lowest, of those that nobody else holds, of this identity or of all; false where there is
     /// none.
     pub fn evict(&self, of: Option<&Identity>) -> bool {
-        let store = &mut *self.store();
+        let (store, now) = (&mut *self.store(), Instant::now());
         let goes = |leaf: &&Leaf| {
             let of_model = |e: &Entry| of.is_none_or(|identity| e.identity.hash == identity.hash);
             store.entries.get(&leaf.3).is_some_and(|entry| of_model(entry) && entry.unused())
         };
-        let Some(leaf) = store.leaves.iter().find(goes).copied() else { return false };
+        let pinned = |leaf: &Leaf| store.entries.get(&leaf.3).and_then(|entry| entry.pinned(now));
+        let free = store.leaves.iter().filter(goes).find(|leaf| pinned(leaf).is_none());
+        let leaf = free.or_else(|| store.leaves.iter().filter(goes).min_by_key(|leaf| pinned(leaf)));
+        let Some(leaf) = leaf.copied() else { return false };
         store.level = store.level.max(leaf.0);
         self.remove(store, leaf);
         true
@@ -231,6 +280,20 @@ impl Kept {
         } else {
             keys.remove(&key)
         };
+    }
+
+    /// Leaf by leaf, as their parents become leaves; gives how many went.
+    fn remove_all(&self, store: &mut Store, goes: impl Fn(&Entry) -> bool) -> usize {
+        let mut count = 0;
+        loop {
+            let goes = |leaf: &&Leaf| store.entries.get(&leaf.3).is_some_and(&goes);
+            let gone: Vec<Leaf> = store.leaves.iter().filter(goes).copied().collect();
+            if gone.is_empty() {
+                return count;
+            }
+            count += gone.len();
+            gone.into_iter().for_each(|leaf| self.remove(store, leaf));
+        }
     }
 
     fn remove(&self, store: &mut Store, leaf: Leaf) {

@@ -143,6 +143,8 @@ impl Drop for Blocks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
     use crate::engine::ops::{attention::POSITIONS, number::Line};
 
@@ -185,6 +187,26 @@ mod tests {
         drop(held);
         let (owned, most) = memory.bytes();
         assert!(owned <= most && most == 8 * 4 * Line::BYTES);
+    }
+
+    #[test]
+    fn what_is_pinned_goes_last_and_the_pin_that_ends_soonest_first() {
+        let memory = KvCache::of(Reservation::of(4, 4 * Line::BYTES));
+        let model = model(&memory, 1, 1, 2, 0);
+        (1..=4).for_each(|token| keep(&model, token, 4));
+        let pin = |token: u32, seconds: u64| {
+            let until = Instant::now() + Duration::from_secs(seconds);
+            let chain = model.prefixes.keys(&[token; 4 * POSITIONS]);
+            chain.into_iter().for_each(|key| memory.kept.pin(key, until));
+        };
+        pin(1, 900);
+        pin(2, 100);
+        keep(&model, 5, 8);
+        assert_eq!([1, 2, 3, 4].map(|token| kept(&model, token)), [4, 4, 0, 0], "the oldest are pinned");
+        keep(&model, 6, 12);
+        assert_eq!([1, 2, 5].map(|token| kept(&model, token)), [4, 0, 0], "what runs needs the room");
+        assert_eq!(memory.kept.clear(&Identity { hash: 1, cost: 2, cost_of_depth: 0 }, None), 16, "pinned or not");
+        assert_eq!((kept(&model, 1), model.prefixes.len()), (0, 0));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod disk_tier;
 mod error;
 pub mod fidelity;
 pub mod gguf;
+mod inspect;
 mod kept;
 pub mod kv_cache;
 mod loaded;
@@ -56,10 +57,9 @@ pub use ops::{Level, Precision, linear::Format};
 pub use sampler::{Allowed, Choosing, TokenMask};
 
 use crate::domain::{ChunkReuse, Counters, FinishReason, Message, TokenLogprob, Usage};
-use chunk_cache::Layout;
+use chunk_cache::{ChunkCache, Layout};
 use loaded::Loaded;
 use model_file::ModelFile;
-use ops::attention::POSITIONS;
 use scheduler::{Limits, Scheduler};
 use template::Template;
 use tokenizer::Tokenizer;
@@ -226,6 +226,8 @@ pub struct Generate {
     pub exact: bool,
     /// Documents are shared among requests with the same.
     pub sharing: Vec<u8>,
+    /// For how long from now its documents are kept before all that is not pinned.
+    pub keep: Option<Duration>,
     /// Log-probabilities with so many alternatives per token, and each token's entropy.
     pub logprobs: Option<u8>,
     /// Which tokens may come next, where not all may.
@@ -268,7 +270,9 @@ pub struct Engine {
     limits: Limits,
     max_waiting: usize,
     load: Arc<Load>,
+    kv_cache: KvCache,
     known: prefix_cache::Known,
+    chunks: ChunkCache,
     /// Or why not.
     reuse: Result<Reuse, ChunkReuse>,
     started: Instant,
@@ -294,6 +298,7 @@ impl Engine {
         let template = Template::compile(file.text("tokenizer.chat_template")?).map_err(|e| file.unsupported(e))?;
         let (sender, requests) = mpsc::channel();
         let load = Arc::new(Load::default());
+        let chunks = blocks.chunks.clone();
         let scheduler = Scheduler::new(limits, blocks);
         let known = scheduler.known();
         let (reuse, chunk_reuse) = match limits.shares {
@@ -311,7 +316,9 @@ impl Engine {
             limits,
             max_waiting: options.max_waiting,
             load,
+            kv_cache: options.kv_cache,
             known,
+            chunks,
             reuse,
             started: Instant::now(),
             requests: Some(sender),
@@ -352,8 +359,7 @@ impl Engine {
     /// of documents, if they may be reused.
     pub fn resident(&self, prompt: &Encoded, exact: bool, sharing: &[u8]) -> usize {
         let layout = self.layout(prompt.clone(), exact, sharing);
-        let most = layout.own.len().saturating_sub(1) / POSITIONS;
-        let own = self.known.count(&layout.own, &layout.seams, most) * POSITIONS;
+        let own = self.known_prefix(&layout);
         let documents = layout.chunks.iter().filter(|chunk| self.known.has(chunk.key));
         own + documents.map(|chunk| chunk.attached.len()).sum::<usize>()
     }
@@ -472,6 +478,7 @@ impl Engine {
             logprobs: g.logprobs.map(usize::from),
             mask: g.mask,
             choices: g.n,
+            keep_until: g.keep.map(|keep| Instant::now() + keep),
             due: self.due(g.deadline, g.priority),
             events,
         };

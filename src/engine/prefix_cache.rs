@@ -116,6 +116,11 @@ impl PrefixCache {
     }
 
     #[cfg(test)]
+    pub fn keys(&self, tokens: &[u32]) -> Vec<Key> {
+        links(self.identity.hash, tokens, &[]).map(|link| link.key).collect()
+    }
+
+    #[cfg(test)]
     pub fn blocks(&self) -> Vec<Block> {
         self.kept.blocks()
     }

@@ -212,7 +212,7 @@ impl Scheduler {
             };
             let mut there: Vec<_> = prompt.chunks.iter().map(|c| self.blocks.chunks.find(c, &prompt.tokens)).collect();
             let missing = prompt.chunks.iter().zip(&there).filter(|(_, there)| there.is_none());
-            let missing: usize = missing.map(|(chunk, _)| chunk.blocks()).sum();
+            let missing: usize = missing.map(|(chunk, _)| chunk.taken()).sum();
             let whole = (own.len() + 1).div_ceil(POSITIONS);
             let wanted = if self.limits.shares { whole - found.len() + choices - 1 + missing } else { whole * choices };
             let running: usize = self.running.iter().map(|sequence| self.choices(sequence)).sum();
@@ -286,6 +286,9 @@ impl Scheduler {
             }
         }
         if !gather.is_missing() {
+            if let Some(until) = sequence.request.keep_until {
+                prompt.chunks.iter().for_each(|chunk| self.blocks.chunks.pin(chunk, until));
+            }
             sequence.begin(&self.blocks.pool);
         }
     }
@@ -380,11 +383,17 @@ impl Scheduler {
                     continue;
                 }
                 None => {
-                    gather.builds.push((number, Kv::new(&self.blocks.pool)));
+                    // Where its anchor is not here, that is computed first.
+                    let anchor = self.blocks.chunks.find_anchor(&chunk.anchor);
+                    let begin = |anchor| chunk.begin(&self.blocks.pool, anchor);
+                    let kv = anchor.map_or_else(|| Kv::new(&self.blocks.pool), begin);
+                    gather.builds.push((number, kv));
                     gather.builds.len() - 1
                 }
             };
-            let count = (chunk.length() - gather.builds[build].1.len()).min(*left);
+            let done = gather.builds[build].1.len();
+            let until = if done < chunk.anchor.len() { chunk.anchor.len() } else { chunk.length() };
+            let count = (until - done).min(*left);
             *left -= count;
             parts.push(Part { sequence: index, build: Some(build), count, guesses: 0, samples: false });
         }
@@ -433,11 +442,16 @@ impl Scheduler {
         let sequence = &mut self.running[part.sequence];
         if let Some((build, gather)) = part.build.zip(sequence.gather.as_mut()) {
             self.counts.prefilled += part.count as u64;
-            let (number, kv) = &gather.builds[build];
+            let (number, kv) = &mut gather.builds[build];
             let prompt = &sequence.request.prompt;
-            if kv.len() == prompt.chunks[*number].length() {
+            let chunk = &prompt.chunks[*number];
+            if kv.len() == chunk.anchor.len() {
                 let blocks: Vec<_> = kv.blocks().cloned().collect();
-                gather.there[*number] = Some(self.blocks.chunks.keep(&prompt.chunks[*number], &prompt.tokens, &blocks));
+                self.blocks.chunks.keep_anchor(&chunk.anchor, &blocks);
+                *kv = chunk.begin(&self.blocks.pool, blocks);
+            } else if kv.len() == chunk.length() {
+                let blocks: Vec<_> = kv.blocks().cloned().collect();
+                gather.there[*number] = Some(self.blocks.chunks.keep(chunk, &prompt.tokens, &blocks));
             }
             return;
         }

@@ -116,6 +116,7 @@ fn ask(prompt: u32, length: u32, n: u32, max_tokens: u32) -> Generate {
         n,
         priority: 0,
         exact: false,
+        keep: None,
         sharing: Vec::new(),
         deadline: None,
         logprobs: None,

@@ -27,6 +27,7 @@ fn scheduler(limits: Limits) -> Scheduler {
 fn request(prompt: usize, max_tokens: usize, choices: u32) -> (Arc<Request>, UnboundedReceiver<GenerateEvent>) {
     let (events, receiver) = unbounded_channel();
     let request = Request {
+        keep_until: None,
         prompt: Layout::plain(vec![1; prompt]),
         choosing: Choosing { temperature: 0.0, top_p: 1.0, seed: 0 },
         max_tokens,
@@ -204,7 +205,7 @@ fn random_operations_leak_nothing_and_starve_nobody() {
                 // Some have a document, of few different ones.
                 let document = 5..5 + 34 + 8 * below(3) as usize;
                 let marked = below(2) == 0 && document.end < tokens.len();
-                let reuse = Reuse { recompute: 10, fewest: 30, most: 60, ..Reuse::default() };
+                let reuse = Reuse { anchor: [1, 2, 3, 4].into(), recompute: 10, fewest: 30, most: 60 };
                 let documents = if marked { vec![document] } else { Vec::new() };
                 let prompt = Layout::new(tokens, &documents, &reuse, 0, b"");
                 scheduler.push(Arc::new(Request { prompt, due: now as i64 + 1_000 * below(3) as i64, ..made }));
