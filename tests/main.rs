@@ -9,6 +9,7 @@ mod audit_feeder;
 mod audit_verify;
 mod bad_input;
 mod bench;
+mod documents;
 mod embedder;
 mod engine_model;
 mod fit;

@@ -3,24 +3,9 @@
 use serde_json::{Value, json};
 
 use crate::support::{
-    test_home,
+    data_dir, model_file,
     weir::{self, Weir, chat},
 };
-
-/// A data directory whose models are those that `./test` fetched.
-fn data_dir(dir: &std::path::Path) -> std::path::PathBuf {
-    let data = dir.join("data");
-    std::fs::create_dir_all(&data).unwrap();
-    std::os::unix::fs::symlink(test_home().join("models"), data.join("models")).unwrap();
-    data
-}
-
-/// The default model's file.
-fn model_file() -> std::path::PathBuf {
-    let models = test_home().join("models/smollm2-135m-instruct");
-    let mut files = std::fs::read_dir(models).unwrap().map(|entry| entry.unwrap().path());
-    files.find(|path| path.extension().is_some_and(|e| e == "gguf")).unwrap()
-}
 
 /// Of two models that run in the process, a rule sends a prompt to the one that has computed it before.
 #[tokio::test(flavor = "multi_thread")]
@@ -191,76 +176,4 @@ async fn the_default_weir_answers_learns_and_explains() {
     let (code, out, err) =
         weir::run(&["audit", "reproduce", "--last", "100", "--json", "--data-dir", data.to_str().unwrap()]);
     assert_eq!(code, 0, "{out}{err}");
-}
-
-/// Documents that a request marks are reused wherever they stand, once what that costs the model is on record; until then the
-/// record of each request says why they are not.
-#[tokio::test(flavor = "multi_thread")]
-async fn marked_documents_are_reused_elsewhere_once_that_was_measured() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = data_dir(dir.path());
-    let documents = [
-        "The harbour of Orlen was built in 1874 by a guild of salt traders. ".repeat(6),
-        "The lighthouse keeper wrote down the wind, the tide and each ship by name. ".repeat(6),
-    ];
-    let policy = dir.path().join("one.yaml");
-    std::fs::write(&policy, "policy: one\nmodels: {m: {name: m}}\nselect: {arms: [m], static: {m: 1}}\n").unwrap();
-    let fleet = json!([{"name": "m", "local": {"model": model_file(), "threads": 2}}]);
-    let lax = json!({"max_divergence": 50, "min_top1": 0, "min_f1": 0});
-    let config =
-        weir::config(dir.path(), &json!({"fleet": fleet, "policies": [policy], "chunk_reuse": lax}).to_string());
-    let ask = async |weir: &Weir, order: [usize; 2], more: Value| {
-        let part = |i: usize| json!({"type": "text", "text": documents[i], "cache_control": {"type": "ephemeral"}});
-        let mut body = chat("m", "");
-        let question = json!({"type": "text", "text": "When was the harbour built?"});
-        body["messages"][0]["content"] = json!([part(order[0]), part(order[1]), question]);
-        body["max_tokens"] = json!(4);
-        body["temperature"] = json!(0);
-        body["weir"] = more;
-        let (status, answer) = weir.post("/v1/chat/completions", &body).await;
-        assert_eq!(status, 200, "{answer}");
-        answer
-    };
-    let details = |answer: &Value| {
-        let details = &answer["usage"]["prompt_tokens_details"];
-        (details["chunk_tokens"].as_u64(), details["cached_tokens"].as_u64().unwrap())
-    };
-    let shown = |answer: &Value| {
-        let id = answer["id"].as_str().unwrap();
-        let (code, out, err) = weir::run(&["audit", "show", id, "--data-dir", data.to_str().unwrap()]);
-        assert_eq!(code, 0, "{err}");
-        out
-    };
-
-    let mut weir = Weir::start(&config, &data, &[]);
-    let first = ask(&weir, [0, 1], json!({})).await;
-    assert_eq!(details(&first).0, None);
-    assert!(weir.stop().success());
-    let said = shown(&first);
-    assert!(said.contains("documents not reused: no_fidelity_record"), "{said}");
-
-    let questions = dir.path().join("questions.jsonl");
-    let question = json!({"question": "Who wrote down the wind?", "chunks": documents});
-    std::fs::write(&questions, question.to_string()).unwrap();
-    let (questions, place) = (questions.to_str().unwrap(), data.to_str().unwrap());
-    let calibrate = ["kv", "calibrate", "m", "--data", questions, "--answer", "4", "--variants", "head-0", "--json"];
-    let config_args = ["--config", config.to_str().unwrap(), "--data-dir", place];
-    let (code, out, err) = weir::run(&[&calibrate[..], &config_args[..]].concat());
-    assert_eq!(code, 0, "{out}{err}");
-    let measured: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((&measured["record"]["variant"], &measured["keeps_bound"]), (&json!("head-0"), &json!(true)));
-
-    let mut weir = Weir::start(&config, &data, &[]);
-    assert_eq!(details(&ask(&weir, [0, 1], json!({})).await).0, None, "nothing is there yet");
-    let again = ask(&weir, [1, 0], json!({})).await;
-    let (chunks, cached) = details(&again);
-    assert!(chunks.is_some_and(|chunks| chunks > 150 && chunks <= cached), "{again}");
-    let exact = ask(&weir, [1, 0], json!({"exact": true})).await;
-    assert_eq!(details(&exact).0, None);
-    let (code, fleet, err) = weir::run(&["models", "running", "--url", &weir.url]);
-    assert!(code == 0 && fleet.contains("reuse of documents head-0 (divergence"), "{fleet}{err}");
-    assert!(weir.stop().success());
-    let (said, exact) = (shown(&again), shown(&exact));
-    assert!(said.contains("of documents, 0 computed again"), "{said}");
-    assert!(exact.contains("documents not reused: asked_exact"), "{exact}");
 }

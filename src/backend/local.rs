@@ -15,10 +15,12 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use super::{Backend, BackendError, Call, LocalInfo, LocalModel, PromptState, Reply};
 use crate::{
     domain::{
-        Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, Message, ModelState, Need,
-        Request, Role, Sampling,
+        Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, KvAnswer, KvCommand, Message,
+        ModelState, Need, PromptKv, Request, Role, Sampling,
     },
-    engine::{Choosing, Engine, EngineError, EngineOptions, Generate, GenerateEvent, ModelInfo, Prompt},
+    engine::{
+        Choosing, Computed, Encoded, Engine, EngineError, EngineOptions, Generate, GenerateEvent, ModelInfo, Prompt,
+    },
 };
 
 /// Texts longer than this many bytes are tokenised on a thread where blocking is allowed (about 10 ms).
@@ -104,6 +106,7 @@ impl LocalBackend {
             deadline: call.deadline,
             exact: request.exact,
             sharing: request.sharing.clone().into_bytes(),
+            keep: request.keep,
             logprobs: request.logprobs.then_some(request.top_logprobs),
             mask: None,
         })
@@ -174,6 +177,52 @@ impl LocalBackend {
         }
         Err(self.error(&EngineError::Stopped))
     }
+}
+
+impl LocalBackend {
+    /// A request's prompt, tokenised where blocking is allowed.
+    async fn encoded(&self, engine: &Arc<Engine>, request: &Request) -> Result<Encoded, BackendError> {
+        let (engine, messages) = (Arc::clone(engine), self.messages(request, None)?);
+        let encoded = tokio::task::spawn_blocking(move || engine.encode(&messages)).await.map_err(internal)?;
+        encoded.map_err(|e| self.error(&e))
+    }
+
+    async fn kept_of(&self, engine: &Arc<Engine>, request: &Request) -> Result<PromptKv, BackendError> {
+        Ok(engine.kv_of(&self.encoded(engine, request).await?, request.sharing.as_bytes()))
+    }
+
+    /// Has a prompt computed for its documents, which stay for so long.
+    async fn pin(&self, engine: &Arc<Engine>, request: &Request, keep: Duration) -> Result<(), BackendError> {
+        let prompt = self.encoded(engine, request).await?;
+        let before = engine.kv_of(&prompt, request.sharing.as_bytes());
+        if before.documents.is_empty() {
+            let message = match before.chunk_reuse {
+                Some(_) => format!("reuse of documents is {}", engine.info().chunk_reuse),
+                None => "the prompt has no marked document of a size that is reused".to_owned(),
+            };
+            return Err(BackendError::new(ErrorKind::BadRequest, format!("model `{}`: {message}", self.name)));
+        }
+        let generate = Generate {
+            prompt: Prompt::Encoded(prompt),
+            choosing: Choosing { temperature: 0.0, top_p: 1.0, seed: 0 },
+            max_tokens: Some(1),
+            stop: Vec::new(),
+            n: 1,
+            priority: 0,
+            deadline: None,
+            exact: false,
+            sharing: request.sharing.clone().into_bytes(),
+            keep: Some(keep),
+            logprobs: None,
+            mask: None,
+        };
+        let events = engine.generate(generate).map_err(|e| self.error(&e))?;
+        self.whole(events, 1).await.map(|_| ())
+    }
+}
+
+fn internal(error: tokio::task::JoinError) -> BackendError {
+    BackendError::new(ErrorKind::Internal, error.to_string())
 }
 
 /// As it was loaded last: a record may have come since the first time.
@@ -302,7 +351,6 @@ impl Backend for LocalBackend {
         if self.engine.load().is_some() == loaded {
             return Ok(());
         }
-        let internal = |e: tokio::task::JoinError| BackendError::new(ErrorKind::Internal, e.to_string());
         if !loaded {
             let engine = self.engine.swap(None);
             // Joins the engine's thread, unless calls still hold it.
@@ -312,6 +360,32 @@ impl Backend for LocalBackend {
         let engine = tokio::task::spawn_blocking(move || Engine::load(&path, options)).await.map_err(internal)?;
         self.engine.store(Some(Arc::new(engine.map_err(|e| self.error(&e))?)));
         Ok(())
+    }
+
+    async fn kv(&self, command: KvCommand) -> Result<KvAnswer, BackendError> {
+        let engine = self.engine()?;
+        if engine.info().computed_by == Computed::Candle {
+            let message = format!("model `{}` is computed by candle, which keeps nothing", self.name);
+            return Err(BackendError::new(ErrorKind::Unsupported, message));
+        }
+        Ok(match command {
+            KvCommand::Stat => KvAnswer::Stat(engine.kv_stat()),
+            KvCommand::Lookup(request) => KvAnswer::Prompt(self.kept_of(&engine, &request).await?),
+            KvCommand::Pin(request, keep) => {
+                self.pin(&engine, &request, keep).await?;
+                KvAnswer::Prompt(self.kept_of(&engine, &request).await?)
+            }
+            KvCommand::Clear(request) => {
+                let prompt = match &request {
+                    Some(request) => Some(self.encoded(&engine, request).await?),
+                    None => None,
+                };
+                let sharing = request.map_or_else(Vec::new, |request| request.sharing.clone().into_bytes());
+                let clear = move || engine.kv_clear(prompt.as_ref(), &sharing);
+                let cleared = tokio::task::spawn_blocking(clear).await.map_err(internal)?;
+                KvAnswer::Cleared(cleared.map_err(|e| self.error(&e))?)
+            }
+        })
     }
 
     fn counters(&self) -> Option<Counters> {

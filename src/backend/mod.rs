@@ -19,7 +19,9 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
 
-use crate::domain::{CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, ModelState, Request};
+use crate::domain::{
+    CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, KvAnswer, KvCommand, ModelState, Request,
+};
 
 /// One call, ready to be made.
 #[derive(Clone, Debug)]
@@ -136,6 +138,12 @@ pub trait Backend: Send + Sync {
     /// Does nothing where it is so already.
     async fn set_loaded(&self, _loaded: bool) -> Result<(), BackendError> {
         let message = "only models that run in this process are loaded and unloaded";
+        Err(BackendError::new(ErrorKind::Unsupported, message))
+    }
+
+    /// What a model in this process keeps of keys and values: asked for, computed beforehand, let go.
+    async fn kv(&self, _command: KvCommand) -> Result<KvAnswer, BackendError> {
+        let message = "only models that run in this process keep keys and values here";
         Err(BackendError::new(ErrorKind::Unsupported, message))
     }
 

@@ -16,6 +16,7 @@ mod models;
 mod policy;
 mod replay;
 mod serve;
+mod server;
 
 use std::{path::PathBuf, process::ExitCode};
 

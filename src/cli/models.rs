@@ -2,12 +2,11 @@
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use indicatif::DecimalBytes;
 use serde_json::{Value, json};
 
-use super::DataDir;
+use super::{DataDir, server::Server};
 use crate::assets::{AssetError, Assets, FileState, Listed, Options};
 
 const EXAMPLES: &str = "\
@@ -100,20 +99,6 @@ enum Verb {
     },
 }
 
-/// A weir that runs.
-#[derive(Debug, Args)]
-struct Server {
-    /// Where it listens
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", env = "WEIR_URL")]
-    url: String,
-    /// A key with `admin: true`, where keys are configured
-    #[arg(long, value_name = "KEY", env = "WEIR_API_KEY", hide_env_values = true)]
-    key: Option<String>,
-    /// Print one JSON document on stdout
-    #[arg(long)]
-    json: bool,
-}
-
 #[derive(Debug, Args)]
 struct Common {
     #[command(flatten)]
@@ -146,36 +131,8 @@ pub fn run(args: ModelsArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-impl Server {
-    /// Asks the weir for something below `/v1/fleet`.
-    fn ask(&self, method: reqwest::Method, below: &str, body: Option<Value>) -> anyhow::Result<Value> {
-        crate::tls::install_provider();
-        let url = format!("{}/v1/fleet{below}", self.url.trim_end_matches('/').trim_end_matches("/v1"));
-        let ask = async {
-            let mut request = reqwest::Client::new().request(method, &url);
-            if let Some(key) = &self.key {
-                request = request.bearer_auth(key);
-            }
-            if let Some(body) = &body {
-                request = request.json(body);
-            }
-            let response = request.send().await?;
-            let status = response.status();
-            anyhow::Ok((status, response.text().await?))
-        };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (status, text) =
-            runtime.block_on(ask).with_context(|| format!("no weir answers at {url}; is it running? (--url)"))?;
-        let value: Value = serde_json::from_str(&text).with_context(|| format!("{url} is no weir: {status}"))?;
-        if !status.is_success() {
-            anyhow::bail!("{}", value["error"]["message"].as_str().unwrap_or(&text));
-        }
-        Ok(value)
-    }
-}
-
 fn running(server: &Server) -> anyhow::Result<ExitCode> {
-    let said = server.ask(reqwest::Method::GET, "", None)?;
+    let said = server.ask(reqwest::Method::GET, "/v1/fleet", None)?;
     if server.json {
         print_json(&said)?;
         return Ok(ExitCode::SUCCESS);
@@ -219,7 +176,7 @@ fn in_words(entry: &Value) -> String {
 }
 
 fn set_loaded(server: &Server, name: &str, loaded: bool) -> anyhow::Result<ExitCode> {
-    let said = server.ask(reqwest::Method::PUT, &format!("/{name}"), Some(json!({"loaded": loaded})))?;
+    let said = server.ask(reqwest::Method::PUT, &format!("/v1/fleet/{name}"), Some(json!({"loaded": loaded})))?;
     match server.json {
         true => print_json(&said)?,
         false => say!("{name}: {}", in_words(&said)),

@@ -157,7 +157,7 @@ fn none(n: &u32) -> bool {
 }
 
 /// What an in-process model has done since it was loaded. Tokens but `preempted`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
     /// Of prompts, that were computed.
     pub prefilled: u64,

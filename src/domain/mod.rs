@@ -11,6 +11,7 @@ mod decision;
 mod error_kind;
 mod event;
 mod ids;
+mod kv;
 mod model;
 mod plan;
 mod request;
@@ -28,6 +29,7 @@ pub use event::{
     PolicyVersion, StateUpdate,
 };
 pub use ids::{DecisionId, Hash, Micros};
+pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
 pub use plan::{CallSpec, Plan, Sampling};
-pub use request::{ContentPart, Message, Request, Role};
+pub use request::{ContentPart, Message, Request, Role, sharing};

@@ -1,6 +1,6 @@
 //! What a client asked, in weir's own terms.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Need, RequestView, Sampling};
 
 /// Who said a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     System,
@@ -93,9 +93,20 @@ pub struct Request {
     pub priority: i32,
     /// `weir: {exact: true}`: models in the process compute marked documents where they stand.
     pub exact: bool,
+    /// For how long models in the process keep its documents before all that is not pinned: `cache_control.ttl`, the longest of the
+    /// request.
+    pub keep: Option<Duration>,
     /// Who may share computed documents with whom: those of one tenant, or of one key without a tenant.
     pub sharing: String,
     pub body: Bytes,
+}
+
+/// With whom requests of a tenant, or of a key without one, share what is computed of documents ([`Request::sharing`]).
+pub fn sharing(tenant: &str, key: &str) -> String {
+    match tenant.is_empty() {
+        true => format!("key {key}"),
+        false => format!("tenant {tenant}"),
+    }
 }
 
 impl Request {

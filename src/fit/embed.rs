@@ -161,6 +161,7 @@ fn request(text: &str) -> Request {
         client_retry: 0,
         priority: 0,
         exact: false,
+        keep: None,
         sharing: String::new(),
         body: bytes::Bytes::new(),
     }

@@ -24,7 +24,7 @@ use crate::{
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
         Admin, Context, DecidedBy, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind,
-        Event, EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
+        Event, EventBody, Feedback, Fleet, Hash, KvAnswer, KvCommand, Need, Request, SessionView, Signals, canonical,
     },
     learn::Published,
     policy::Policy,
@@ -136,7 +136,7 @@ impl Gateway {
     /// # Errors
     /// See [`GatewayError`]; every error after the decision is recorded as the request's outcome.
     pub async fn chat(&self, request: Request, caller: Caller) -> Result<Answer, GatewayError> {
-        let request = Arc::new(request);
+        let request = self.marked(request);
         let decided = self.decide_and_record(&request, &caller, false).await?;
         // While the model is asked.
         let shadows = self.decide_beside(&decided, &request, &caller);
@@ -160,7 +160,7 @@ impl Gateway {
 
     /// Decides and records it, and calls nothing.
     pub async fn decide(&self, request: Request, caller: Caller) -> Result<Explained, GatewayError> {
-        let request = Arc::new(request);
+        let request = self.marked(request);
         let Decided { id, decision, context } = self.decide_and_record(&request, &caller, true).await?;
         Ok(Explained { id, decision, context })
     }
@@ -217,22 +217,46 @@ impl Gateway {
     /// # Errors
     /// [`GatewayError::UnknownModel`], [`GatewayError::Invalid`] for entries that run elsewhere or cannot be loaded.
     pub async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError> {
-        let served = || self.parts.backends.keys().cloned().collect();
-        let backend = self
-            .parts
-            .backends
-            .get(name)
-            .ok_or_else(|| GatewayError::UnknownModel { name: name.to_owned(), served: served() })?;
+        let backend = self.backend(name)?;
         if backend.local().is_some_and(|local| local.loaded == loaded) {
             return Ok(status(name, backend));
         }
         let wrong = |e: BackendError| GatewayError::Invalid { message: e.message, param: Some("loaded".to_owned()) };
         backend.set_loaded(loaded).await.map_err(wrong)?;
         let action = if loaded { "model_loaded" } else { "model_unloaded" };
-        let admin = Admin { action: action.to_owned(), detail: name.to_owned() };
-        let event = Event::new(now_micros(), None, EventBody::Admin(admin));
-        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
+        self.record_admin(action, name.to_owned()).await?;
         Ok(status(name, backend))
+    }
+
+    /// What a model in this process keeps of keys and values: asked for, computed beforehand, let go.
+    ///
+    /// # Errors
+    /// [`GatewayError::UnknownModel`], [`GatewayError::Invalid`] for entries that run elsewhere and prompts without documents.
+    pub async fn kv(&self, name: &str, command: KvCommand) -> Result<KvAnswer, GatewayError> {
+        let wrong = |e: BackendError| GatewayError::Invalid { message: e.message, param: None };
+        let done = match &command {
+            KvCommand::Stat | KvCommand::Lookup(_) => None,
+            KvCommand::Pin(_, keep) => Some(("kv_pinned", format!("{name} for {} s", keep.as_secs()))),
+            KvCommand::Clear(_) => Some(("kv_cleared", name.to_owned())),
+        };
+        let answer = self.backend(name)?.kv(command).await.map_err(wrong)?;
+        if let Some((action, detail)) = done {
+            self.record_admin(action, detail).await?;
+        }
+        Ok(answer)
+    }
+
+    fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>, GatewayError> {
+        let served = || self.parts.backends.keys().cloned().collect();
+        let backend = self.parts.backends.get(name);
+        backend.ok_or_else(|| GatewayError::UnknownModel { name: name.to_owned(), served: served() })
+    }
+
+    /// Records what an administrator did.
+    async fn record_admin(&self, action: &str, detail: String) -> Result<(), GatewayError> {
+        let admin = Admin { action: action.to_owned(), detail };
+        let event = Event::new(now_micros(), None, EventBody::Admin(admin));
+        self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)
     }
 
     /// Records a judgement; the learner hears of it through the log. `false` when its idempotency key was seen before.
@@ -341,6 +365,17 @@ impl Gateway {
         let event = Event::new(now_micros(), None, EventBody::Admin(probe));
         let _ = self.parts.journal.append(vec![event]).await;
         self.parts.journal.failing()
+    }
+
+    /// A request with what its policy takes for documents marked.
+    fn marked(&self, mut request: Request) -> Arc<Request> {
+        // A name that means nothing is reported where it is decided.
+        if let Ok(Target::Policy(policy) | Target::Pinned(policy, _)) = self.resolve(&request.model)
+            && let Some(messages) = policy.chunks().and_then(|chunks| chunks.mark(&request.messages))
+        {
+            request.messages = messages;
+        }
+        Arc::new(request)
     }
 
     async fn decide_and_record(

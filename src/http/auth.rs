@@ -87,7 +87,7 @@ fn bearer(value: &[u8]) -> Option<&[u8]> {
 pub(super) struct Authorized(pub Caller);
 
 /// A caller whose key is an administrator's.
-pub(super) struct Admin;
+pub(super) struct Admin(pub Caller);
 
 impl FromRequestParts<Arc<App>> for Authorized {
     type Rejection = ApiError;
@@ -102,7 +102,7 @@ impl FromRequestParts<Arc<App>> for Admin {
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, ApiError> {
         match app.keys.identify(&parts.headers)? {
-            (_, true) => Ok(Self),
+            (caller, true) => Ok(Self(caller)),
             (caller, false) => Err(ApiError::forbidden(
                 "admin_key_required",
                 format!("The API key `{}` may not do this; it needs a key with `admin: true`.", caller.key.id),

@@ -114,11 +114,7 @@ async fn read(app: &App, request: Request, caller: &Caller) -> Result<domain::Re
     }
     request.client_retry =
         text(&parts.headers, &CLIENT_RETRY).and_then(|count| u32::from_str(count.trim()).ok()).unwrap_or(0);
-    let key = &caller.key;
-    request.sharing = match key.tenant.is_empty() {
-        true => format!("key {}", key.id),
-        false => format!("tenant {}", key.tenant),
-    };
+    request.sharing = domain::sharing(&caller.key.tenant, &caller.key.id);
     Ok(request)
 }
 

@@ -17,6 +17,7 @@ mod body;
 mod chat;
 mod embeddings;
 pub mod error;
+mod kv;
 mod observe;
 mod openapi;
 mod ops;
@@ -42,7 +43,7 @@ pub use service::{DecisionsQuery, Service};
 use crate::telemetry::Metrics;
 
 /// Every route, which is also every value of the metrics' label.
-pub const ROUTES: [&str; 14] = [
+pub const ROUTES: [&str; 18] = [
     "/v1/chat/completions",
     "/v1/embeddings",
     "/v1/models",
@@ -53,6 +54,10 @@ pub const ROUTES: [&str; 14] = [
     "/v1/audit/decisions/{id}",
     "/v1/fleet",
     "/v1/fleet/{*id}",
+    "/v1/kv",
+    "/v1/kv/lookup",
+    "/v1/kv/pin",
+    "/v1/kv/clear",
     "/healthz",
     "/readyz",
     "/metrics",
@@ -118,6 +123,10 @@ pub fn app(service: Arc<dyn Service>, options: HttpOptions) -> Router {
         one,
         fleet,
         entry,
+        kv_stat,
+        kv_lookup,
+        kv_pin,
+        kv_clear,
         healthz,
         readyz,
         metrics,
@@ -134,6 +143,10 @@ pub fn app(service: Arc<dyn Service>, options: HttpOptions) -> Router {
         .route(one, get(record::decision))
         .route(fleet, get(ops::fleet))
         .route(entry, put(ops::set_loaded))
+        .route(kv_stat, get(kv::stat))
+        .route(kv_lookup, post(kv::lookup))
+        .route(kv_pin, post(kv::pin))
+        .route(kv_clear, post(kv::clear))
         .route(healthz, get(ops::healthz))
         .route(readyz, get(ops::readyz))
         .route(metrics, get(ops::metrics))

@@ -9,7 +9,7 @@ use axum::{
 use bytes::Bytes;
 use utoipa::OpenApi;
 
-use super::{chat, embeddings, error, ops, record, wire};
+use super::{chat, embeddings, error, kv, ops, record, wire};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,7 +17,7 @@ use super::{chat, embeddings, error, ops, record, wire};
         title = "weir",
         description = "OpenAI's API in front of a policy that routes each request to a plan over a fleet of models, and \
                        records every decision. Where keys are configured, `/v1/*` needs one as a bearer token, \
-                       `/v1/audit/*`, `/v1/fleet` and `/metrics` one with `admin: true`.",
+                       `/v1/audit/*`, `/v1/fleet`, `/v1/kv` and `/metrics` one with `admin: true`.",
         license(name = "Apache-2.0")
     ),
     paths(
@@ -31,6 +31,10 @@ use super::{chat, embeddings, error, ops, record, wire};
         record::decision,
         ops::fleet,
         ops::set_loaded,
+        kv::stat,
+        kv::lookup,
+        kv::pin,
+        kv::clear,
         ops::healthz,
         ops::readyz,
         ops::metrics,

@@ -8,7 +8,7 @@ use utoipa::IntoParams;
 
 use crate::{
     audit::DecisionFilter,
-    domain::{DecisionId, Feedback, OutcomeStatus, Request},
+    domain::{DecisionId, Feedback, KvAnswer, KvCommand, OutcomeStatus, Request},
     gateway::{Answer, Caller, Embedded, Explained, FleetStatus, Gateway, GatewayError, Readiness, Served},
 };
 
@@ -33,6 +33,9 @@ pub trait Service: Send + Sync + 'static {
 
     /// Loads or unloads a model that runs in this process; gives how it is then.
     async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError>;
+
+    /// What a model in this process keeps of keys and values: asked for, computed beforehand, let go.
+    async fn kv(&self, name: &str, command: KvCommand) -> Result<KvAnswer, GatewayError>;
 
     /// Records a judgement; `false` when its idempotency key was seen before.
     async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError>;
@@ -119,6 +122,10 @@ impl Service for Gateway {
 
     async fn set_loaded(&self, name: &str, loaded: bool) -> Result<FleetStatus, GatewayError> {
         Gateway::set_loaded(self, name, loaded).await
+    }
+
+    async fn kv(&self, name: &str, command: KvCommand) -> Result<KvAnswer, GatewayError> {
+        Gateway::kv(self, name, command).await
     }
 
     async fn feedback(&self, id: DecisionId, feedback: Feedback) -> Result<bool, GatewayError> {

@@ -25,6 +25,7 @@ fn request(messages: Vec<Message>) -> Request {
         client_retry: 0,
         priority: 0,
         exact: false,
+        keep: None,
         sharing: String::new(),
         body: Bytes::new(),
     }

@@ -302,7 +302,11 @@ async fn keys() {
     let put = [("authorization", "Bearer sk-app")];
     let reply = server.send("PUT", "/v1/fleet/org/smol", &put, br#"{"loaded": false}"#).await;
     assert_eq!((reply.status, &error(&reply)["code"]), (403, &json!("admin_key_required")));
-    for path in ["/v1/audit/decisions", "/v1/fleet", "/metrics"] {
+    for path in ["/v1/kv/lookup", "/v1/kv/pin", "/v1/kv/clear"] {
+        let reply = server.send("POST", path, &put, br#"{"model": "org/smol"}"#).await;
+        assert_eq!((reply.status, &error(&reply)["code"]), (403, &json!("admin_key_required")), "{path}");
+    }
+    for path in ["/v1/audit/decisions", "/v1/fleet", "/v1/kv", "/metrics"] {
         let reply = get(path, Some("Bearer sk-app")).await;
         assert_eq!((reply.status, &error(&reply)["code"]), (403, &json!("admin_key_required")));
         assert_eq!(get(path, Some("Bearer sk-boss")).await.status, 200);
@@ -313,6 +317,46 @@ async fn keys() {
     let caller = &requests[0].1;
     assert_eq!((caller.key.id.as_str(), caller.key.tenant.as_str(), caller.key.tier.as_str()), ("app", "acme", "gold"));
     assert_eq!(caller.authorization, None, "weir's own key is not for upstreams");
+}
+
+#[tokio::test]
+async fn kept_documents_are_looked_up_pinned_and_let_go() {
+    let server = Server::start().await;
+    let post = async |verb: &str, body: Value| {
+        server.send("POST", &format!("/v1/kv/{verb}"), &[], body.to_string().as_bytes()).await
+    };
+    let part = json!({"type": "text", "text": "a document", "weir": {"chunk": true}});
+    let messages = json!([{"role": "user", "content": [part, {"type": "text", "text": "?"}]}]);
+    let asked = json!({"model": "org/smol", "messages": messages});
+    let with = |key: &str, value: Value| {
+        let mut asked = asked.clone();
+        asked[key] = value;
+        asked
+    };
+    let mine = post("lookup", asked.clone()).await.json();
+    assert_eq!(mine["documents"], json!([{"tokens": 64, "in_memory": true, "on_disk": false, "pinned_s": null}]));
+    // The fake's tokens are the length of who shares: the key that asks, a tenant, another key.
+    let whose = async |asked: Value| post("lookup", asked).await.json()["tokens"].clone();
+    assert_eq!(whose(with("tenant", json!("acme"))).await, json!("tenant acme".len()));
+    assert_eq!(whose(with("key", json!("app-7"))).await, json!("key app-7".len()));
+    assert_eq!(post("pin", with("ttl_s", json!(60))).await.json()["tokens"], 60);
+    assert_eq!(post("pin", asked.clone()).await.json()["tokens"], 3600);
+    assert_eq!(post("clear", asked.clone()).await.json(), json!({"entries": 1, "on_disk": 0}));
+    assert_eq!(post("clear", json!({"model": "org/smol"})).await.json(), json!({"entries": 9, "on_disk": 2}));
+    for (verb, body, says) in [
+        ("lookup", json!({"model": "org/smol"}), "'messages' is missing"),
+        ("pin", json!({"messages": messages}), "'model' is missing"),
+        ("pin", with("ttl_s", json!(0)), "'ttl_s' must be from 1"),
+        ("pin", with("ttl", json!(60)), "unknown field `ttl`"),
+        ("lookup", json!({"model": "org/smol", "messages": [{"role": "user"}]}), "messages[0].content"),
+    ] {
+        let reply = post(verb, body).await;
+        assert_eq!(reply.status, 400, "{says}");
+        assert!(error(&reply)["message"].as_str().unwrap().contains(says), "{says}: {}", reply.body);
+    }
+    let reply = post("clear", json!({"model": "nobody"})).await;
+    assert_eq!((reply.status, &error(&reply)["code"]), (404, &json!("model_not_found")));
+    assert_eq!(server.get("/v1/kv").await.json()["data"], json!([]), "the fake's model is not loaded");
 }
 
 #[tokio::test]

@@ -23,8 +23,9 @@ use tokio::{
 use weir::{
     backend::BackendError,
     domain::{
-        Choice, Chunk, Completion, Context, DecidedBy, Decision, DecisionId, ErrorKind, Feedback, FinishReason, Hash,
-        Need, Request, TokenLogprob, Usage, UsageSource,
+        Choice, Chunk, Completion, ContentPart, Context, DecidedBy, Decision, DecisionId, DocumentKv, ErrorKind,
+        Feedback, FinishReason, Hash, KvAnswer, KvCleared, KvCommand, Need, PromptKv, Request, TokenLogprob, Usage,
+        UsageSource,
     },
     gateway::{Answer, AnswerBody, Caller, Embedded, Explained, FleetStatus, GatewayError, Readiness, Served},
     http::{self, DecisionsQuery, Drained, HttpOptions, ServeOptions, Service},
@@ -257,6 +258,30 @@ impl Service for Fake {
         match self.fleet().pop().filter(|status| status.name == name) {
             Some(status) => Ok(FleetStatus { available: loaded, ..status }),
             None => Err(GatewayError::UnknownModel { name: name.to_owned(), served: vec!["org/smol".into()] }),
+        }
+    }
+
+    async fn kv(&self, name: &str, command: KvCommand) -> Result<KvAnswer, GatewayError> {
+        let invalid = |message: &str| GatewayError::Invalid { message: message.to_owned(), param: None };
+        let documents = |request: &Request| {
+            let parts = request.messages.iter().flat_map(|message| &message.content);
+            let chunks = parts.filter(|part| matches!(part, ContentPart::Chunk(_)));
+            let document = |pinned_s| DocumentKv { tokens: 64, in_memory: true, on_disk: false, pinned_s };
+            let documents = |pinned_s| chunks.clone().map(|_| document(pinned_s)).collect();
+            (request.sharing.len(), documents(None), documents(Some(1)))
+        };
+        let prompt =
+            |tokens, documents| KvAnswer::Prompt(PromptKv { tokens, prefix_tokens: 32, documents, chunk_reuse: None });
+        match command {
+            _ if name != "org/smol" => {
+                Err(GatewayError::UnknownModel { name: name.to_owned(), served: vec!["org/smol".into()] })
+            }
+            KvCommand::Stat => Err(invalid("not asked for: it is not loaded")),
+            // The tokens are the length of who shares.
+            KvCommand::Lookup(request) => Ok(prompt(documents(&request).0, documents(&request).1)),
+            KvCommand::Pin(request, keep) => Ok(prompt(keep.as_secs() as usize, documents(&request).2)),
+            KvCommand::Clear(None) => Ok(KvAnswer::Cleared(KvCleared { entries: 9, on_disk: 2 })),
+            KvCommand::Clear(Some(_)) => Ok(KvAnswer::Cleared(KvCleared { entries: 1, on_disk: 0 })),
         }
     }
 

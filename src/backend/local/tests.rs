@@ -33,6 +33,7 @@ fn request(text: &str, stream: bool, sampling: Sampling) -> Request {
         client_retry: 0,
         priority: 0,
         exact: false,
+        keep: None,
         sharing: String::new(),
         body: Bytes::new(),
     }

@@ -32,6 +32,7 @@ pub(crate) fn request(body: &str, stream: bool) -> Request {
         client_retry: 0,
         priority: 0,
         exact: false,
+        keep: None,
         sharing: String::new(),
         body: Bytes::copy_from_slice(body.as_bytes()),
     }

@@ -1,34 +1,21 @@
-//! `weir kv`: documents that are computed once and reused wherever they stand.
+//! `weir kv calibrate`: what reusing documents costs a model, measured and recorded.
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Args, Subcommand};
+use clap::Args;
 use serde_json::json;
 
-use super::{bench::model_file, serve::ConfigArgs};
+use crate::cli::{bench::model_file, serve::ConfigArgs};
 use crate::{
     bench::{kv_fidelity, questions},
     engine::{EngineOptions, FidelityRecord, Precision, fidelity::Variant},
 };
 
-#[derive(Debug, Args)]
-pub struct KvArgs {
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Measure what reusing documents costs a model, and write its record: models without one do not reuse them.
-    #[command(after_help = CALIBRATE)]
-    Calibrate(CalibrateArgs),
-}
-
 /// Fewer questions say little of others.
 const FEW: usize = 20;
 
-const CALIBRATE: &str = "\
+pub(super) const EXAMPLE: &str = "\
 Example:
   weir kv calibrate smollm2-135m-instruct --data questions.jsonl
 
@@ -39,7 +26,7 @@ one of least divergence, and the model goes on computing documents where they st
 model. Exit code 1: no way keeps the bound.";
 
 #[derive(Debug, Args)]
-struct CalibrateArgs {
+pub(super) struct CalibrateArgs {
     /// A local model of the configuration, an asset, or a model file
     model: String,
     /// Questions about documents
@@ -70,13 +57,7 @@ fn reusable(name: &str) -> Result<Variant, String> {
     }
 }
 
-pub fn run(args: KvArgs) -> anyhow::Result<ExitCode> {
-    match args.verb {
-        Verb::Calibrate(args) => calibrate(&args),
-    }
-}
-
-fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
+pub(super) fn run(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.questions > 0 && args.answer > 0, "at least 1 question and 1 token of its answer");
     let config = args.config.assemble(None)?;
     let bound = config.chunk_reuse.context("chunk_reuse is switched off in the configuration")?;
@@ -91,7 +72,7 @@ fn calibrate(args: &CalibrateArgs) -> anyhow::Result<ExitCode> {
     let model = model_file(model, &config.data_dir)?;
     let (data, taken) = questions::take(&args.data, args.questions).map_err(anyhow::Error::msg)?;
     let plan = kv_fidelity::Plan { model, options, variants: args.variants.clone(), answer: args.answer };
-    let bar = super::policy::fit::bar("comparing", taken.len());
+    let bar = crate::cli::policy::fit::bar("comparing", taken.len());
     let report = kv_fidelity::run(&plan, &taken, &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report?;

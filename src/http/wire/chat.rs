@@ -3,13 +3,15 @@
 //! Only what weir acts upon is parsed; everything else is skipped, stays in `Request::body`, and reaches remote backends
 //! untouched. Ranges are OpenAI's. This is on every request's way: about 2 µs for 1 kB.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, time::Duration};
 
 use bytes::Bytes;
+use jiff::SignedDuration;
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, SeqAccess, Visitor},
 };
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::parse::{self, Count, Integer, Invalid, Number, Object, OneOrMany};
@@ -25,6 +27,9 @@ const MAX_TOKENS: i64 = i32::MAX as i64;
 const MAX_STOPS: usize = 16;
 /// OpenAI's limits on `metadata`, which goes into every record.
 const MAX_METADATA: (usize, usize, usize) = (16, 64, 512);
+
+/// The longest that a client may pin documents.
+const MOST_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// A chat. Fields that are not listed here go to remote models untouched.
 #[derive(Deserialize, ToSchema)]
@@ -157,10 +162,10 @@ struct MessageBody<'a> {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     refusal: Option<IgnoredAny>,
-    /// Any value but null marks the message's text as a document that is reused wherever it stands (Anthropic's convention).
+    /// Any value but null marks the message's text as a document that is reused wherever it stands (Anthropic's convention). Its `ttl`
+    /// (such as `5m`) pins the request's documents for so long.
     #[serde(default)]
-    #[schema(value_type = Option<Value>)]
-    cache_control: Option<IgnoredAny>,
+    cache_control: Option<Value>,
     #[serde(default)]
     #[schema(value_type = Option<WeirOptions>)]
     weir: Option<Object<WeirOptions>>,
@@ -181,14 +186,25 @@ struct PartBody<'a> {
     #[serde(default)]
     text: Option<String>,
     #[serde(default)]
-    cache_control: Option<IgnoredAny>,
+    cache_control: Option<Value>,
     #[serde(default)]
     weir: Option<Object<WeirOptions>>,
 }
 
-/// Whether a message or a part is marked as a document.
-fn is_chunk(cache_control: Option<IgnoredAny>, weir: Option<Object<WeirOptions>>) -> bool {
-    cache_control.is_some() || weir.is_some_and(|Object(options)| options.chunk)
+/// What messages and parts say of the whole request.
+#[derive(Default)]
+struct Found {
+    needs: Needs,
+    keep: Option<Duration>,
+}
+
+impl Found {
+    /// Whether a message or a part is marked as a document. A `ttl` that is no duration is another server's.
+    fn is_chunk(&mut self, cache_control: Option<Value>, weir: Option<Object<WeirOptions>>) -> bool {
+        let ttl = cache_control.as_ref().and_then(|control| control["ttl"].as_str()?.parse::<SignedDuration>().ok());
+        self.keep = self.keep.max(ttl.and_then(|ttl| Duration::try_from(ttl).ok()).map(|ttl| ttl.min(MOST_KEPT)));
+        cache_control.is_some() || weir.is_some_and(|Object(options)| options.chunk)
+    }
 }
 
 fn text_part(text: String, chunk: bool) -> ContentPart {
@@ -264,10 +280,10 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
         });
     }
 
-    let mut needs = Needs::default();
+    let mut found = Found::default();
     let mut messages = Vec::with_capacity(bodies.len());
     for (i, Object(body)) in bodies.into_iter().enumerate() {
-        messages.push(message(i, body, &mut needs)?);
+        messages.push(message(i, body, &mut found)?);
     }
 
     let (max_field, max_tokens) = match body.max_completion_tokens {
@@ -282,6 +298,7 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
     let metadata = body.metadata.unwrap_or_default();
     check_metadata(&metadata)?;
 
+    let Found { mut needs, keep } = found;
     needs.set(Need::Tools, body.tools.0 > 0 || body.functions.0 > 0);
     needs.set(Need::ResponseFormat, body.response_format.is_some_and(|format| format.0.kind != "text"));
     needs.set(Need::Audio, body.modalities.is_some_and(|m| m.iter().any(|m| m == "audio")));
@@ -313,16 +330,17 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
             _ => 0,
         },
         exact: body.weir.is_some_and(|Object(options)| options.exact),
+        keep,
         sharing: String::new(),
         body: Bytes::new(),
     })
 }
 
-fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message, Invalid> {
+fn message(i: usize, body: MessageBody<'_>, found: &mut Found) -> Result<Message, Invalid> {
     let calls_tools = body.tool_calls.0 > 0 || body.function_call.is_some();
     // A model without tools has no words for their calls and results either.
-    needs.set(Need::Tools, calls_tools || matches!(body.role, Role::Tool | Role::Function));
-    let chunk = is_chunk(body.cache_control, body.weir);
+    found.needs.set(Need::Tools, calls_tools || matches!(body.role, Role::Tool | Role::Function));
+    let chunk = found.is_chunk(body.cache_control, body.weir);
     let content = match body.content {
         Content::Text(text) => vec![text_part(text, chunk)],
         Content::Parts(parts) if parts.is_empty() => {
@@ -332,7 +350,7 @@ fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message
         Content::Parts(parts) => {
             let mut content = Vec::with_capacity(parts.len());
             for (j, Object(body)) in parts.into_iter().enumerate() {
-                content.push(part(i, j, body, chunk, needs)?);
+                content.push(part(i, j, body, chunk, found)?);
             }
             content
         }
@@ -351,20 +369,20 @@ fn message(i: usize, body: MessageBody<'_>, needs: &mut Needs) -> Result<Message
     Ok(Message { role: body.role, content })
 }
 
-fn part(i: usize, j: usize, body: PartBody<'_>, chunk: bool, needs: &mut Needs) -> Result<ContentPart, Invalid> {
+fn part(i: usize, j: usize, body: PartBody<'_>, chunk: bool, found: &mut Found) -> Result<ContentPart, Invalid> {
     match &*body.kind {
         "text" => {
             let place = format!("messages[{i}].content[{j}].text");
             let text = body.text.ok_or_else(|| {
                 Invalid::missing(&place, format!("'{place}' is missing: a part of type 'text' holds its text there."))
             })?;
-            return Ok(text_part(text, is_chunk(body.cache_control, body.weir) || chunk));
+            return Ok(text_part(text, found.is_chunk(body.cache_control, body.weir) || chunk));
         }
         "refusal" => {}
-        "input_audio" => needs.set(Need::Audio, true),
+        "input_audio" => found.needs.set(Need::Audio, true),
         // Images, and whatever else is not text (files, video): no text-only model can read it, and to drop it silently
         // would be to answer another question.
-        _ => needs.set(Need::Images, true),
+        _ => found.needs.set(Need::Images, true),
     }
     Ok(ContentPart::Other { kind: body.kind.into_owned() })
 }

@@ -1,6 +1,6 @@
 //! The wire types: what parses, what does not and how that is said, and what is written.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -398,13 +398,24 @@ fn documents_are_marked_in_a_part_or_a_whole_message() {
     let request = parsed(
         r#"{"model":"auto","weir":{"exact":true},"messages":[
             {"role":"system","content":"a","cache_control":{"type":"ephemeral"}},
-            {"role":"user","content":[{"type":"text","text":"b","cache_control":{"type":"ephemeral"}},
+            {"role":"user","content":[{"type":"text","text":"b","cache_control":{"type":"ephemeral","ttl":"5m"}},
                                       {"type":"text","text":"c","weir":{"chunk":true}},
                                       {"type":"text","text":"d","cache_control":null,"weir":{"chunk":false}}]},
             {"role":"user","content":[{"type":"text","text":"e"}],"weir":{"chunk":true}}]}"#,
     )
     .unwrap();
     assert!(request.exact);
+    assert_eq!(request.keep, Some(Duration::from_secs(300)));
+    let kept = |ttl: &str| {
+        let control = format!(r#"{{"type":"ephemeral","ttl":{ttl}}}"#);
+        let message = format!(r#"{{"role":"user","content":"x","cache_control":{control}}}"#);
+        parsed(&format!(r#"{{"model":"auto","messages":[{message}]}}"#)).unwrap().keep
+    };
+    // What another server may understand is none of ours.
+    assert_eq!(
+        [r#""1h""#, r#""900h""#, r#""-5m""#, r#""long""#, "7"].map(kept),
+        [3600, 86_400, 0, 0, 0].map(|s| { (s > 0).then_some(Duration::from_secs(s)) })
+    );
     let contents: Vec<_> = request.messages.iter().map(|message| message.content.clone()).collect();
     assert_eq!(contents, [vec![chunk("a")], vec![chunk("b"), chunk("c"), text("d")], vec![chunk("e")]]);
     assert_eq!(request.messages[1].joined_text(), "b\nc\nd");
