@@ -14,6 +14,7 @@ pub mod linear;
 pub mod number;
 pub mod pool;
 mod quantised;
+pub mod span_table;
 pub mod superblocks;
 pub mod tile;
 
