@@ -1,8 +1,8 @@
 //! Operations on an NVIDIA card, behind opaque buffers: what `kernels/` holds, launched from here. Compiled with the feature
 //! `cuda`; the driver's library is looked for at run time, so one binary runs with and without a card.
 //!
-//! So far there is decode attention over paged keys and values, the twin of [`super::attention`]; `weir bench kernels` holds
-//! the two against each other. The engine does not run on a card yet.
+//! So far there is decode attention over spans of paged keys and values, the twin of [`super::attention`]; `weir bench kernels`
+//! holds the two against each other. The engine does not run on a card yet.
 
 use std::{ops::Range, sync::Arc};
 
@@ -18,6 +18,7 @@ use half::f16;
 use super::{
     attention::{Heads, POSITIONS},
     number::Number,
+    span_table::SpanTable,
 };
 
 mod kernels {
@@ -97,18 +98,65 @@ impl Layout {
     }
 }
 
-/// One token of each sequence, and where its keys and values are.
+/// A [`SpanTable`] on the card.
+pub struct Spans {
+    /// `[span]`: number of the block, first place, places, row of `turns` or -1.
+    spans: Buffer<[i32; 4]>,
+    /// `[sequences + 1]`.
+    begins: Buffer<i32>,
+    /// `[turn][half a head]`: cosines and sines.
+    turns: Buffer<[f32; 2]>,
+    size: usize,
+    most: usize,
+    blocks: usize,
+}
+
+impl Spans {
+    pub fn sequences(&self) -> usize {
+        self.begins.len() - 1
+    }
+}
+
+/// One token of each sequence, and where the keys and values are that it sees.
 pub struct Decode<'a> {
     pub layout: Layout,
     pub layer: usize,
     pub blocks: &'a Buffer<f16>,
-    /// `[sequence][stride]`: numbers of blocks.
-    pub tables: &'a Buffer<i32>,
-    pub stride: usize,
-    /// Positions of each sequence, at least 1, the token's own included.
-    pub lengths: &'a Buffer<i32>,
-    /// The greatest of them.
-    pub longest: usize,
+    pub spans: &'a Spans,
+}
+
+impl Decode<'_> {
+    /// Whether there is a kernel for these heads, and everything is within the buffers.
+    fn check(&self, q: usize, out: usize) -> Result<(), CudaError> {
+        let refuse = |reason| Err(CudaError::Shape(reason));
+        let Heads { queries, keys, size } = self.layout.heads;
+        let kernel = HEAD_SIZES.contains(&size) && keys > 0 && queries % keys == 0;
+        if !kernel || !(1..=MOST_GROUPED).contains(&(queries / keys)) {
+            return refuse(format!(
+                "no kernel for {queries} query heads over {keys} key heads of {size} elements: heads of 32, 64 or 128 elements, \
+                 at most {MOST_GROUPED} query heads per key head"
+            ));
+        }
+        if self.layer >= self.layout.layers {
+            return refuse(format!("there is no layer {} of {}", self.layer, self.layout.layers));
+        }
+        if self.spans.size != size {
+            let packed = self.spans.size;
+            return refuse(format!("spans were packed for heads of {packed} elements, and these have {size}"));
+        }
+        let blocks = self.blocks.len() / self.layout.block_elements();
+        if self.spans.blocks > blocks {
+            return refuse(format!("spans lie in block {}, and there are {blocks}", self.spans.blocks - 1));
+        }
+        let sequences = self.spans.sequences();
+        let wanted = sequences * queries * size;
+        if q != wanted || out != wanted {
+            return refuse(format!(
+                "queries of {sequences} sequences are {wanted} numbers, and so is what comes out: there are {q} and {out}"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Device {
@@ -143,6 +191,24 @@ impl Device {
     /// [`CudaError::Driver`], when there is not so much.
     pub fn upload<T: DeviceRepr>(&self, numbers: &[T]) -> Result<Buffer<T>, CudaError> {
         Ok(Buffer(self.stream.clone_htod(numbers)?))
+    }
+
+    /// The table on the card.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`], when there is not so much memory.
+    pub fn upload_spans(&self, table: &SpanTable) -> Result<Spans, CudaError> {
+        let SpanTable { spans, begins, turns, size, most, blocks } = table;
+        // A driver does not give memory of no bytes.
+        let turns = if turns.is_empty() { &[[1.0, 0.0]] } else { &turns[..] };
+        Ok(Spans {
+            spans: self.upload(spans)?,
+            begins: self.upload(begins)?,
+            turns: self.upload(turns)?,
+            size: *size,
+            most: *most,
+            blocks: *blocks,
+        })
     }
 
     /// Memory of so many zeros.
@@ -189,18 +255,18 @@ impl Device {
         Ok(f64::from(begin.elapsed_ms(&end)?) / 1e3)
     }
 
-    /// Parts that sequences of so many blocks are cut into, so that every processor has work.
-    pub fn splits(&self, sequences: usize, heads: Heads, blocks: usize) -> usize {
-        // Four thread blocks per processor; none for fewer than two blocks per warp.
-        let wanted = (4 * self.processors).div_ceil((sequences * heads.keys).max(1));
-        wanted.min(blocks.div_ceil(8)).clamp(1, MOST_SPLITS)
+    /// Parts that sequences are cut into, so that every processor has work.
+    pub fn splits(&self, heads: Heads, spans: &Spans) -> usize {
+        // Four thread blocks per processor; none for fewer than two spans per warp.
+        let wanted = (4 * self.processors).div_ceil((spans.sequences() * heads.keys).max(1));
+        wanted.min(spans.most.div_ceil(8)).clamp(1, MOST_SPLITS)
     }
 
     /// Attention of one token of each sequence: `q` and `out` are `[sequence][query head][size]`; `partial` is grown where it is
     /// too small. Returns once it is launched.
     ///
     /// # Errors
-    /// [`CudaError::Shape`] for heads without a kernel and buffers that do not fit, [`CudaError::Driver`].
+    /// [`CudaError::Shape`] for heads without a kernel, and for buffers and spans that do not fit; [`CudaError::Driver`].
     pub fn decode(
         &self,
         d: &Decode<'_>,
@@ -208,44 +274,31 @@ impl Device {
         partial: &mut Buffer<f32>,
         out: &mut Buffer<f32>,
     ) -> Result<(), CudaError> {
+        d.check(q.len(), out.len())?;
         let Heads { queries, keys, size } = d.layout.heads;
-        let sequences = d.lengths.len();
         let group = queries / keys;
-        if !HEAD_SIZES.contains(&size) || queries % keys != 0 || group > MOST_GROUPED {
-            return Err(CudaError::Shape(format!(
-                "no kernel for {queries} query heads over {keys} key heads of {size} elements: heads of 32, 64 or 128 elements, \
-                 at most {MOST_GROUPED} query heads per key head"
-            )));
-        }
-        let fits = q.len() == sequences * queries * size
-            && out.len() == q.len()
-            && d.tables.len() == sequences * d.stride
-            && d.longest.div_ceil(POSITIONS) <= d.stride
-            && d.layer < d.layout.layers;
-        if !fits || sequences == 0 {
-            return Err(CudaError::Shape("buffers of decode attention do not fit each other".to_owned()));
-        }
-        let splits = self.splits(sequences, d.layout.heads, d.longest.div_ceil(POSITIONS));
+        let sequences = d.spans.sequences();
+        let splits = self.splits(d.layout.heads, d.spans);
         let wanted = if splits == 1 { 0 } else { sequences * queries * splits * (size + 2) };
         if partial.len() < wanted {
             *partial = self.zeros(wanted)?;
         }
         let block = d.layout.block_elements() as i64;
         let layer = (d.layer * d.layout.heads.layer_elements()) as i64;
-        let (stride, heads, parts) = (d.stride as i32, keys as i32, splits as i32);
+        let (heads, parts) = (keys as i32, splits as i32);
         let scale = 1.0 / (size as f32).sqrt();
         let function = self.module.load_function(&format!("paged_attention_decode_{size}_{group}"))?;
         let mut launch = self.stream.launch_builder(&function);
-        launch.arg(&q.0).arg(&d.blocks.0).arg(&d.tables.0).arg(&d.lengths.0);
-        launch.arg(&block).arg(&layer).arg(&stride).arg(&heads).arg(&parts).arg(&scale);
+        launch.arg(&q.0).arg(&d.blocks.0).arg(&d.spans.spans.0).arg(&d.spans.begins.0).arg(&d.spans.turns.0);
+        launch.arg(&block).arg(&layer).arg(&heads).arg(&parts).arg(&scale);
         launch.arg(&mut partial.0).arg(&mut out.0);
         let config = LaunchConfig {
             grid_dim: (keys as u32, sequences as u32, splits as u32),
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the arguments are the kernel's, in its order; sizes were checked above. That tables name blocks that are there
-        // and lengths are within them is the caller's part: numbers on the card cannot be checked here.
+        // SAFETY: the arguments are the kernel's, in its order. Sizes were checked above; spans when they were packed, and nobody
+        // else writes them.
         unsafe { launch.launch(config) }?;
         if splits > 1 {
             let (size_of_head, parts) = (size as i32, splits as i32);
