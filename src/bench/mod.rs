@@ -21,6 +21,7 @@ pub mod engine;
 pub mod gateway;
 pub mod kernels;
 pub mod kv;
+pub mod kv_eviction;
 pub mod kv_fidelity;
 pub mod load;
 pub mod mock_upstream;

@@ -1,5 +1,7 @@
 //! `weir bench`: measurements. Tables and JSON on stdout, progress on stderr.
 
+mod kv;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -16,15 +18,15 @@ use crate::{
     bench::{
         BenchError, bandits, bare_proxy, decide, engine,
         gateway::Plan,
-        kernels, kv, kv_fidelity,
+        kernels,
         load::Mode,
         mock_upstream, ope,
         peer::Peer,
-        policies, questions, replay,
+        policies, replay,
         report::Report,
         subject::{self, Subject},
     },
-    engine::{EngineOptions, Precision, fidelity::Variant},
+    engine::Precision,
     fit::{Family, Inputs, embed},
     replay::matrix::{How, Matrix},
 };
@@ -54,9 +56,11 @@ enum What {
     /// Whether the kernels on an NVIDIA card compute what the processor does, and how fast
     Kernels(KernelsArgs),
     /// Memory, tokens and time of prompts of many documents, by how these are reused
-    Kv(KvArgs),
+    Kv(kv::KvArgs),
     /// How far answers are from the full computation when documents are computed apart
-    KvFidelity(KvFidelityArgs),
+    KvFidelity(kv::KvFidelityArgs),
+    /// What is computed again when memory is short, by which kept blocks go first
+    KvEviction(kv::KvEvictionArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -233,93 +237,6 @@ struct EngineArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
-  weir bench kv --out eval/runs/today
-
-full: everything is computed; prefix: what prompts of a batch begin with alike is shared; epic, cacheblend: a copy of each document
-per request, its first 16 tokens or 15 % of them computed again; weir: one copy for all, the first tokens computed again;
-disk: the same, the documents read from disk first.")]
-struct KvArgs {
-    /// An in-process model of `weir models list`, or a model file
-    #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
-    model: String,
-    #[arg(long, value_name = "N", default_value_t = 2)]
-    threads: usize,
-    /// Tokens of a document
-    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [256, 512])]
-    chunks: Vec<usize>,
-    /// Documents of a prompt
-    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [8, 16])]
-    per_prompt: Vec<usize>,
-    /// Prompts at once
-    #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 8])]
-    batches: Vec<usize>,
-    /// Documents that there are
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    documents: usize,
-    /// The r-th document is drawn as often as 1/r^SKEW
-    #[arg(long, value_name = "SKEW", default_value_t = 1.0)]
-    skew: f64,
-    /// First tokens of a document that are computed again by weir
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    recompute: usize,
-    /// Tokens that each document was computed behind
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    anchor: usize,
-    /// Batches of at most so many tokens are computed, too; of others only memory and tokens are counted
-    #[arg(long, value_name = "N", default_value_t = 9000)]
-    timed: usize,
-    /// Times that each is measured, in turn; the median is reported
-    #[arg(long, value_name = "N", default_value_t = 3)]
-    repeats: usize,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    data_dir: DataDir,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
-  weir bench kv-fidelity --data multidoc_chunks.parquet --questions 60 --out eval/runs/today
-
-Ways of reuse: none (documents as they were computed alone), first-N (their first N tokens computed in place: 16 and 32 are EPIC's,
-32 is MEPIC's first block here), anchor-N (the same, computed alone behind a prompt's first token), head-N (behind what the
-template puts before a user's text), deviation-N (CacheBlend's N percent).")]
-struct KvFidelityArgs {
-    /// An in-process model of `weir models list`, or a model file
-    #[arg(long, value_name = "NAME|FILE", default_value = "smollm2-135m-instruct")]
-    model: String,
-    /// Questions about documents: Parquet or JSON lines with `question` and `chunks`
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// Questions that are taken, evenly over the file
-    #[arg(long, value_name = "N", default_value_t = 60)]
-    questions: usize,
-    /// Ways of reuse
-    #[arg(long, value_name = "NAME", num_args = 1.., value_parser = Variant::of_name,
-          default_values = ["none", "first-16", "first-32", "first-64", "anchor-0", "anchor-32", "head-0", "head-32", "deviation-15"])]
-    variants: Vec<Variant>,
-    /// Tokens of each answer that are compared
-    #[arg(long, value_name = "N", default_value_t = 32)]
-    answer: usize,
-    /// Threads; 0 takes the cores there are
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    threads: usize,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
-    #[command(flatten)]
-    data_dir: DataDir,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:
   kernels/fetch-nvcc && cargo run --release --features cuda -- bench kernels --out eval/runs/today
 
 Exit code 1: a kernel's result is too far from its CPU twin's.")]
@@ -414,8 +331,9 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Replay(args) => return replay_much(args),
         What::Engine(args) => return run_engine(args),
         What::Kernels(args) => return run_kernels(&args),
-        What::Kv(args) => return run_kv(args),
-        What::KvFidelity(args) => return run_kv_fidelity(args),
+        What::Kv(args) => return kv::run(args),
+        What::KvFidelity(args) => return kv::run_fidelity(args),
+        What::KvEviction(args) => return kv::run_eviction(args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))
@@ -552,45 +470,6 @@ pub(super) fn model_file(model: &str, data_dir: &Path) -> anyhow::Result<PathBuf
             files.get("model").cloned().with_context(|| format!("{model} is no in-process model"))
         }
     }
-}
-
-fn run_kv(args: KvArgs) -> anyhow::Result<ExitCode> {
-    let all = args.chunks.iter().chain(&args.per_prompt).chain(&args.batches);
-    anyhow::ensure!(all.clone().all(|n| *n > 0), "at least 1 token, 1 document and 1 prompt");
-    let plan = kv::Plan {
-        model: model_file(&args.model, &args.data_dir.path())?,
-        threads: args.threads,
-        chunks: args.chunks,
-        per_prompt: args.per_prompt,
-        batches: args.batches,
-        documents: args.documents,
-        skew: args.skew,
-        recompute: args.recompute,
-        anchor: args.anchor,
-        timed: args.timed,
-        repeats: args.repeats,
-    };
-    let spinner = indicatif::ProgressBar::new_spinner().with_message("computing prompts");
-    let report = kv::run(plan, &|| spinner.inc(1));
-    spinner.finish_and_clear();
-    let report = report?;
-    publish(&report, &report.markdown(), "kv", args.out.as_deref(), args.json)
-}
-
-fn run_kv_fidelity(args: KvFidelityArgs) -> anyhow::Result<ExitCode> {
-    anyhow::ensure!(args.questions > 0 && args.answer > 0, "at least 1 question and 1 token of its answer");
-    let (_, taken) = questions::take(&args.data, args.questions).map_err(anyhow::Error::msg)?;
-    let plan = kv_fidelity::Plan {
-        model: model_file(&args.model, &args.data_dir.path())?,
-        options: EngineOptions { threads: args.threads, ..EngineOptions::default() },
-        variants: args.variants,
-        answer: args.answer,
-    };
-    let bar = super::policy::fit::bar("comparing", taken.len());
-    let report = kv_fidelity::run(&plan, &taken, &|| bar.inc(1));
-    bar.finish_and_clear();
-    let report = report?;
-    publish(&report, &report.markdown(), "kv-fidelity", args.out.as_deref(), args.json)
 }
 
 fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {

@@ -102,7 +102,15 @@ pub fn key(parts: &[&[u8]], tokens: &[u32]) -> Key {
 }
 
 impl Identity {
-    fn cost(&self, depth: u32) -> u64 {
+    /// Of a model with so many weights in its layers, and elements of queries in all of them together, for blocks of `positions`
+    /// tokens of `bytes` bytes each: two operations per weight and token, four per element of the queries and position before.
+    pub fn of_model(hash: u128, weights: usize, queries: usize, bytes: usize, positions: usize) -> Self {
+        // By bytes, a block's positions cancel out.
+        Self { hash, cost: (2 * weights / bytes) as u64, cost_of_depth: (4 * queries * positions / bytes) as u64 }
+    }
+
+    /// Operations by the byte to compute a block again that so many are before.
+    pub fn cost(&self, depth: u32) -> u64 {
         self.cost.saturating_add(self.cost_of_depth.saturating_mul(depth.into()))
     }
 }
@@ -179,7 +187,7 @@ impl Kept {
     }
 
     /// Blocks of an identity.
-    pub fn len(&self, identity: &Identity) -> usize {
+    pub fn count(&self, identity: &Identity) -> usize {
         self.store().models.get(&identity.hash).map_or(0, |(_, blocks)| *blocks)
     }
 

@@ -86,8 +86,8 @@ impl PrefixCache {
     }
 
     /// Blocks of this identity, those of documents included.
-    pub fn len(&self) -> usize {
-        self.kept.len(&self.identity)
+    pub fn count(&self) -> usize {
+        self.kept.count(&self.identity)
     }
 
     pub fn known(&self) -> Known {
@@ -196,7 +196,7 @@ mod tests {
                 }
                 _ => {
                     let most = rng.below(60);
-                    while cache.len() > most {
+                    while cache.count() > most {
                         assert!(cache.evict(true));
                     }
                     while model.len() > most {
@@ -210,7 +210,7 @@ mod tests {
                     }
                 }
             }
-            assert_eq!(cache.len(), model.len());
+            assert_eq!(cache.count(), model.len());
         }
         while cache.evict(true) {}
         assert!(cache.kept.is_empty());

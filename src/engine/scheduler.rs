@@ -167,7 +167,7 @@ impl Scheduler {
 
     /// Tokens whose keys and values are kept.
     pub fn kept(&self) -> u64 {
-        (self.blocks.prefixes.len() * POSITIONS) as u64
+        (self.blocks.prefixes.count() * POSITIONS) as u64
     }
 
     /// Drops what nobody listens to any more; gives the number of running sequences dropped.

@@ -223,8 +223,7 @@ impl Llama {
             .flat_map(|l| [&l.query.weight, &l.key.weight, &l.value.weight, &l.output, &l.gate, &l.up, &l.down])
     }
 
-    /// What its keys and values depend on, and what they cost: two operations per weight of the layers and token, four per
-    /// element of the queries and position before.
+    /// What its keys and values depend on, and what they cost.
     pub fn identity(&self) -> Identity {
         let c = &self.config;
         let mut hasher = blake3::Hasher::new();
@@ -235,14 +234,8 @@ impl Llama {
         let mut hash = [0; 16];
         hasher.finalize_xof().fill(&mut hash);
         let weights: usize = self.layer_matrices().map(|w| w.rows() * w.columns()).sum();
-        let of_position = 4 * c.layers * c.heads.queries * c.heads.size;
-        // By bytes: a block's positions cancel out.
-        let bytes = c.kv_bytes_per_token();
-        Identity {
-            hash: u128::from_le_bytes(hash),
-            cost: (2 * weights / bytes) as u64,
-            cost_of_depth: (of_position * POSITIONS / bytes) as u64,
-        }
+        let queries = c.layers * c.heads.queries * c.heads.size;
+        Identity::of_model(u128::from_le_bytes(hash), weights, queries, c.kv_bytes_per_token(), POSITIONS)
     }
 
     /// Bytes of packed weights.
