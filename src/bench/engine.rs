@@ -17,8 +17,6 @@ use crate::engine::{
     ops::{Ops, Pool, Precision, block_pool::BlockPool},
 };
 
-/// Tokens of one step of a prefill: what the engine takes.
-const STEP: usize = 128;
 /// Tokens that each sequence decodes.
 const DECODED: usize = 32;
 /// What the bandwidth is measured over: far more than caches hold.
@@ -111,17 +109,8 @@ impl Bench {
     }
 
     fn prefill(&mut self, kv: &mut Kv, count: usize) {
-        for start in (0..count).step_by(STEP) {
-            let now = STEP.min(count - start);
-            let tokens = (start..start + now).map(|at| self.token(at)).collect();
-            let last = start + now == count;
-            let batch = Batch {
-                tokens,
-                pieces: vec![Piece { cache: 0, row: 0, count: now }],
-                logits: last.then_some(now - 1).into_iter().collect(),
-            };
-            self.model.forward(&self.ops, &batch, &mut [kv], &mut self.workspace);
-        }
+        let tokens: Vec<u32> = (0..count).map(|at| self.token(at)).collect();
+        self.model.append(&self.ops, kv, &tokens, 1, &mut self.workspace);
     }
 
     fn decode(&mut self, sequences: &mut [Kv]) {

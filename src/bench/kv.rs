@@ -31,7 +31,7 @@ use crate::{
         EngineError, Format, Level, Reuse,
         chunk_cache::Layout,
         disk_tier::DiskTier,
-        model::{Batch, Config, Kv, Llama, Piece, llama::Workspace},
+        model::{Config, Kv, Llama, llama::Workspace},
         model_file::ModelFile,
         ops::{
             Ops, Pool,
@@ -42,8 +42,6 @@ use crate::{
     replay::metrics::SplitMix,
 };
 
-/// Tokens of one step of a prefill: what the engine takes.
-const STEP: usize = 128;
 /// Before the documents, the same for all prompts, and after them.
 const SYSTEM: usize = 32;
 const QUESTION: usize = 24;
@@ -265,22 +263,10 @@ impl Bench {
 
     /// Computes a prompt to its first token.
     fn compute(&mut self, prompt: &mut Prompt) {
-        for start in (0..prompt.tokens.len()).step_by(STEP) {
-            let now = start..prompt.tokens.len().min(start + STEP);
-            let last = (now.end == prompt.tokens.len()).then_some(now.len() - 1);
-            let logits: Vec<usize> = last.into_iter().collect();
-            let tokens = &prompt.tokens[now.clone()];
-            match &prompt.positions {
-                None => {
-                    let pieces = vec![Piece { cache: 0, row: 0, count: now.len() }];
-                    let batch = Batch { tokens: tokens.to_vec(), pieces, logits };
-                    self.model.forward(&self.ops, &batch, &mut [&mut prompt.kv], &mut self.w);
-                }
-                Some(positions) => {
-                    let positions = &positions[now];
-                    self.model.revise(&self.ops, tokens, positions, &logits, &mut prompt.kv, &mut self.w);
-                }
-            }
+        let Prompt { kv, tokens, positions } = prompt;
+        match positions {
+            None => self.model.append(&self.ops, kv, tokens, 1, &mut self.w),
+            Some(positions) => self.model.revise(&self.ops, kv, tokens, positions, &mut self.w),
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     chunk_cache::{Layout, Reuse},
     kept::Key,
     loaded,
-    model::{Batch, Kv, Llama, Piece, llama::Workspace},
+    model::{Kv, Llama, llama::Workspace},
     model_file::ModelFile,
     ops::{
         Ops,
@@ -20,9 +20,6 @@ use super::{
     tokenizer::Tokenizer,
 };
 use crate::domain::Message;
-
-/// Tokens of one step: what the engine takes.
-const STEP: usize = 128;
 
 /// A way to reuse documents.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -312,27 +309,13 @@ impl Laboratory {
         positions.extend(deviations.iter().map(|(_, position)| position));
         positions.sort_unstable();
         let tokens: Vec<u32> = positions.iter().map(|position| prompt.tokens[*position]).collect();
-        for start in (0..tokens.len()).step_by(STEP) {
-            let now = start..tokens.len().min(start + STEP);
-            let last = now.end == tokens.len();
-            let logits: Vec<usize> = last.then_some(now.len() - 1).into_iter().collect();
-            self.model.revise(&self.ops, &tokens[now.clone()], &positions[now], &logits, &mut kv, &mut self.w);
-        }
+        self.model.revise(&self.ops, &mut kv, &tokens, &positions, &mut self.w);
         Some((kv, tokens.len()))
     }
 
     /// Appends tokens; the logits of the last `wanted` are in the workspace.
     fn forward(&mut self, kv: &mut Kv, tokens: &[u32], wanted: usize) {
-        let mut logits = Vec::new();
-        for start in (0..tokens.len()).step_by(STEP) {
-            let now = &tokens[start..tokens.len().min(start + STEP)];
-            let since = (tokens.len() - wanted).saturating_sub(start).min(now.len());
-            let pieces = vec![Piece { cache: 0, row: 0, count: now.len() }];
-            let batch = Batch { tokens: now.to_vec(), pieces, logits: (since..now.len()).collect() };
-            self.model.forward(&self.ops, &batch, &mut [kv], &mut self.w);
-            logits.append(&mut self.w.logits);
-        }
-        self.w.logits = logits;
+        self.model.append(&self.ops, kv, tokens, wanted, &mut self.w);
     }
 }
 

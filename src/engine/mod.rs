@@ -117,7 +117,7 @@ impl Default for EngineOptions {
             max_sequences: 16,
             max_waiting: 256,
             context: None,
-            step_tokens: 128,
+            step_tokens: model::STEP,
             prompt_lookup: sequence::MOST_GUESSES,
             kv_cache: KvCache::default(),
             cache_bytes: None,

@@ -22,6 +22,9 @@ use crate::engine::{
     packed::{Packed, Writer},
 };
 
+/// Tokens that the engine takes at a time unless it is told otherwise, and everybody else too.
+pub const STEP: usize = 128;
+
 struct Layer {
     attention_norm: Vec<f32>,
     query: Projection,
@@ -244,6 +247,23 @@ impl Llama {
         layers + self.embedding.bytes() + self.head.as_ref().map_or(0, Linear::bytes)
     }
 
+    /// Appends tokens to one sequence, [`STEP`] at a time; the logits of the last `wanted` are in the workspace then.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn append(&self, ops: &Ops, kv: &mut Kv, tokens: &[u32], wanted: usize, w: &mut Workspace) {
+        let mut logits = Vec::new();
+        for start in (0..tokens.len()).step_by(STEP) {
+            let now = &tokens[start..tokens.len().min(start + STEP)];
+            let since = (tokens.len() - wanted).saturating_sub(start).min(now.len());
+            let pieces = vec![Piece { cache: 0, row: 0, count: now.len() }];
+            let batch = Batch { tokens: now.to_vec(), pieces, logits: (since..now.len()).collect() };
+            self.forward(ops, &batch, &mut [kv], w);
+            logits.append(&mut w.logits);
+        }
+        w.logits = logits;
+    }
+
     /// Runs the batch, appends its keys and values to the caches, and leaves the wanted logits in the workspace.
     ///
     /// # Panics
@@ -261,27 +281,21 @@ impl Llama {
     }
 
     /// Computes tokens at positions that are a cache's own and there already, in ascending order, once more: with what is before
-    /// them now. Leaves the logits of these rows in the workspace.
+    /// them now, [`STEP`] at a time. The logits of the last are in the workspace then.
     ///
     /// # Panics
     /// As [`forward`](Self::forward), and when a position is not the cache's own.
-    pub fn revise(
-        &self,
-        ops: &Ops,
-        tokens: &[u32],
-        positions: &[usize],
-        logits: &[usize],
-        kv: &mut Kv,
-        w: &mut Workspace,
-    ) {
-        w.runs.clear();
-        for (row, position) in positions.iter().copied().enumerate() {
-            match w.runs.last_mut() {
-                Some(run) if run.position + run.count == position => run.count += 1,
-                _ => w.runs.push(Run { cache: 0, row, count: 1, position }),
+    pub fn revise(&self, ops: &Ops, kv: &mut Kv, tokens: &[u32], positions: &[usize], w: &mut Workspace) {
+        for (tokens, positions) in tokens.chunks(STEP).zip(positions.chunks(STEP)) {
+            w.runs.clear();
+            for (row, position) in positions.iter().copied().enumerate() {
+                match w.runs.last_mut() {
+                    Some(run) if run.position + run.count == position => run.count += 1,
+                    _ => w.runs.push(Run { cache: 0, row, count: 1, position }),
+                }
             }
+            self.compute(ops, tokens, &[tokens.len() - 1], &mut [kv], w);
         }
-        self.compute(ops, tokens, logits, &mut [kv], w);
     }
 
     fn compute(&self, ops: &Ops, tokens: &[u32], logits: &[usize], caches: &mut [&mut Kv], w: &mut Workspace) {

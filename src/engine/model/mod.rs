@@ -7,4 +7,4 @@ pub mod llama;
 
 pub use config::{Architecture, Config};
 pub use kv::Kv;
-pub use llama::{Batch, Llama, Piece};
+pub use llama::{Batch, Llama, Piece, STEP};
