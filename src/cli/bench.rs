@@ -37,6 +37,17 @@ pub struct BenchArgs {
     what: What,
 }
 
+/// Where results go.
+#[derive(Debug, Args)]
+struct Output {
+    /// Directory for the raw results and the table
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print one JSON document instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum What {
     /// What weir costs in front of a server: latency, processor time, memory, beside a bare proxy
@@ -91,12 +102,8 @@ struct ListenArgs {
 Everything runs on this machine over the loopback interface, each server in a process of its own. Use a release build and
 an idle machine. Exit code 1: some answer was wrong.")]
 struct GatewayArgs {
-    /// Directory for the raw results and the table
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     /// Seconds of each run
     #[arg(long, value_name = "N", default_value_t = 2.0)]
     seconds: f64,
@@ -129,9 +136,8 @@ struct OpeArgs {
     /// A Parquet file of outcomes, or a directory of such files
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
-    /// Directory for the raw results and the tables
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Logs that are drawn, per data set and way of logging
     #[arg(long, value_name = "N", default_value_t = 2000)]
     repetitions: usize,
@@ -144,9 +150,6 @@ struct OpeArgs {
     /// Prices of models whose outcomes have no cost
     #[arg(long, value_name = "FILE")]
     prices: Option<PathBuf>,
-    /// Print one JSON document instead of the tables
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -156,9 +159,8 @@ struct BanditsArgs {
     /// A Parquet file of outcomes, or a directory of such files
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
-    /// Directory for the raw results and the tables
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Random orders of the stream
     #[arg(long, value_name = "N", default_value_t = 20)]
     orders: u64,
@@ -167,9 +169,6 @@ struct BanditsArgs {
     cost_weight: f64,
     #[command(flatten)]
     inputs: InputArgs,
-    /// Print one JSON document instead of the tables
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -187,12 +186,8 @@ struct ReplayArgs {
     /// Also with embeddings of this embedder, which has to be there
     #[arg(long, value_name = "NAME")]
     embedder: Option<String>,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -225,12 +220,8 @@ struct EngineArgs {
     /// Sequences that go on together
     #[arg(long, value_name = "N", num_args = 1.., default_values_t = [1, 4, 16])]
     batches: Vec<usize>,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -247,12 +238,8 @@ struct KernelsArgs {
     /// Times that each is measured; the median is reported
     #[arg(long, value_name = "N", default_value_t = 20)]
     repeats: usize,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Args)]
@@ -260,9 +247,8 @@ struct KernelsArgs {
   weir bench decide
   weir bench decide --verify 10000      one hash over that many decisions per selector: the same in every build")]
 struct DecideArgs {
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Times over the same 200 contexts
     #[arg(long, value_name = "N", default_value_t = 10)]
     rounds: usize,
@@ -275,9 +261,6 @@ struct DecideArgs {
     /// Decide on this many random contexts and print the hash of all decisions
     #[arg(long, value_name = "N")]
     verify: Option<usize>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -291,9 +274,8 @@ struct PoliciesArgs {
     /// A Parquet file of outcomes, or a directory of such files
     #[arg(long, value_name = "PATH")]
     data: PathBuf,
-    /// Directory for the raw results and the tables
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    #[command(flatten)]
+    output: Output,
     /// Folds by query
     #[arg(long, value_name = "N", default_value_t = 5)]
     folds: usize,
@@ -308,9 +290,6 @@ struct PoliciesArgs {
     selectors: Vec<Family>,
     #[command(flatten)]
     inputs: InputArgs,
-    /// Print one JSON document instead of the tables
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -381,19 +360,13 @@ fn outcomes(data: &std::path::Path, with: &InputArgs) -> anyhow::Result<Vec<(Mat
 }
 
 /// Writes `NAME.json` and `NAME.md`, where a directory is given, and prints one of the two.
-fn publish(
-    report: &impl serde::Serialize,
-    text: &str,
-    name: &str,
-    out: Option<&std::path::Path>,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    if let Some(dir) = out {
+fn publish(report: &impl serde::Serialize, text: &str, name: &str, output: &Output) -> anyhow::Result<ExitCode> {
+    if let Some(dir) = &output.out {
         std::fs::create_dir_all(dir)?;
         std::fs::write(dir.join(format!("{name}.json")), serde_json::to_vec_pretty(report)?)?;
         std::fs::write(dir.join(format!("{name}.md")), text)?;
     }
-    match json {
+    match output.json {
         true => say!("{}", serde_json::to_string_pretty(report)?),
         false => say!("{}", text.trim_end()),
     }
@@ -411,7 +384,7 @@ fn play_bandits(args: &BanditsArgs) -> anyhow::Result<ExitCode> {
         bar.finish_and_clear();
     }
     let report = bandits::Report::of(rows, plan);
-    publish(&report, &report.markdown(), "bandits", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "bandits", &args.output)
 }
 
 fn estimate_often(args: &OpeArgs) -> anyhow::Result<ExitCode> {
@@ -426,21 +399,21 @@ fn estimate_often(args: &OpeArgs) -> anyhow::Result<ExitCode> {
         bar.finish_and_clear();
     }
     let report = ope::Report::of(rows, plan);
-    publish(&report, &report.markdown(), "ope", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "ope", &args.output)
 }
 
 fn decide_often(args: &DecideArgs) -> anyhow::Result<ExitCode> {
     if let Some(count) = args.verify {
         let hash = decide::verify(count, args.examples.min(1000)).map_err(anyhow::Error::msg)?;
         let build = if cfg!(debug_assertions) { "debug" } else { "release" };
-        match args.json {
+        match args.output.json {
             true => say!("{}", serde_json::json!({"ok": true, "decisions": hash, "build": build})),
             false => say!("{hash}  {count} contexts, {build} build"),
         }
         return Ok(ExitCode::SUCCESS);
     }
     let report = decide::run(args.rounds.max(1), args.examples, args.only.as_deref()).map_err(anyhow::Error::msg)?;
-    publish(&report, &report.markdown(), "decide", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "decide", &args.output)
 }
 
 fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
@@ -457,7 +430,7 @@ fn replay_much(args: ReplayArgs) -> anyhow::Result<ExitCode> {
     let report = replay::run(plan, &|step| bar.suspend(|| eprintln!("{step}")), &|n| bar.inc(n));
     bar.finish_and_clear();
     let report = report?;
-    publish(&report, &report.markdown(), "replay", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "replay", &args.output)
 }
 
 /// The file of a model that has been fetched, or a path.
@@ -496,12 +469,12 @@ fn run_engine(args: EngineArgs) -> anyhow::Result<ExitCode> {
     let report = engine::run(plan, peer.as_ref(), &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report?;
-    publish(&report, &report.markdown(), "engine", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "engine", &args.output)
 }
 
 fn run_kernels(args: &KernelsArgs) -> anyhow::Result<ExitCode> {
     let report = kernels::run(args.card, args.repeats)?;
-    let code = publish(&report, &report.markdown(), "kernels", args.out.as_deref(), args.json)?;
+    let code = publish(&report, &report.markdown(), "kernels", &args.output)?;
     Ok(if report.agrees { code } else { ExitCode::from(1) })
 }
 
@@ -518,7 +491,7 @@ fn judge_policies(args: &PoliciesArgs) -> anyhow::Result<ExitCode> {
         rows.push(set);
     }
     let report = policies::Report::of(rows, plan, args.inputs.embedder.clone());
-    publish(&report, &report.markdown(), "policies", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "policies", &args.output)
 }
 
 fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
@@ -566,10 +539,10 @@ fn gateway(args: GatewayArgs) -> anyhow::Result<ExitCode> {
         }
     })?;
     let report = Report::of(&runs);
-    if let Some(dir) = &args.out {
+    if let Some(dir) = &args.output.out {
         report.write(&runs, dir)?;
     }
-    if args.json {
+    if args.output.json {
         say!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         say!("{}", report.table().trim_end());

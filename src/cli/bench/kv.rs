@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::Args;
 
-use super::{model_file, publish};
+use super::{Output, model_file, publish};
 use crate::{
     bench::{
         kv,
@@ -55,12 +55,8 @@ pub(super) struct KvArgs {
     /// Times that each is measured, in turn; the median is reported
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeats: usize,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -92,12 +88,8 @@ pub(super) struct KvFidelityArgs {
     /// Threads; 0 takes the cores there are
     #[arg(long, value_name = "N", default_value_t = 0)]
     threads: usize,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
     #[command(flatten)]
     data_dir: DataDir,
 }
@@ -117,12 +109,8 @@ pub(super) struct KvEvictionArgs {
     /// Room, as shares of what all blocks of the trace would take
     #[arg(long, value_name = "SHARE", num_args = 1.., default_values_t = [0.02, 0.05, 0.1, 0.2, 0.4])]
     room: Vec<f64>,
-    /// Directory for the raw results
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-    /// Print one JSON document instead of the table
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    output: Output,
 }
 
 fn shape(name: &str) -> Result<Shape, String> {
@@ -150,7 +138,7 @@ pub(super) fn run(args: KvArgs) -> anyhow::Result<ExitCode> {
     let report = kv::run(plan, &|| spinner.inc(1));
     spinner.finish_and_clear();
     let report = report?;
-    publish(&report, &report.markdown(), "kv", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "kv", &args.output)
 }
 
 pub(super) fn run_fidelity(args: KvFidelityArgs) -> anyhow::Result<ExitCode> {
@@ -166,7 +154,7 @@ pub(super) fn run_fidelity(args: KvFidelityArgs) -> anyhow::Result<ExitCode> {
     let report = kv_fidelity::run(&plan, &taken, &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report?;
-    publish(&report, &report.markdown(), "kv-fidelity", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "kv-fidelity", &args.output)
 }
 
 pub(super) fn run_eviction(args: KvEvictionArgs) -> anyhow::Result<ExitCode> {
@@ -175,5 +163,5 @@ pub(super) fn run_eviction(args: KvEvictionArgs) -> anyhow::Result<ExitCode> {
     let report = kv_eviction::run(plan, &|| bar.inc(1));
     bar.finish_and_clear();
     let report = report?;
-    publish(&report, &report.markdown(), "kv-eviction", args.out.as_deref(), args.json)
+    publish(&report, &report.markdown(), "kv-eviction", &args.output)
 }
