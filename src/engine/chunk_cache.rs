@@ -245,7 +245,7 @@ impl ChunkCache {
     pub fn clear(&self, chunks: Option<&[Chunk]>) -> std::io::Result<KvCleared> {
         let keys: Option<Vec<Key>> = chunks.map(|chunks| chunks.iter().map(|chunk| chunk.key).collect());
         let entries = self.kept.clear(&self.identity, keys.as_deref());
-        let on_disk = self.disk.as_ref().map_or(Ok(0), |disk| disk.tier.clear(keys.as_deref()))?;
+        let on_disk = self.disk.as_ref().map_or(Ok(0), |disk| disk.clear(keys.as_deref()))?;
         Ok(KvCleared { entries, on_disk })
     }
 

@@ -15,7 +15,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
-        mpsc::{SyncSender, sync_channel},
+        mpsc::{Sender, SyncSender, channel, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -49,8 +49,13 @@ pub struct DiskTier {
 /// Documents that wait to be written; more are left out.
 const WAITING: usize = 16;
 
-/// What is to be written: a document's key, ids and blocks.
-type Written = (Key, Vec<u32>, Vec<Block>);
+/// What the writer's thread is to do.
+enum Job {
+    /// A document's key, ids and blocks.
+    Write(Key, Vec<u32>, Vec<Block>),
+    /// Says so once all before it is written.
+    Say(Sender<()>),
+}
 
 /// By layer (or [`IDS`]) and part, the slot.
 type Places = BTreeMap<(u32, u32), u32>;
@@ -58,7 +63,7 @@ type Places = BTreeMap<(u32, u32), u32>;
 /// Writes documents to a tier, on a thread of its own, so that nobody waits for the disk.
 pub struct DiskWriter {
     pub tier: Arc<DiskTier>,
-    waiting: Option<SyncSender<Written>>,
+    waiting: Option<SyncSender<Job>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -69,12 +74,17 @@ impl DiskWriter {
     /// When it cannot be started.
     pub fn new(tier: DiskTier) -> io::Result<Self> {
         let tier = Arc::new(tier);
-        let (waiting, documents) = sync_channel::<Written>(WAITING);
+        let (waiting, jobs) = sync_channel(WAITING);
         let writes = Arc::clone(&tier);
         let run = move || {
-            for (key, ids, blocks) in documents {
-                if let Err(error) = writes.write(key, &ids, &blocks) {
-                    tracing::warn!(%error, "a document's keys and values were not written to disk");
+            for job in jobs {
+                match job {
+                    Job::Write(key, ids, blocks) => {
+                        if let Err(error) = writes.write(key, &ids, &blocks) {
+                            tracing::warn!(%error, "a document's keys and values were not written to disk");
+                        }
+                    }
+                    Job::Say(written) => _ = written.send(()),
                 }
             }
         };
@@ -87,8 +97,20 @@ impl DiskWriter {
         if !self.tier.has(key)
             && let Some(waiting) = &self.waiting
         {
-            let _ = waiting.try_send((key, ids, blocks));
+            let _ = waiting.try_send(Job::Write(key, ids, blocks));
         }
+    }
+
+    /// Forgets documents, or all, for good, those that wait to be written included; gives how many. Blocks.
+    ///
+    /// # Errors
+    /// As [`DiskTier::clear`].
+    pub fn clear(&self, keys: Option<&[Key]>) -> io::Result<usize> {
+        let (written, wait) = channel();
+        if self.waiting.as_ref().is_some_and(|waiting| waiting.send(Job::Say(written)).is_ok()) {
+            let _ = wait.recv();
+        }
+        self.tier.clear(keys)
     }
 }
 
@@ -486,6 +508,16 @@ mod tests {
         assert_eq!((tier.clear(None).unwrap(), tier.stat().documents), (3, 0));
         drop(tier);
         assert_eq!(open(&path, 3).stat().documents, 0);
+    }
+
+    #[test]
+    fn what_waits_to_be_written_is_cleared_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = DiskWriter::new(open(&dir.path().join("model.slab"), 9)).unwrap();
+        (1..=8).for_each(|mark| writer.offer(Key::from(mark), vec![u32::from(mark); 20], blocks(mark)));
+        assert_eq!(writer.clear(Some(&[3])).unwrap(), 1);
+        assert_eq!(writer.tier.stat().documents, 7);
+        assert_eq!((writer.clear(None).unwrap(), writer.tier.stat().documents), (7, 0));
     }
 
     #[test]
