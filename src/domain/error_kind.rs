@@ -1,7 +1,10 @@
 //! The kinds of failure that a call can end in.
 
+use serde::{Deserialize, Serialize};
+
 /// What went wrong with a call. A closed list: policies' `fallback.on` names these, records count them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// No answer, or no next byte, in time.
     Timeout,

@@ -10,9 +10,11 @@ mod context;
 mod decision;
 mod error_kind;
 mod event;
+mod gate;
 mod ids;
 mod kv;
 mod model;
+mod note;
 mod plan;
 mod request;
 
@@ -28,8 +30,10 @@ pub use event::{
     Admin, Attempt, AttemptReason, DecisionRecord, Event, EventBody, EventKind, Feedback, Outcome, OutcomeStatus,
     PolicyVersion, StateUpdate,
 };
+pub use gate::{Bound, Condition, Score};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
+pub use note::{Abort, BestBecause, Left, Mask, Note, Place, Unscored, What};
 pub use plan::{CallSpec, Plan, Sampling};
 pub use request::{ContentPart, Message, Request, Role, sharing};

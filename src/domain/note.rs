@@ -1,0 +1,131 @@
+//! What a running plan says about itself: each decision of the machine that no call shows, with a reason from a fixed
+//! list. Notes are made by `cascade`, and carry what a record needs to tell the whole way of a request: which node, which
+//! call, which number against which threshold.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Bound, ErrorKind, Score};
+
+/// A node's place in its plan's tree: the child's index at each level, from 0; the root's is empty. The call of a judge or
+/// of a refinement comes after the branches. Fallback, which belongs to the request, has the root's place.
+pub type Place = Vec<u32>;
+
+/// One decision of the machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Note {
+    /// The node that decided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at: Place,
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What was decided. The variant is the reason; the list is closed, so that it can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum What {
+    /// A condition of a stage holds for the answer of `call`. `exact`: computed from whole distributions, not from the few
+    /// likeliest tokens.
+    GateHolds { call: u32, score: Score, bound: Bound, value: f64, exact: bool },
+    /// It does not.
+    GateFails { call: u32, score: Score, bound: Bound, value: f64, exact: bool },
+    /// The answer carries too little for the score, which counts as a condition that does not hold.
+    GateUnscored { call: u32, score: Score, bound: Bound, why: Unscored },
+    /// A stage's answer is the cascade's.
+    Accepted { stage: u32, call: u32 },
+    /// A stage's answer was not good enough: on to a later stage, with a fresh prompt.
+    Escalated { from: u32, to: u32, call: u32 },
+    /// A stage has failed: on to a later stage.
+    Rerouted { from: u32, to: u32, error: ErrorKind, call: u32 },
+    /// The last stage that could run has failed, and the cascade with it.
+    StagesFailed { stage: u32, error: ErrorKind, call: u32 },
+    /// This node, or another try of its call, would overrun a bound and is not begun.
+    Masked { by: Mask },
+    /// A call of the request's fallback would; its index there.
+    FallbackMasked { index: u32, by: Mask },
+    /// A branch takes no part in the answer.
+    BranchLeftOut { branch: u32, left: Left },
+    /// Too few branches are left: the parallel node fails.
+    QuorumLost { needed: u32, could: u32, error: ErrorKind, call: u32 },
+    /// The first branch is complete.
+    First { branch: u32, call: u32 },
+    /// Counted: `answers` branches gave `distinct` different answers. `share`: of all weight given, the winner's.
+    /// `tie`: another form had as much. `early`: it was decided before all branches were there.
+    Voted { branch: u32, call: u32, answers: u32, distinct: u32, share: f64, tie: bool, early: bool },
+    /// The branches need no aggregating call: there is one answer, or (for a judge) all are the same.
+    Agreed { branch: u32, call: u32, answers: u32 },
+    /// The judge's call names a branch.
+    Judged { branch: u32, call: u32, judge: u32 },
+    /// The judge names no branch, or more than one; the branches' vote decides.
+    JudgeUnclear { branch: u32, call: u32, judge: u32 },
+    /// The aggregating call has failed; the branches' vote decides.
+    AggregateFailed { branch: u32, call: u32, error: ErrorKind },
+    /// The aggregating call would overrun a bound; the branches' vote decides.
+    AggregateMasked { branch: u32, call: u32, by: Mask },
+    /// The refining call's answer is the parallel node's.
+    Refined { call: u32, answers: u32 },
+    /// The whole plan was stopped.
+    Stopped { by: Abort },
+    /// The request is answered by what there was, though no stage accepted it, and why nothing better came.
+    BestSoFar { call: u32, because: BestBecause },
+}
+
+/// Why a score could not be computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unscored {
+    /// The answer came without log-probabilities, or has no tokens.
+    NoLogprobs,
+    /// A token came with neither an entropy nor two alternatives.
+    NoAlternatives,
+    /// The score is no finite number.
+    NotFinite,
+    /// The stage is no parallel plan of which at least two branches answered.
+    NoVote,
+}
+
+/// A bound of the request that the machine keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mask {
+    Deadline,
+    /// The request's calls.
+    Calls,
+    /// The request's budget: what is spent, what running calls may yet cost and what this one may.
+    Budget,
+}
+
+impl Mask {
+    /// The error of a request for which nothing else could be done.
+    pub fn error(self) -> ErrorKind {
+        match self {
+            Mask::Deadline => ErrorKind::Timeout,
+            Mask::Calls | Mask::Budget => ErrorKind::RateLimited,
+        }
+    }
+}
+
+/// Why a branch takes no part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Left {
+    Failed { error: ErrorKind, call: u32 },
+    Masked { by: Mask },
+}
+
+/// What stopped a plan from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Abort {
+    Deadline,
+    ClientGone,
+}
+
+/// Why the best answer so far has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BestBecause {
+    Masked { by: Mask },
+    Failed { error: ErrorKind },
+    Stopped { by: Abort },
+}
