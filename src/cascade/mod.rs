@@ -11,8 +11,11 @@
 //! - Fallback answers errors of the listed kinds, in order, each model at most once in a request.
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
+pub mod canonical;
+pub mod gate;
 mod node;
 mod retry;
+pub mod vote;
 
 #[cfg(test)]
 mod tests;

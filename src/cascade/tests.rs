@@ -1,5 +1,9 @@
 //! The machine's rules, over random plans and random outcomes.
 
+mod forms;
+mod gates;
+mod votes;
+
 use proptest::prelude::*;
 
 use super::*;
