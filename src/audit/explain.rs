@@ -135,8 +135,10 @@ fn write_all(out: &mut String, view: &DecisionView) -> std::fmt::Result {
         Some(why) => writeln!(out, "\nrefused: {why}")?,
         None => writeln!(out, "\narm `{}`, chosen by {by}", decision.arm)?,
     }
-    if let Some(Plan::Call(call)) = &decision.plan {
-        writeln!(out, "plan      call {}", call.model)?;
+    match &decision.plan {
+        Some(Plan::Call(call)) => writeln!(out, "plan      call {}", call.model)?,
+        Some(tree) => writeln!(out, "plan      {tree}")?,
+        None => {}
     }
     if let Some(retries) = decision.retries {
         writeln!(out, "retries   {retries} of a call that failed")?;

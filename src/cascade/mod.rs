@@ -1,20 +1,36 @@
 //! The plan machine: which calls are made, in which order, and what follows each failure. Pure: it is told what happened
 //! ([`Event`]) and when, and says what is to be done ([`Command`]); dispatch does it.
 //!
-//! A plan is a tree of nodes. Today there is one kind of node, the call with its retries ([`node`]), and one composition
-//! above it, the fallback chain, which belongs to the request and not to the plan. Stages, parallel branches and steps
-//! become further nodes; the commands they need (`Emit` for text that no call produced) come with them.
+//! A plan is a tree of nodes: the call with its retries ([`call`]), stages behind gates ([`stages`], [`gate`]), branches
+//! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]). The fallback chain stands above
+//! the tree; it belongs to the request and not to the plan. Reasoning steps will be a further node.
 //!
 //! Rules that every node keeps:
+//! - A call's stream is forwarded only where nothing after it can change the answer: a bare call, a stage without a gate, a
+//!   refining call, a fallback, and each only where nothing above it is gated or aggregated. Every other answer is held
+//!   back and emitted whole.
 //! - Once a call has been forwarded, the client has seen a part of its answer: nothing is repeated from there on, a
 //!   failure ends the request.
-//! - Fallback answers errors of the listed kinds, in order, each model at most once in a request.
+//! - **Escalation** answers a rejected answer, with a fresh prompt; **fallback** answers an error: the next stage that fits,
+//!   a quorum without the branch, and at last the request's calls for errors of the listed kinds, in order, each model at
+//!   most once in a request.
+//! - What would overrun the deadline, the bound on calls or the budget is masked: not begun, and noted. Where nothing else
+//!   can be done the request is answered with the best complete answer so far, which a note says. Best is, in this order:
+//!   what a node chose itself (accepted, voted, judged); the answer of a later stage; of branches not yet aggregated, their
+//!   vote; the first branch that has anything.
+//! - Each decision that no call shows is a [`Command::Note`] with a reason from a fixed list. A bare call has none: its
+//!   attempts and its end tell all. (Only a masked fallback is noted there, too.)
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
+mod call;
 pub mod canonical;
 pub mod gate;
 mod node;
+mod parallel;
+mod protocol;
 mod retry;
+mod scope;
+mod stages;
 pub mod vote;
 
 #[cfg(test)]
@@ -22,109 +38,60 @@ mod tests;
 
 use std::collections::VecDeque;
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, Micros, Plan};
+use crate::domain::{Abort, AttemptReason, BestBecause, CallSpec, ErrorKind, Mask, Micros, Plan, What};
 
+pub use protocol::{Answered, Command, Event, Input, Limits, Setup, Timer};
 pub use retry::RetryPolicy;
 
-use node::{Node, Scope, Step};
-
-/// What happened. Events of calls that have ended, or that never were, change nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The backend has accepted the call.
-    Started { call: u32 },
-    /// The first piece of the call's answer is there.
-    Delta { call: u32 },
-    /// The call's answer is complete.
-    Done { call: u32 },
-    /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds.
-    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64> },
-    /// A timer set by [`Command::SetTimer`] has run out.
-    Timer(Timer),
-    /// The client has left.
-    ClientGone,
-}
-
-/// The timers of one machine; setting one again moves it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Timer {
-    /// The whole request's.
-    Deadline,
-    /// The wait before a retry.
-    Backoff,
-}
-
-/// What is to be done.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Command {
-    /// Make a call. `call` counts the request's calls from 0.
-    Start { call: u32, spec: CallSpec, why: AttemptReason },
-    /// Stop a call; nothing more is wanted of it.
-    Cancel { call: u32 },
-    /// Splice the call's stream to the client, from its first piece to its last.
-    Forward { call: u32 },
-    /// Raise [`Event::Timer`] at this instant.
-    SetTimer { timer: Timer, at: Micros },
-    /// The request is answered by this call. The last command.
-    Finish { call: u32 },
-    /// The request has failed; the error is that of `call`, where one was made and failed. The last command.
-    Fail { kind: ErrorKind, call: Option<u32> },
-}
-
-/// Bounds on one request, whatever its plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Microseconds from the start to the end of the answer; `None` leaves time to the backends' own limits.
-    pub deadline: Option<i64>,
-    /// Calls in all: planned, retries and fallback together. At least 1.
-    pub max_calls: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self { deadline: None, max_calls: 8 }
-    }
-}
-
-/// What a machine runs.
-#[derive(Clone, Debug)]
-pub struct Setup {
-    pub plan: Plan,
-    /// Calls that may follow an error, in order.
-    pub fallback: Vec<CallSpec>,
-    /// The kinds of error that the fallback answers.
-    pub fallback_on: Vec<ErrorKind>,
-    pub retry: RetryPolicy,
-    pub limits: Limits,
-    /// Of the jitter.
-    pub seed: u64,
-}
+use node::{Got, Node, Position, Step};
+use scope::Scope;
 
 /// One request's run of its plan.
 #[derive(Debug)]
 pub struct Machine {
-    current: Node,
-    fallback: VecDeque<CallSpec>,
+    plan: Node,
+    /// The fallback's call that took over from the plan.
+    instead: Option<Node>,
+    /// Calls that may still follow an error, with their indices.
+    fallback: VecDeque<(u32, CallSpec)>,
     fallback_on: Vec<ErrorKind>,
-    /// Models that were called, or that are about to be.
-    tried: Vec<String>,
+    /// The plan is one call.
+    bare: bool,
     scope: Scope,
     ended: bool,
 }
 
 impl Machine {
-    /// A machine at its start; its first commands are ready at once.
+    /// A machine at its start; its first commands are ready at once. A plan that makes no sense ([`Plan::check`]) fails
+    /// without a call.
     pub fn new(setup: Setup, now: Micros) -> Self {
-        let Setup { plan, fallback, fallback_on, retry, limits, seed } = setup;
-        let tried = plan.models().into_iter().map(str::to_owned).collect();
-        let deadline = limits.deadline.map(|d| now.saturating_add(d));
-        let mut scope = Scope::new(retry, limits.max_calls.max(1), deadline, seed, now);
-        if let Some(at) = deadline {
+        let Setup { plan, fallback, fallback_on, retry, limits, worst, seed } = setup;
+        let mut scope = Scope::new(retry, limits, worst, seed, now);
+        if let Some(at) = scope.deadline() {
             scope.push(Command::SetTimer { timer: Timer::Deadline, at });
         }
-        let mut current = Node::of(&plan);
-        current.start(AttemptReason::Planned, &mut scope);
-        Self { current, fallback: fallback.into(), fallback_on, tried, scope, ended: false }
+        let mut machine = Self {
+            plan: Node::of(&plan, Position::root()),
+            instead: None,
+            fallback: (0..).zip(fallback).collect(),
+            fallback_on,
+            bare: matches!(plan, Plan::Call(_)),
+            scope,
+            ended: false,
+        };
+        if plan.check().is_err() {
+            machine.end(Command::Fail { kind: ErrorKind::Internal, call: None });
+            return machine;
+        }
+        let step = match machine.plan.fits(&machine.scope, &mut machine.scope.room()) {
+            Ok(()) => machine.plan.start(AttemptReason::Planned, &mut machine.scope),
+            Err(by) => {
+                machine.scope.note(&[], What::Masked { by });
+                Step::Masked(by)
+            }
+        };
+        machine.settle(step);
+        machine
     }
 
     /// Takes in what happened. `now` never goes back from one event to the next.
@@ -133,15 +100,19 @@ impl Machine {
             return;
         }
         self.scope.now = now;
-        match event {
-            Event::ClientGone => self.stop(ErrorKind::Cancelled),
-            Event::Timer(Timer::Deadline) => self.stop(ErrorKind::Timeout),
-            event => match self.current.handle(event, &mut self.scope) {
-                Step::Running => {}
-                Step::Succeeded { call } => self.end(Command::Finish { call }),
-                Step::Failed { call, kind } => self.fall_back(call, kind),
-            },
+        match &event {
+            Event::ClientGone => return self.stop(Abort::ClientGone),
+            Event::Timer(Timer::Deadline) => return self.stop(Abort::Deadline),
+            Event::Timer(Timer::Backoff { .. }) => {}
+            Event::Started { call } | Event::Delta { call } if !self.scope.is_running(*call) => return,
+            Event::Started { .. } | Event::Delta { .. } => {}
+            Event::Done { call, .. } | Event::Failed { call, .. } if !self.scope.is_running(*call) => return,
+            Event::Done { call, answer } => self.scope.settle(*call, answer.cost),
+            Event::Failed { call, cost, .. } => self.scope.settle(*call, *cost),
         }
+        let running = self.instead.as_mut().unwrap_or(&mut self.plan);
+        let step = running.handle(&event, &mut self.scope);
+        self.settle(step);
     }
 
     /// The next thing to do, if there is one now.
@@ -154,24 +125,70 @@ impl Machine {
         self.ended
     }
 
-    fn fall_back(&mut self, call: u32, kind: ErrorKind) {
-        if !self.scope.forwarded && self.scope.may_call() && self.fallback_on.contains(&kind) {
-            while let Some(spec) = self.fallback.pop_front() {
-                if self.tried.contains(&spec.model) {
-                    continue;
-                }
-                self.tried.push(spec.model.clone());
-                self.current = Node::of(&Plan::Call(spec));
-                self.current.start(AttemptReason::Fallback, &mut self.scope);
-                return;
-            }
+    fn settle(&mut self, step: Step) {
+        match step {
+            Step::Running => {}
+            Step::Succeeded(got) => self.answer(got),
+            Step::Failed { call, kind } => self.fall_back(call, kind),
+            Step::Masked(by) => self.end(Command::Fail { kind: by.error(), call: None }),
         }
-        self.end(Command::Fail { kind, call: Some(call) });
     }
 
-    fn stop(&mut self, kind: ErrorKind) {
-        let call = self.current.cancel(&mut self.scope);
+    fn fall_back(&mut self, call: u32, kind: ErrorKind) {
+        if self.scope.forwarded {
+            return self.end(Command::Fail { kind, call: Some(call) });
+        }
+        let mut late = false;
+        if self.fallback_on.contains(&kind) {
+            while let Some((index, spec)) = self.fallback.pop_front() {
+                if self.scope.tried(&spec.model) {
+                    continue;
+                }
+                if let Err(by) = self.scope.admits(&spec) {
+                    self.scope.note(&[], What::FallbackMasked { index, by });
+                    late |= by == Mask::Deadline;
+                    continue;
+                }
+                let mut instead = Node::of(&Plan::Call(spec), Position::root());
+                let step = instead.start(AttemptReason::Fallback, &mut self.scope);
+                self.instead = Some(instead);
+                return self.settle(step);
+            }
+        }
+        match self.plan.best() {
+            Some(best) => self.answer_with(best, BestBecause::Failed { error: kind }),
+            // It was the deadline that left no time for another call.
+            None if late => self.end(Command::Fail { kind: ErrorKind::Timeout, call: Some(call) }),
+            None => self.end(Command::Fail { kind, call: Some(call) }),
+        }
+    }
+
+    fn stop(&mut self, by: Abort) {
+        let running = self.instead.as_mut().unwrap_or(&mut self.plan);
+        let call = running.cancel(&mut self.scope);
+        if !self.bare {
+            self.scope.note(&[], What::Stopped { by });
+        }
+        let kind = match by {
+            Abort::ClientGone => ErrorKind::Cancelled,
+            Abort::Deadline => match self.plan.best().filter(|_| !self.scope.forwarded) {
+                Some(best) => return self.answer_with(best, BestBecause::Stopped { by }),
+                None => ErrorKind::Timeout,
+            },
+        };
         self.end(Command::Fail { kind, call });
+    }
+
+    fn answer_with(&mut self, best: Got, because: BestBecause) {
+        self.scope.note(&[], What::BestSoFar { call: best.call, because });
+        self.answer(best);
+    }
+
+    fn answer(&mut self, got: Got) {
+        if !got.live {
+            self.scope.push(Command::Emit { call: got.call });
+        }
+        self.end(Command::Finish { call: got.call });
     }
 
     fn end(&mut self, last: Command) {

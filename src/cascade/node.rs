@@ -1,183 +1,132 @@
-//! The nodes of a running plan. Each is started once, is told of events, and ends by succeeding or failing; what they
-//! share (the clock, the numbering of calls, the bounds, the commands given) is the [`Scope`].
+//! The nodes of a running plan. Each is asked whether it fits into what is left of the request's bounds, is started once,
+//! is told of events, and ends by succeeding or failing; what they share is the [`Scope`]. A file per kind of node.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, Micros, Plan};
+use crate::domain::{AttemptReason, ErrorKind, Mask, Place, Plan};
 
-use super::{Command, Event, RetryPolicy, Timer, retry};
+use super::{
+    Answered, Event, Input,
+    call::CallNode,
+    parallel::ParallelNode,
+    scope::{Room, Scope},
+    stages::CascadeNode,
+};
 
-/// What all nodes of one machine share.
-#[derive(Debug)]
-pub(super) struct Scope {
-    pub(super) now: Micros,
-    /// Whether a part of an answer has gone to the client.
-    pub(super) forwarded: bool,
-    retry: RetryPolicy,
-    deadline: Option<Micros>,
-    seed: u64,
-    calls: u32,
-    max_calls: u32,
-    retries: u32,
-    commands: VecDeque<Command>,
-}
-
-impl Scope {
-    pub(super) fn new(retry: RetryPolicy, max_calls: u32, deadline: Option<Micros>, seed: u64, now: Micros) -> Self {
-        Self {
-            now,
-            forwarded: false,
-            retry,
-            deadline,
-            seed,
-            calls: 0,
-            max_calls,
-            retries: 0,
-            commands: VecDeque::with_capacity(4),
-        }
-    }
-
-    pub(super) fn push(&mut self, command: Command) {
-        self.commands.push_back(command);
-    }
-
-    pub(super) fn pop(&mut self) -> Option<Command> {
-        self.commands.pop_front()
-    }
-
-    /// Whether the request may make one more call.
-    pub(super) fn may_call(&self) -> bool {
-        self.calls < self.max_calls
-    }
-
-    fn start(&mut self, spec: &CallSpec, why: AttemptReason) -> u32 {
-        let call = self.calls;
-        self.calls += 1;
-        self.push(Command::Start { call, spec: spec.clone(), why });
-        call
-    }
-
-    /// When the same call may be made again; `None`: not at all. Draws from the seed's place for the failed call.
-    fn retry_at(&mut self, call: u32, kind: ErrorKind, retry: u32, retry_after: Option<i64>) -> Option<Micros> {
-        if self.forwarded || !self.may_call() || self.retries >= self.retry.budget {
-            return None;
-        }
-        let seed = self.seed ^ retry::mix(u64::from(call));
-        let at = self.now.saturating_add(self.retry.wait(kind, retry, retry_after, seed)?);
-        // A retry that the deadline would cut off at once is none.
-        if self.deadline.is_some_and(|deadline| at >= deadline) {
-            return None;
-        }
-        self.retries += 1;
-        Some(at)
-    }
+/// The answer of a node.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Got {
+    /// The call that gave it.
+    pub(super) call: u32,
+    pub(super) answer: Arc<Answered>,
+    /// Whether the call's stream may go to the client as it comes; else the answer has been held back.
+    pub(super) live: bool,
+    /// How far the branches that it was chosen from disagreed, 0 to 1; absent where it was chosen from none.
+    pub(super) disagreement: Option<f64>,
 }
 
 /// What became of a node through an event.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) enum Step {
     Running,
-    Succeeded { call: u32 },
-    Failed { call: u32, kind: ErrorKind },
+    Succeeded(Got),
+    Failed {
+        call: u32,
+        kind: ErrorKind,
+    },
+    /// Nothing of it could be begun.
+    Masked(Mask),
+}
+
+/// What a node is told of its surroundings.
+#[derive(Clone, Debug)]
+pub(super) struct Position {
+    pub(super) place: Place,
+    /// Nothing after the node can change its answer.
+    pub(super) live: bool,
+    /// Its gate asks how far branches disagree, so that a vote waits for all of them.
+    pub(super) all_votes: bool,
+}
+
+impl Position {
+    pub(super) fn root() -> Self {
+        Self { place: Place::new(), live: true, all_votes: false }
+    }
+
+    /// The place of the child with this index.
+    pub(super) fn child(&self, index: usize) -> Place {
+        let mut place = self.place.clone();
+        place.push(index as u32);
+        place
+    }
 }
 
 /// A node of a running plan.
 #[derive(Debug)]
 pub(super) enum Node {
     Call(CallNode),
+    Cascade(CascadeNode),
+    Parallel(Box<ParallelNode>),
 }
 
 impl Node {
     /// The node for a plan, not started.
-    pub(super) fn of(plan: &Plan) -> Self {
+    pub(super) fn of(plan: &Plan, position: Position) -> Self {
         match plan {
-            Plan::Call(spec) => Node::Call(CallNode { spec: spec.clone(), retries: 0, at: At::Idle }),
+            Plan::Call(spec) => Node::Call(CallNode::new(spec.clone(), Input::Request, position)),
+            Plan::Cascade(stages) => Node::Cascade(CascadeNode::new(stages, position)),
+            Plan::Parallel { branches, aggregate } => {
+                Node::Parallel(Box::new(ParallelNode::new(branches, aggregate.clone(), position)))
+            }
         }
     }
 
-    pub(super) fn start(&mut self, why: AttemptReason, scope: &mut Scope) {
+    /// Takes what the node begins with from `room`; where that is not possible, leaves `room` as it was. A node that fits
+    /// into [`Scope::room`] can be started.
+    pub(super) fn fits(&self, scope: &Scope, room: &mut Room) -> Result<(), Mask> {
+        let mut left = *room;
+        match self {
+            Node::Call(node) => node.fits(scope, &mut left),
+            Node::Cascade(node) => node.fits(scope, &mut left),
+            Node::Parallel(node) => node.fits(scope, &mut left),
+        }?;
+        *room = left;
+        Ok(())
+    }
+
+    pub(super) fn start(&mut self, why: AttemptReason, scope: &mut Scope) -> Step {
         match self {
             Node::Call(node) => node.start(why, scope),
+            Node::Cascade(node) => node.start(why, scope),
+            Node::Parallel(node) => node.start(why, scope),
         }
     }
 
-    pub(super) fn handle(&mut self, event: Event, scope: &mut Scope) -> Step {
+    pub(super) fn handle(&mut self, event: &Event, scope: &mut Scope) -> Step {
         match self {
             Node::Call(node) => node.handle(event, scope),
+            Node::Cascade(node) => node.handle(event, scope),
+            Node::Parallel(node) => node.handle(event, scope),
         }
     }
 
-    /// Ends the node; the call that was running or had failed last.
+    /// Ends the node; the first call of it that was running or had failed last.
     pub(super) fn cancel(&mut self, scope: &mut Scope) -> Option<u32> {
         match self {
             Node::Call(node) => node.cancel(scope),
-        }
-    }
-}
-
-/// One call with its retries.
-#[derive(Debug)]
-pub(super) struct CallNode {
-    spec: CallSpec,
-    /// Tries after the first.
-    retries: u32,
-    at: At,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum At {
-    Idle,
-    Running(u32),
-    /// Waiting to make the call again; the call that failed.
-    Waiting(u32),
-    Ended,
-}
-
-impl CallNode {
-    fn start(&mut self, why: AttemptReason, scope: &mut Scope) {
-        self.at = At::Running(scope.start(&self.spec, why));
-    }
-
-    fn handle(&mut self, event: Event, scope: &mut Scope) -> Step {
-        match (self.at, event) {
-            (At::Running(mine), Event::Delta { call }) if call == mine => {
-                if !scope.forwarded {
-                    scope.forwarded = true;
-                    scope.push(Command::Forward { call });
-                }
-                Step::Running
-            }
-            (At::Running(mine), Event::Done { call }) if call == mine => {
-                self.at = At::Ended;
-                Step::Succeeded { call }
-            }
-            (At::Running(mine), Event::Failed { call, kind, retry_after }) if call == mine => {
-                let Some(at) = scope.retry_at(call, kind, self.retries, retry_after) else {
-                    self.at = At::Ended;
-                    return Step::Failed { call, kind };
-                };
-                self.retries += 1;
-                self.at = At::Waiting(call);
-                scope.push(Command::SetTimer { timer: Timer::Backoff, at });
-                Step::Running
-            }
-            (At::Waiting(_), Event::Timer(Timer::Backoff)) => {
-                self.start(AttemptReason::Retry, scope);
-                Step::Running
-            }
-            _ => Step::Running,
+            Node::Cascade(node) => node.cancel(scope),
+            Node::Parallel(node) => node.cancel(scope),
         }
     }
 
-    fn cancel(&mut self, scope: &mut Scope) -> Option<u32> {
-        let at = std::mem::replace(&mut self.at, At::Ended);
-        match at {
-            At::Running(call) => {
-                scope.push(Command::Cancel { call });
-                Some(call)
-            }
-            At::Waiting(call) => Some(call),
-            At::Idle | At::Ended => None,
+    /// The best complete answer so far, of a node in any state: what it chose itself before what it was choosing from, a
+    /// later stage before an earlier one, the vote of the branches that have answered before the first branch that has
+    /// something.
+    pub(super) fn best(&self) -> Option<Got> {
+        match self {
+            Node::Call(node) => node.best(),
+            Node::Cascade(node) => node.best(),
+            Node::Parallel(node) => node.best(),
         }
     }
 }

@@ -1,8 +1,13 @@
-//! The machine's rules, over random plans and random outcomes.
+//! The machine's rules for a bare call with its fallback, over cases and over random outcomes. Trees: [`trees`] for cases,
+//! [`laws`] for what holds of all.
 
 mod forms;
 mod gates;
+mod laws;
+mod trees;
 mod votes;
+
+use std::sync::Arc;
 
 use proptest::prelude::*;
 
@@ -20,6 +25,7 @@ fn setup(models: &[&str], on: &[ErrorKind]) -> Setup {
         fallback_on: on.to_vec(),
         retry: RetryPolicy::default(),
         limits: Limits::default(),
+        worst: Default::default(),
         seed: 7,
     }
 }
@@ -29,12 +35,20 @@ fn drain(machine: &mut Machine) -> Vec<Command> {
 }
 
 fn failed(call: u32, kind: ErrorKind) -> Event {
-    Event::Failed { call, kind, retry_after: None }
+    Event::Failed { call, kind, retry_after: None, cost: 0 }
+}
+
+fn done(call: u32) -> Event {
+    Event::Done { call, answer: Arc::new(Answered::default()) }
+}
+
+fn start(call: u32, model: &str, why: AttemptReason) -> Command {
+    Command::Start { call, spec: spec(model), why, input: Input::Request, at: Vec::new() }
 }
 
 fn timer_at(commands: &[Command]) -> Micros {
     match commands {
-        [Command::SetTimer { timer: Timer::Backoff, at }] => *at,
+        [Command::SetTimer { timer: Timer::Backoff { .. }, at }] => *at,
         other => panic!("not a wait: {other:?}"),
     }
 }
@@ -42,14 +56,14 @@ fn timer_at(commands: &[Command]) -> Micros {
 #[test]
 fn an_answer_is_forwarded_then_finished() {
     let mut machine = Machine::new(setup(&["a"], &[]), 0);
-    assert_eq!(drain(&mut machine), [Command::Start { call: 0, spec: spec("a"), why: AttemptReason::Planned }]);
+    assert_eq!(drain(&mut machine), [start(0, "a", AttemptReason::Planned)]);
     machine.handle(Event::Started { call: 0 }, 1);
     assert_eq!(drain(&mut machine), []);
     machine.handle(Event::Delta { call: 0 }, 2);
     assert_eq!(drain(&mut machine), [Command::Forward { call: 0 }]);
     machine.handle(Event::Delta { call: 0 }, 3);
     assert_eq!(drain(&mut machine), []);
-    machine.handle(Event::Done { call: 0 }, 4);
+    machine.handle(done(0), 4);
     assert_eq!(drain(&mut machine), [Command::Finish { call: 0 }]);
     machine.handle(failed(0, ErrorKind::Cut), 5);
     assert_eq!(drain(&mut machine), []);
@@ -64,11 +78,11 @@ fn a_retryable_failure_is_retried_then_falls_back_then_fails() {
     machine.handle(failed(0, ErrorKind::ServerError), 1000);
     let at = timer_at(&drain(&mut machine));
     assert!((101_000..=201_000).contains(&at), "{at}");
-    machine.handle(Event::Timer(Timer::Backoff), at);
-    assert_eq!(drain(&mut machine), [Command::Start { call: 1, spec: spec("a"), why: AttemptReason::Retry }]);
+    machine.handle(Event::Timer(Timer::Backoff { call: 0 }), at);
+    assert_eq!(drain(&mut machine), [start(1, "a", AttemptReason::Retry)]);
     // The first fallback names the model that has just failed: it is passed over.
     machine.handle(failed(1, ErrorKind::ServerError), at);
-    assert_eq!(drain(&mut machine), [Command::Start { call: 2, spec: spec("b"), why: AttemptReason::Fallback }]);
+    assert_eq!(drain(&mut machine), [start(2, "b", AttemptReason::Fallback)]);
     machine.handle(failed(2, ErrorKind::BadRequest), at);
     assert_eq!(drain(&mut machine), [Command::Fail { kind: ErrorKind::BadRequest, call: Some(2) }]);
 }
@@ -130,7 +144,7 @@ fn a_client_that_leaves_cancels_also_while_waiting() {
     drain(&mut machine);
     machine.handle(Event::ClientGone, 1);
     assert_eq!(drain(&mut machine), [Command::Fail { kind: ErrorKind::Cancelled, call: Some(0) }]);
-    machine.handle(Event::Timer(Timer::Backoff), 2);
+    machine.handle(Event::Timer(Timer::Backoff { call: 0 }), 2);
     assert_eq!(drain(&mut machine), []);
 }
 
@@ -177,7 +191,8 @@ prop_compose! {
             fallback: names[1..].iter().map(|m| spec(m)).collect(),
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
-            limits: Limits { deadline: Some(60_000_000), max_calls },
+            limits: Limits { deadline: Some(60_000_000), max_calls, budget: None },
+            worst: Default::default(),
             seed,
         }
     }
@@ -201,29 +216,29 @@ fn run(setup: &Setup, answers: &[Answer]) -> (Vec<(Event, Micros)>, Vec<Command>
         };
         commands.push(command.clone());
         let mut tell = |event, now| {
-            journal.push((event, now));
+            journal.push((Event::clone(&event), now));
             machine.handle(event, now);
         };
         match command {
             Command::SetTimer { timer: Timer::Deadline, at } => deadline = at,
-            Command::SetTimer { timer: Timer::Backoff, at } => {
+            Command::SetTimer { timer: timer @ Timer::Backoff { .. }, at } => {
                 assert!(at >= now && at < deadline);
                 now = at;
-                tell(Event::Timer(Timer::Backoff), now);
+                tell(Event::Timer(timer), now);
             }
             Command::Start { call, .. } => {
                 now += 10;
                 // An event of another call is noise.
-                tell(Event::Done { call: call + 100 }, now);
+                tell(done(call + 100), now);
                 match answers.next().unwrap() {
-                    Answer::Whole => tell(Event::Done { call }, now),
+                    Answer::Whole => tell(done(call), now),
                     Answer::Streamed => {
                         tell(Event::Started { call }, now);
                         tell(Event::Delta { call }, now);
-                        tell(Event::Done { call }, now + 1);
+                        tell(done(call), now + 1);
                     }
                     Answer::Fails(kind, retry_after) => {
-                        tell(Event::Failed { call, kind: *kind, retry_after: *retry_after }, now);
+                        tell(Event::Failed { call, kind: *kind, retry_after: *retry_after, cost: 0 }, now);
                     }
                     Answer::CutAfterDelta(kind) => {
                         tell(Event::Delta { call }, now);
@@ -236,6 +251,8 @@ fn run(setup: &Setup, answers: &[Answer]) -> (Vec<(Event, Micros)>, Vec<Command>
                     Answer::ClientLeaves => tell(Event::ClientGone, now),
                 }
             }
+            Command::Emit { .. } => panic!("a bare call holds nothing back"),
+            Command::Note(note) => assert!(matches!(note.what, What::FallbackMasked { .. })),
             Command::Cancel { .. } | Command::Forward { .. } | Command::Finish { .. } | Command::Fail { .. } => {}
         }
     }
@@ -247,7 +264,7 @@ proptest! {
         let (journal, commands) = run(&setup, &answers);
 
         let starts: Vec<(u32, String, AttemptReason)> = commands.iter().filter_map(|c| match c {
-            Command::Start { call, spec, why } => Some((*call, spec.model.clone(), *why)),
+            Command::Start { call, spec, why, .. } => Some((*call, spec.model.clone(), *why)),
             _ => None,
         }).collect();
         let retries = starts.iter().filter(|s| s.2 == AttemptReason::Retry).count() as u32;
@@ -292,7 +309,7 @@ proptest! {
         let mut again = Machine::new(setup.clone(), 5_000);
         let mut repeated = drain(&mut again);
         for (event, at) in &journal {
-            again.handle(*event, *at);
+            again.handle(event.clone(), *at);
             repeated.extend(drain(&mut again));
         }
         prop_assert_eq!(repeated, commands);

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 use super::ledger::Ledger;
 use crate::{
     backend::BackendError,
-    cascade::{Command, Event, Machine, Timer},
+    cascade::{Answered, Command, Event, Machine, Timer},
     domain::{Chunk, DecisionId, ErrorKind, Micros, OutcomeStatus},
     gateway::GatewayError,
 };
@@ -34,7 +35,8 @@ pub(super) struct Answering {
 /// The machine's view of a failed call.
 pub(super) fn failure(call: u32, error: &BackendError) -> Event {
     let retry_after = error.retry_after.map(|wait| i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
-    Event::Failed { call, kind: error.kind, retry_after }
+    // Only a budget asks what a failed call cost, and none is set yet.
+    Event::Failed { call, kind: error.kind, retry_after, cost: 0 }
 }
 
 impl Answering {
@@ -73,7 +75,11 @@ impl Answering {
                 Command::Fail { kind, .. } => self.ledger.close(OutcomeStatus::Error, Some(kind.as_str())),
                 Command::Cancel { .. } => self.chunks = None,
                 // After a forward the machine only ends; there is nothing to start, forward or wait for.
-                Command::Start { .. } | Command::Forward { .. } | Command::SetTimer { .. } => {}
+                Command::Start { .. }
+                | Command::Forward { .. }
+                | Command::Emit { .. }
+                | Command::SetTimer { .. }
+                | Command::Note(_) => {}
             }
         }
         let (id, model) = (self.id, self.ledger.model());
@@ -114,7 +120,8 @@ impl Stream for Answering {
             match this.poll_backend(cx) {
                 Poll::Ready(Some(Ok(Chunk::Usage(usage)))) => {
                     this.ledger.streamed(usage);
-                    let (event, now) = (Event::Done { call: this.call() }, this.ledger.now());
+                    let answer = Arc::new(Answered::default());
+                    let (event, now) = (Event::Done { call: this.call(), answer }, this.ledger.now());
                     this.end(event, now, Ok(Chunk::Usage(usage)));
                 }
                 Poll::Ready(Some(Ok(chunk))) => {

@@ -19,10 +19,10 @@ use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
 
 use crate::{
     backend::{Backend, BackendError, Call, Reply},
-    cascade::{self, Command, Limits, Machine, RetryPolicy, Setup, Timer},
+    cascade::{self, Answered, Command, Limits, Machine, RetryPolicy, Setup, Timer},
     domain::{
         AttemptReason, CallSpec, Chunk, Completion, Decision, DecisionId, ErrorKind, Event, Fleet, Micros, ModelState,
-        OutcomeStatus, Request,
+        OutcomeStatus, Plan, Request,
     },
     gateway::{AnswerBody, Caller, GatewayError},
 };
@@ -106,6 +106,14 @@ impl Dispatcher {
             ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
             return Err(GatewayError::Refused { id, reason });
         };
+        // Held-back answers and several calls at once are not wired yet; no policy can make such a plan.
+        if !matches!(plan, Plan::Call(_)) {
+            ledger.close(OutcomeStatus::Error, Some(ErrorKind::Internal.as_str()));
+            ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
+            let message = format!("plans of several calls are not served yet: {plan}");
+            let error = BackendError::new(ErrorKind::Internal, message);
+            return Err(GatewayError::Backend { id, model: decision.arm.clone(), error });
+        }
         let named = |label: &String| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
         let setup = Setup {
             plan: plan.clone(),
@@ -116,6 +124,7 @@ impl Dispatcher {
                 ..self.options.retry.clone()
             },
             limits: self.options.limits,
+            worst: BTreeMap::new(),
             seed: id.0.as_u64_pair().1,
         };
         let machine = Machine::new(setup, ledger.now());
@@ -176,28 +185,29 @@ impl Active<'_> {
 #[derive(Clone, Copy, Debug, Default)]
 struct Timers {
     deadline: Option<Micros>,
-    backoff: Option<Micros>,
+    /// One at a time, as there is one call at a time.
+    backoff: Option<(u32, Micros)>,
 }
 
 impl Timers {
     fn set(&mut self, timer: Timer, at: Micros) {
         match timer {
             Timer::Deadline => self.deadline = Some(at),
-            Timer::Backoff => self.backoff = Some(at),
+            Timer::Backoff { call } => self.backoff = Some((call, at)),
         }
     }
 
     /// The one that runs out first.
     fn next(&self) -> Option<(Timer, Micros)> {
         let deadline = self.deadline.map(|at| (Timer::Deadline, at));
-        let backoff = self.backoff.map(|at| (Timer::Backoff, at));
+        let backoff = self.backoff.map(|(call, at)| (Timer::Backoff { call }, at));
         deadline.into_iter().chain(backoff).min_by_key(|(_, at)| *at)
     }
 
     fn clear(&mut self, timer: Timer) {
         match timer {
             Timer::Deadline => self.deadline = None,
-            Timer::Backoff => self.backoff = None,
+            Timer::Backoff { .. } => self.backoff = None,
         }
     }
 }
@@ -224,13 +234,15 @@ impl<'a> Run<'a> {
             while let Some(command) = self.machine.poll() {
                 match command {
                     Command::SetTimer { timer, at } => self.timers.set(timer, at),
-                    Command::Start { call, spec, why } => self.start(call, spec, why),
+                    Command::Start { call, spec, why, .. } => self.start(call, spec, why),
                     Command::Cancel { .. } => self.active = Active::Nothing,
                     Command::Forward { .. } => {
                         if let Active::Opening { chunks, .. } = std::mem::replace(&mut self.active, Active::Nothing) {
                             return Ok(self.forward(chunks));
                         }
                     }
+                    // A bare call holds nothing back; its attempts and its outcome are its whole record.
+                    Command::Emit { .. } | Command::Note(_) => {}
                     Command::Finish { .. } => return self.finish().await,
                     Command::Fail { kind, .. } => return Err(self.fail(kind).await),
                 }
@@ -285,7 +297,9 @@ impl<'a> Run<'a> {
             Some(Happened::Replied(call, Ok(Reply::Whole { completion, model_reported }))) => {
                 self.ledger.whole(&completion, model_reported);
                 self.whole = Some(completion);
-                self.machine.handle(cascade::Event::Done { call }, now);
+                // A bare call needs to know nothing of its answer.
+                let answer = Arc::new(Answered::default());
+                self.machine.handle(cascade::Event::Done { call, answer }, now);
             }
             Some(Happened::Replied(call, Ok(Reply::Stream { chunks, model_reported }))) => {
                 self.ledger.reported(model_reported);

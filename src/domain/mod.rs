@@ -16,6 +16,7 @@ mod kv;
 mod model;
 mod note;
 mod plan;
+mod plan_tree;
 mod request;
 
 pub use completion::{
@@ -35,5 +36,9 @@ pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
 pub use note::{Abort, BestBecause, Left, Mask, Note, Place, Unscored, What};
-pub use plan::{CallSpec, Plan, Sampling};
+pub use plan::{CallSpec, Sampling};
+pub use plan_tree::{Aggregate, MicroUsd, Plan, PlanError, Stage};
 pub use request::{ContentPart, Message, Request, Role, sharing};
+
+#[cfg(test)]
+mod tests;

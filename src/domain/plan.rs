@@ -1,4 +1,4 @@
-//! Plans: what may be run for a request. Policies choose among them; the cascade machine runs them.
+//! The call: the leaf of every plan, and what it is sampled with. The tree above it is [`super::Plan`].
 
 use serde::{Deserialize, Serialize};
 
@@ -68,22 +68,5 @@ impl CallSpec {
             sampling.max_tokens = Some(plan.min(asked));
         }
         sampling
-    }
-}
-
-/// What may be run for a request. A tree; today its only node is the call, and `fallback` says which calls follow when
-/// it fails with an error of the listed kinds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Plan {
-    Call(CallSpec),
-}
-
-impl Plan {
-    /// Every model that the plan can reach, in order of first mention.
-    pub fn models(&self) -> Vec<&str> {
-        match self {
-            Plan::Call(call) => vec![&call.model],
-        }
     }
 }

@@ -44,8 +44,10 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
         _ => writeln!(out, "{} {by} (probability {})", d.arm, number(d.propensity))?,
     }
     writeln!(out, "  policy      {} {} after {} updates", d.policy, d.policy_hash.short(), d.state_seq)?;
-    if let Some(Plan::Call(call)) = &d.plan {
-        writeln!(out, "  call        {}", describe(call))?;
+    match &d.plan {
+        Some(Plan::Call(call)) => writeln!(out, "  call        {}", describe(call))?,
+        Some(tree) => writeln!(out, "  plan        {tree}")?,
+        None => {}
     }
     if let Some(retries) = d.retries {
         writeln!(out, "  retries     {retries}")?;

@@ -1,0 +1,112 @@
+//! What the machine is told, what it says, and what it is set up with. Data only; the whole exchange with dispatch, and
+//! what a journal of a run holds.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::domain::{AttemptReason, CallSpec, ErrorKind, MicroUsd, Micros, Note, Place, Plan, TokenLogprob};
+
+use super::RetryPolicy;
+
+/// A complete answer as the nodes see it: its first choice.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answered {
+    pub text: String,
+    /// One per token of the text; empty where the backend gave none.
+    pub logprobs: Vec<TokenLogprob>,
+    /// What the call cost.
+    pub cost: MicroUsd,
+}
+
+/// What happened. Events of calls that have ended, or that never were, change nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The backend has accepted the call.
+    Started { call: u32 },
+    /// The first piece of the call's answer is there.
+    Delta { call: u32 },
+    /// The call's answer is complete. A call that may be forwarded needs none of its text.
+    Done { call: u32, answer: Arc<Answered> },
+    /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds. `cost`: of what it
+    /// did all the same.
+    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: MicroUsd },
+    /// A timer set by [`Command::SetTimer`] has run out.
+    Timer(Timer),
+    /// The client has left.
+    ClientGone,
+}
+
+/// The timers of one machine; setting one again moves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timer {
+    /// The whole request's.
+    Deadline,
+    /// The wait before a retry of the call that has failed. Several may run at once.
+    Backoff { call: u32 },
+}
+
+/// What a call is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The client's request and nothing else: also of a stage that others went before.
+    Request,
+    /// The request and the answers of these calls, numbered from 1 in this order; to be answered by the best one's number.
+    Judge(Vec<u32>),
+    /// Likewise; to be answered by one answer made of them.
+    Refine(Vec<u32>),
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Make a call. `call` counts the request's calls from 0; `at`: the node that makes it.
+    Start { call: u32, spec: CallSpec, why: AttemptReason, input: Input, at: Place },
+    /// Stop a call; nothing more is wanted of it.
+    Cancel { call: u32 },
+    /// Splice the call's stream to the client, from its first piece to its last.
+    Forward { call: u32 },
+    /// Give the client the whole answer of a call that has been held back so far. `Finish` of the same call follows.
+    Emit { call: u32 },
+    /// Raise [`Event::Timer`] at this instant.
+    SetTimer { timer: Timer, at: Micros },
+    /// Record a decision. Asks for nothing else.
+    Note(Note),
+    /// The request is answered by this call. The last command.
+    Finish { call: u32 },
+    /// The request has failed; the error is that of `call`, where one was made and failed. The last command.
+    Fail { kind: ErrorKind, call: Option<u32> },
+}
+
+/// Bounds on one request, whatever its plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Microseconds from the start to the end of the answer; `None` leaves time to the backends' own limits.
+    pub deadline: Option<i64>,
+    /// Calls in all: planned, retries and fallback together. At least 1.
+    pub max_calls: u32,
+    /// What all calls together may cost. A call is begun only where its worst case fits beside what is spent and what the
+    /// running calls may yet cost.
+    pub budget: Option<MicroUsd>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { deadline: None, max_calls: 8, budget: None }
+    }
+}
+
+/// What a machine runs.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub plan: Plan,
+    /// Calls that may follow an error, in order.
+    pub fallback: Vec<CallSpec>,
+    /// The kinds of error that the fallback answers.
+    pub fallback_on: Vec<ErrorKind>,
+    pub retry: RetryPolicy,
+    pub limits: Limits,
+    /// The most that one call of a model can cost for this request, by fleet name; matters only under a budget, where a
+    /// model without an entry is taken to cost more than any. Whoever fills it counts the answers that a judge is shown.
+    pub worst: BTreeMap<String, MicroUsd>,
+    /// Of the jitter.
+    pub seed: u64,
+}

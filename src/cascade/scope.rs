@@ -1,0 +1,171 @@
+//! What all nodes of one machine share: the clock, the numbering of calls, the bounds, and the commands given.
+//!
+//! Money is reserved as a call begins (its worst case) and settled as it ends (what it cost). A call that was cancelled is
+//! never heard of again, so that its reservation counts as spent: the budget holds whatever it did.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::domain::{AttemptReason, CallSpec, ErrorKind, Mask, MicroUsd, Micros, Note, Place, What};
+
+use super::{Command, Input, Limits, RetryPolicy, retry};
+
+/// What is left of a request's bounds. A copy serves to try out whether something fits.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    late: bool,
+    calls: u32,
+    money: Option<MicroUsd>,
+}
+
+impl Room {
+    /// Takes one call of this worst case.
+    pub(super) fn take(&mut self, worst: MicroUsd) -> Result<(), Mask> {
+        if self.late {
+            return Err(Mask::Deadline);
+        }
+        let calls = self.calls.checked_sub(1).ok_or(Mask::Calls)?;
+        if let Some(money) = &mut self.money {
+            *money = money.checked_sub(worst).ok_or(Mask::Budget)?;
+        }
+        self.calls = calls;
+        Ok(())
+    }
+}
+
+/// What all nodes of one machine share.
+#[derive(Debug)]
+pub(super) struct Scope {
+    pub(super) now: Micros,
+    /// Whether a part of an answer has gone to the client.
+    pub(super) forwarded: bool,
+    retry: RetryPolicy,
+    deadline: Option<Micros>,
+    seed: u64,
+    calls: u32,
+    room: Room,
+    worst: BTreeMap<String, MicroUsd>,
+    /// What is reserved for each running call.
+    running: BTreeMap<u32, MicroUsd>,
+    /// Models that were called.
+    tried: Vec<String>,
+    retries: u32,
+    commands: VecDeque<Command>,
+}
+
+impl Scope {
+    pub(super) fn new(
+        retry: RetryPolicy,
+        limits: Limits,
+        worst: BTreeMap<String, MicroUsd>,
+        seed: u64,
+        now: Micros,
+    ) -> Self {
+        Self {
+            now,
+            forwarded: false,
+            retry,
+            deadline: limits.deadline.map(|d| now.saturating_add(d)),
+            seed,
+            calls: 0,
+            room: Room { late: false, calls: limits.max_calls.max(1), money: limits.budget },
+            worst,
+            running: BTreeMap::new(),
+            tried: Vec::new(),
+            retries: 0,
+            commands: VecDeque::with_capacity(4),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Micros> {
+        self.deadline
+    }
+
+    pub(super) fn push(&mut self, command: Command) {
+        self.commands.push_back(command);
+    }
+
+    pub(super) fn note(&mut self, at: &[u32], what: What) {
+        self.push(Command::Note(Note { at: at.to_vec(), what }));
+    }
+
+    pub(super) fn pop(&mut self) -> Option<Command> {
+        self.commands.pop_front()
+    }
+
+    /// What is left at this instant.
+    pub(super) fn room(&self) -> Room {
+        Room { late: self.deadline.is_some_and(|deadline| self.now >= deadline), ..self.room }
+    }
+
+    /// The most that the call can cost.
+    pub(super) fn worst(&self, spec: &CallSpec) -> MicroUsd {
+        self.worst.get(&spec.model).copied().unwrap_or(MicroUsd::MAX)
+    }
+
+    /// Whether the request may make this call now.
+    pub(super) fn admits(&self, spec: &CallSpec) -> Result<(), Mask> {
+        self.room().take(self.worst(spec))
+    }
+
+    /// Begins a call that [`Scope::admits`].
+    pub(super) fn start(&mut self, spec: &CallSpec, why: AttemptReason, input: &Input, at: &Place) -> u32 {
+        let call = self.calls;
+        self.calls += 1;
+        let worst = self.worst(spec);
+        self.room.calls = self.room.calls.saturating_sub(1);
+        self.room.money = self.room.money.map(|money| money.saturating_sub(worst));
+        self.running.insert(call, worst);
+        if !self.tried.contains(&spec.model) {
+            self.tried.push(spec.model.clone());
+        }
+        self.push(Command::Start { call, spec: spec.clone(), why, input: input.clone(), at: at.clone() });
+        call
+    }
+
+    pub(super) fn cancel(&mut self, call: u32) {
+        self.running.remove(&call);
+        self.push(Command::Cancel { call });
+    }
+
+    pub(super) fn forward(&mut self, call: u32) {
+        self.forwarded = true;
+        self.push(Command::Forward { call });
+    }
+
+    pub(super) fn is_running(&self, call: u32) -> bool {
+        self.running.contains_key(&call)
+    }
+
+    /// A running call has ended and cost this.
+    pub(super) fn settle(&mut self, call: u32, cost: MicroUsd) {
+        let Some(reserved) = self.running.remove(&call) else { return };
+        self.room.money = self.room.money.map(|money| money.saturating_add(reserved).saturating_sub(cost));
+    }
+
+    /// Whether the model has been called in this request.
+    pub(super) fn tried(&self, model: &str) -> bool {
+        self.tried.iter().any(|tried| tried == model)
+    }
+
+    /// When the same call may be made again; `None`: not at all. Draws from the seed's place for the failed call.
+    pub(super) fn retry_at(
+        &mut self,
+        spec: &CallSpec,
+        call: u32,
+        kind: ErrorKind,
+        retry: u32,
+        retry_after: Option<i64>,
+    ) -> Option<Micros> {
+        if self.forwarded || self.retries >= self.retry.budget || self.admits(spec).is_err() {
+            return None;
+        }
+        let seed = self.seed ^ retry::mix(u64::from(call));
+        let at = self.now.saturating_add(self.retry.wait(kind, retry, retry_after, seed)?);
+        // A retry that the deadline would cut off at once is none.
+        if self.deadline.is_some_and(|deadline| at >= deadline) {
+            return None;
+        }
+        self.retries += 1;
+        Some(at)
+    }
+}

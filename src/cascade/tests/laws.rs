@@ -1,0 +1,399 @@
+//! What holds of every plan, whatever the world does: random trees, random outcomes, 10,000 cases.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{gates::token, *};
+use crate::domain::{Aggregate, Bound, Condition, Note, Score, Stage};
+
+const MODELS: usize = 6;
+
+/// Most that one call of model `m<i>` costs.
+fn worst_of(model: usize) -> u64 {
+    1 << model
+}
+
+fn model() -> impl Strategy<Value = CallSpec> {
+    (0..MODELS).prop_map(|m| spec(&format!("m{m}")))
+}
+
+fn condition() -> impl Strategy<Value = Condition> {
+    let score = prop_oneof![
+        3 => Just(Score::MeanTokenEntropy),
+        1 => Just(Score::FirstTokenEntropy),
+        1 => Just(Score::LogprobQuantile(0.5)),
+        2 => Just(Score::Disagreement),
+    ];
+    (score, any::<bool>(), 0.0..1.5f64).prop_map(|(score, below, at)| {
+        let bound = if below { Bound::Below(at) } else { Bound::Above(at - 1.0) };
+        Condition { score, bound }
+    })
+}
+
+/// Trees of up to three levels of nodes above their calls.
+fn plan() -> BoxedStrategy<Plan> {
+    (0..3).fold(model().prop_map(Plan::Call).boxed(), |inner, _| level(inner).boxed())
+}
+
+/// A call, or a node over trees of the level below.
+fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
+    let gates = proptest::collection::vec(condition(), 0..3);
+    let stages = proptest::collection::vec((inner.clone(), gates), 1..4).prop_map(|stages| {
+        let last = stages.len() - 1;
+        let stage = |(i, (plan, gate)): (usize, (Plan, Vec<Condition>))| {
+            let accept_when = if i == last { Vec::new() } else { gate };
+            Stage { plan, accept_when }
+        };
+        Plan::Cascade(stages.into_iter().enumerate().map(stage).collect())
+    });
+    let branches = proptest::collection::vec((inner, 0.0..3.0f64), 1..4);
+    let parallel = (branches, 0u8..5, model()).prop_map(|(branches, aggregate, call)| {
+        let (branches, weights) = branches.into_iter().unzip();
+        let aggregate = match aggregate {
+            0 => Aggregate::First,
+            1 => Aggregate::Vote,
+            2 => Aggregate::WeightedVote { weights },
+            3 => Aggregate::Judge { call },
+            _ => Aggregate::Refine { call },
+        };
+        Plan::Parallel { branches, aggregate }
+    });
+    prop_oneof![1 => model().prop_map(Plan::Call), 2 => stages, 2 => parallel]
+}
+
+/// What the world makes of one call, and when.
+#[derive(Clone, Debug)]
+struct Fate {
+    /// Microseconds from its start.
+    after: i64,
+    streams: bool,
+    end: End,
+    /// Of its worst case, in tenths.
+    cost: u64,
+}
+
+#[derive(Clone, Debug)]
+enum End {
+    /// Text (also a verdict) and entropy.
+    Answers(u8, Option<f32>),
+    Fails(ErrorKind, Option<i64>),
+    Hangs,
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    let end = prop_oneof![
+        6 => (1u8..4, proptest::option::weighted(0.8, 0.0..1.5f32)).prop_map(|(text, h)| End::Answers(text, h)),
+        3 => (super::kind(), proptest::option::of(0i64..20_000_000)).prop_map(|(kind, wait)| End::Fails(kind, wait)),
+        1 => Just(End::Hangs),
+    ];
+    (0i64..8_000_000, any::<bool>(), end, prop_oneof![Just(10u64), 0u64..=10])
+        .prop_map(|(after, streams, end, cost)| Fate { after, streams, end, cost })
+}
+
+prop_compose! {
+    fn any_tree()(
+        plan in plan(),
+        fallback in proptest::collection::vec(model(), 0..3),
+        fallback_on in proptest::collection::vec(super::kind(), 0..13),
+        retry_on in proptest::collection::vec(super::kind(), 0..13),
+        (max_retries, budget) in (0u32..3, 0u32..4),
+        max_calls in prop_oneof![Just(64u32), 0u32..12],
+        money in proptest::option::of(0u64..120),
+        deadline in 1i64..60_000_000,
+        seed in any::<u64>(),
+    ) -> Setup {
+        Setup {
+            plan,
+            fallback,
+            fallback_on,
+            retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
+            limits: Limits { deadline: Some(deadline), max_calls, budget: money },
+            worst: (0..MODELS).map(|m| (format!("m{m}"), worst_of(m))).collect(),
+            seed,
+        }
+    }
+}
+
+/// One thing that happened (the start, for the first) and the commands that followed.
+type Turn = (Option<Event>, Micros, Vec<Command>);
+
+/// Runs a machine in a world of events that come in the order of their instants.
+fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Turn> {
+    const BEGIN: Micros = 5_000;
+    let mut machine = Machine::new(setup.clone(), BEGIN);
+    let mut now = BEGIN;
+    let mut coming: BTreeMap<(Micros, u32), Event> = BTreeMap::new();
+    let mut sequence = 0;
+    let mut expect = |coming: &mut BTreeMap<(Micros, u32), Event>, at: Micros, event| {
+        coming.insert((at, sequence), event);
+        sequence += 1;
+    };
+    if let Some(after) = leaves {
+        expect(&mut coming, BEGIN + after, Event::ClientGone);
+    }
+    let mut turns = Vec::new();
+    let mut event = None;
+    loop {
+        let commands = drain(&mut machine);
+        for command in &commands {
+            match command {
+                Command::Start { call, spec, .. } => {
+                    let fate = &fates[*call as usize % fates.len()];
+                    let worst = setup.worst[&spec.model];
+                    let (call, cost) = (*call, worst * fate.cost / 10);
+                    let at = now + fate.after;
+                    // An event of a call that never was.
+                    expect(&mut coming, now, done(call + 1000));
+                    expect(&mut coming, now, Event::Started { call });
+                    if fate.streams {
+                        expect(&mut coming, now + fate.after / 2, Event::Delta { call });
+                    }
+                    match fate.end {
+                        End::Answers(text, entropy) => {
+                            let logprobs = vec![token(-0.5, &[], entropy)];
+                            let answer = Arc::new(Answered { text: text.to_string(), logprobs, cost });
+                            expect(&mut coming, at, Event::Done { call, answer });
+                        }
+                        End::Fails(kind, retry_after) => {
+                            expect(&mut coming, at, Event::Failed { call, kind, retry_after, cost });
+                        }
+                        End::Hangs => {}
+                    }
+                }
+                // Timers may ring late.
+                Command::SetTimer { timer, at } => expect(&mut coming, *at + lag, Event::Timer(*timer)),
+                // What a cancelled call still had to say comes all the same: it must not matter.
+                _ => {}
+            }
+        }
+        turns.push((event, now, commands));
+        let Some((key, next)) = coming.pop_first() else {
+            assert!(machine.ended(), "nothing more will happen, and no end: {turns:?}");
+            return turns;
+        };
+        assert!(turns.len() < 2000, "does not end");
+        now = now.max(key.0);
+        machine.handle(next.clone(), now);
+        event = Some(next);
+    }
+}
+
+/// Whether the call at this place may be streamed: nothing above it is gated or chooses among answers.
+fn may_stream(plan: &Plan, at: &[u32]) -> bool {
+    let Some((&child, rest)) = at.split_first() else { return true };
+    match plan {
+        Plan::Call(_) => false,
+        Plan::Cascade(stages) => {
+            let stage = &stages[child as usize];
+            stage.accept_when.is_empty() && may_stream(&stage.plan, rest)
+        }
+        Plan::Parallel { branches, aggregate } => {
+            child as usize == branches.len() && matches!(aggregate, Aggregate::Refine { .. })
+        }
+    }
+}
+
+/// Whether a command tells what followed a failure.
+fn answers_a_failure(command: &Command) -> bool {
+    match command {
+        Command::SetTimer { timer: Timer::Backoff { .. }, .. } | Command::Fail { .. } => true,
+        Command::Start { why, .. } => *why == AttemptReason::Fallback,
+        Command::Note(note) => matches!(
+            note.what,
+            What::Rerouted { .. }
+                | What::StagesFailed { .. }
+                | What::BranchLeftOut { .. }
+                | What::AggregateFailed { .. }
+                | What::BestSoFar { .. }
+        ),
+        _ => false,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
+    #[test]
+    fn every_tree_keeps_the_rules(
+        setup in any_tree(),
+        fates in proptest::collection::vec(fate(), 1..12),
+        leaves in proptest::option::weighted(0.2, 0i64..20_000_000),
+        lag in prop_oneof![Just(0i64), 0i64..3_000_000],
+    ) {
+        prop_assert_eq!(setup.plan.check(), Ok(()));
+        let turns = play(&setup, &fates, leaves, lag);
+        let commands: Vec<&Command> = turns.iter().flat_map(|(_, _, commands)| commands).collect();
+        let deadline = 5_000 + setup.limits.deadline.unwrap();
+        let single = matches!(setup.plan, Plan::Call(_));
+
+        // Exactly one last command, and nothing after it.
+        let is_end = |c: &Command| matches!(c, Command::Finish { .. } | Command::Fail { .. });
+        prop_assert_eq!(commands.iter().filter(|c| is_end(c)).count(), 1);
+        let last = commands[commands.len() - 1];
+        prop_assert!(is_end(last));
+
+        let mut running = BTreeSet::new();
+        let mut answers = BTreeSet::new();
+        let mut starts = Vec::new();
+        let mut actual = 0;
+        let mut forwarded = None;
+        let mut emitted = None;
+        let mut stopped = false;
+        for (event, now, commands) in &turns {
+            let mut relevant = false;
+            match event {
+                Some(Event::Done { call, answer }) if running.remove(call) => {
+                    actual += answer.cost;
+                    answers.insert(*call);
+                }
+                Some(Event::Failed { call, cost, .. }) if running.remove(call) => {
+                    actual += cost;
+                    relevant = true;
+                }
+                Some(Event::ClientGone | Event::Timer(Timer::Deadline)) => stopped = true,
+                _ => {}
+            }
+            // No failure is silent.
+            if relevant {
+                prop_assert!(commands.iter().any(answers_a_failure), "{:?} {:?}", event, commands);
+            }
+            for command in commands {
+                match command {
+                    Command::Start { call, spec, why, input, at } => {
+                        // Nothing is begun after the end of time or without the client.
+                        prop_assert!(!stopped && *now < deadline);
+                        prop_assert_eq!(*call as usize, starts.len());
+                        running.insert(*call);
+                        starts.push((spec.model.as_str(), *why, at.clone()));
+                        if let Input::Judge(of) | Input::Refine(of) = input {
+                            prop_assert!(of.iter().all(|shown| answers.contains(shown)) && !of.is_empty());
+                        }
+                    }
+                    Command::Cancel { call } => {
+                        prop_assert!(running.remove(call));
+                        actual += setup.worst[starts[*call as usize].0];
+                    }
+                    Command::Forward { call } => {
+                        prop_assert!(running.contains(call));
+                        prop_assert_eq!(forwarded.replace(*call), None, "at most one forward");
+                        let (_, _, at) = &starts[*call as usize];
+                        prop_assert!(may_stream(&setup.plan, at), "a gated stage was forwarded");
+                    }
+                    Command::Emit { call } => {
+                        prop_assert!(answers.contains(call) && forwarded.is_none());
+                        prop_assert_eq!(emitted.replace(*call), None);
+                    }
+                    Command::Finish { call } => {
+                        prop_assert!(answers.contains(call));
+                        prop_assert!(forwarded.or(emitted).unwrap_or(*call) == *call);
+                        let (_, _, at) = &starts[*call as usize];
+                        prop_assert!(emitted.is_some() || may_stream(&setup.plan, at));
+                    }
+                    Command::Fail { kind, call } => {
+                        prop_assert!(emitted.is_none());
+                        prop_assert!(call.is_none_or(|call| (call as usize) < starts.len()));
+                        // An answer that is there is not thrown away for an error.
+                        let gone = *kind == ErrorKind::Cancelled && stopped;
+                        let any = answers.iter().any(|a| !judges(&setup.plan, &starts[*a as usize].2));
+                        prop_assert!(gone || forwarded.is_some() || !any, "{:?}", answers);
+                    }
+                    Command::SetTimer { timer: Timer::Backoff { .. }, at } => prop_assert!(at >= now && *at < deadline),
+                    Command::Note(Note { at, what: What::Voted { answers, early, .. } }) => {
+                        prop_assert!(*early || *answers as usize >= quorum(&setup.plan, at));
+                    }
+                    Command::SetTimer { .. } | Command::Note(_) => {}
+                }
+            }
+        }
+        // Whoever ends the request, no call is left running.
+        prop_assert!(running.is_empty(), "{:?}", running);
+
+        // Calls within the compiled bound, retries within theirs, fallback once per model, and all within the limit.
+        let retries = starts.iter().filter(|s| s.1 == AttemptReason::Retry).count() as u64;
+        prop_assert!(retries <= u64::from(setup.retry.budget));
+        let instead = |s: &&(&str, AttemptReason, Vec<u32>)| s.1 == AttemptReason::Fallback && s.2.is_empty();
+        let fallbacks = starts.iter().filter(instead).count();
+        let planned = starts.len() - retries as usize - fallbacks;
+        prop_assert!(planned <= setup.plan.most_calls() as usize);
+        prop_assert!(starts.len() <= setup.limits.max_calls.max(1) as usize);
+        let places: Vec<_> = starts.iter().filter(|s| s.1 != AttemptReason::Retry && !instead(s)).map(|s| &s.2).collect();
+        prop_assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "no call is made twice");
+        if single {
+            prop_assert!(places.len() <= 1);
+        }
+
+        // Cost likewise.
+        let dearest = worst_of(MODELS - 1);
+        let worst = |spec: &CallSpec| setup.worst[&spec.model];
+        let bound = setup.plan.worst_cost(&worst)
+            + retries * dearest
+            + setup.fallback.iter().map(worst).sum::<u64>();
+        prop_assert!(actual <= bound, "{} > {}", actual, bound);
+        if let Some(budget) = setup.limits.budget {
+            prop_assert!(actual <= budget, "{} > {}", actual, budget);
+        }
+
+        // Restrictions bind: only models that the plan or the fallback names.
+        let mut allowed: Vec<&str> = setup.plan.models();
+        allowed.extend(setup.fallback.iter().map(|c| c.model.as_str()));
+        prop_assert!(starts.iter().all(|s| allowed.contains(&s.0)));
+
+        // The journal alone gives the same run.
+        let mut again = Machine::new(setup.clone(), 5_000);
+        for (event, at, commands) in &turns {
+            if let Some(event) = event {
+                again.handle(event.clone(), *at);
+            }
+            prop_assert_eq!(&drain(&mut again), commands);
+        }
+    }
+}
+
+/// Whether the call at this place is a judge's.
+fn judges(plan: &Plan, at: &[u32]) -> bool {
+    match (plan, at.split_first()) {
+        (Plan::Cascade(stages), Some((child, rest))) => judges(&stages[*child as usize].plan, rest),
+        (Plan::Parallel { branches, aggregate }, Some((child, rest))) => match branches.get(*child as usize) {
+            Some(branch) => judges(branch, rest),
+            None => matches!(aggregate, Aggregate::Judge { .. }),
+        },
+        (_, None) | (Plan::Call(_), _) => false,
+    }
+}
+
+/// How many branches the parallel node at this place needs.
+fn quorum(plan: &Plan, at: &[u32]) -> usize {
+    match (plan, at.split_first()) {
+        (Plan::Cascade(stages), Some((child, rest))) => quorum(&stages[*child as usize].plan, rest),
+        (Plan::Parallel { branches, .. }, Some((child, rest))) => quorum(&branches[*child as usize], rest),
+        (Plan::Parallel { branches, aggregate }, None) => aggregate.quorum(branches.len()),
+        (Plan::Cascade(_), None) | (Plan::Call(_), _) => panic!("no parallel node at {at:?}"),
+    }
+}
+
+/// The laws would hold of worlds in which nothing happens: every reason has to occur in this one.
+#[test]
+fn every_reason_occurs() {
+    use proptest::{strategy::ValueTree, test_runner::TestRunner};
+    let mut runner = TestRunner::deterministic();
+    let world = (any_tree(), proptest::collection::vec(fate(), 1..12));
+    let mut reasons = BTreeMap::new();
+    for n in 0..4000 {
+        let (setup, fates) = world.new_tree(&mut runner).unwrap().current();
+        let leaves = (n % 10 == 0).then_some(n * 1000);
+        for (_, _, commands) in play(&setup, &fates, leaves, n * 100) {
+            for command in commands {
+                let reason = match command {
+                    Command::Note(note) => {
+                        serde_json::to_value(note.what).unwrap()["reason"].as_str().unwrap().to_owned()
+                    }
+                    Command::Forward { .. } => "(forward)".to_owned(),
+                    Command::Emit { .. } => "(emit)".to_owned(),
+                    _ => continue,
+                };
+                *reasons.entry(reason).or_insert(0) += 1;
+            }
+        }
+    }
+    // Two commands and the 21 reasons.
+    assert_eq!(reasons.len(), 2 + 21, "{reasons:?}");
+}

@@ -1,0 +1,216 @@
+//! Plans: what may be run for a request. Policies choose among them; the cascade machine runs them.
+//!
+//! A plan is a tree whose leaves are calls. This file owns its shape and what can be said of it before anything runs: the
+//! models that it reaches, how many calls it makes at most, what it costs at most, and whether it makes sense. Reasoning
+//! steps (GlimpRouter's `steps`) are no node yet.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{CallSpec, Condition, Score};
+
+/// Whole millionths of a US dollar. Sums saturate, so that the largest value means "more than can be said".
+pub type MicroUsd = u64;
+
+/// What may be run for a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plan {
+    /// One call of one model.
+    Call(CallSpec),
+    /// Stages in order, until one accepts its answer.
+    Cascade(Vec<Stage>),
+    /// Branches at the same time, and one answer made of theirs.
+    Parallel { branches: Vec<Plan>, aggregate: Aggregate },
+}
+
+/// One stage of a cascade: `{call: …, accept_when: […]}`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stage {
+    #[serde(flatten)]
+    pub plan: Plan,
+    /// All hold, or the cascade escalates. A stage without conditions accepts always, as the last one has to; the stages
+    /// after it are for its failures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub accept_when: Vec<Condition>,
+}
+
+/// How the branches of a parallel plan become one answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Aggregate {
+    /// The branch that is complete first; the others are cancelled.
+    First,
+    /// The answer that most branches give, compared by canonical form.
+    Vote,
+    /// Likewise, with a weight per branch in the branches' order. Weights are used as they are; the logarithm of the odds
+    /// of being right is optimal for independent voters (Nitzan and Paroush, "Optimal decision rules in uncertain
+    /// dichotomous choice situations", International Economic Review 23(2), 1982).
+    WeightedVote { weights: Vec<f64> },
+    /// One more call is shown the branches' answers and names the best.
+    Judge { call: CallSpec },
+    /// One more call is shown the branches' answers and writes its own.
+    Refine { call: CallSpec },
+}
+
+impl Aggregate {
+    /// How many of `branches` have to answer: a vote needs more than half of them, the others one.
+    pub fn quorum(&self, branches: usize) -> usize {
+        match self {
+            Aggregate::Vote | Aggregate::WeightedVote { .. } => branches / 2 + 1,
+            Aggregate::First | Aggregate::Judge { .. } | Aggregate::Refine { .. } => 1,
+        }
+    }
+
+    /// The call that follows the branches, where one does.
+    pub fn call(&self) -> Option<&CallSpec> {
+        match self {
+            Aggregate::Judge { call } | Aggregate::Refine { call } => Some(call),
+            Aggregate::First | Aggregate::Vote | Aggregate::WeightedVote { .. } => None,
+        }
+    }
+}
+
+/// What makes a plan none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error("a cascade needs at least one stage")]
+    NoStages,
+    #[error("a parallel plan needs at least one branch")]
+    NoBranches,
+    #[error("the last stage of a cascade accepts always and can have no `accept_when`")]
+    LastStageGated,
+    #[error(
+        "the thresholds, quantiles and weights of a plan are finite numbers, quantiles from 0 to 1, weights not negative"
+    )]
+    Number,
+    #[error("a weighted vote has one weight for each branch")]
+    Weights,
+}
+
+impl Plan {
+    /// Every call that the plan can make, in order of mention.
+    pub fn calls(&self) -> Vec<&CallSpec> {
+        let mut calls = Vec::new();
+        self.gather(&mut calls);
+        calls
+    }
+
+    fn gather<'a>(&'a self, calls: &mut Vec<&'a CallSpec>) {
+        match self {
+            Plan::Call(call) => calls.push(call),
+            Plan::Cascade(stages) => stages.iter().for_each(|stage| stage.plan.gather(calls)),
+            Plan::Parallel { branches, aggregate } => {
+                branches.iter().for_each(|branch| branch.gather(calls));
+                calls.extend(aggregate.call());
+            }
+        }
+    }
+
+    /// Every model that the plan can reach, in order of first mention.
+    pub fn models(&self) -> Vec<&str> {
+        let mut models: Vec<&str> = Vec::new();
+        for call in self.calls() {
+            if !models.contains(&call.model.as_str()) {
+                models.push(&call.model);
+            }
+        }
+        models
+    }
+
+    /// The most calls that one run makes, retries and the request's fallback aside. No call of a plan is made twice, so
+    /// this is the number of its calls.
+    pub fn most_calls(&self) -> u32 {
+        u32::try_from(self.calls().len()).unwrap_or(u32::MAX)
+    }
+
+    /// The most that one run costs, retries and the request's fallback aside: the sum of what `worst` says of each call.
+    /// For a judge or a refining call `worst` has to count the branches' answers, which are a part of its prompt.
+    pub fn worst_cost(&self, worst: &dyn Fn(&CallSpec) -> MicroUsd) -> MicroUsd {
+        self.calls().into_iter().fold(0, |sum, call| sum.saturating_add(worst(call)))
+    }
+
+    /// Whether the plan makes sense.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn check(&self) -> Result<(), PlanError> {
+        match self {
+            Plan::Call(_) => Ok(()),
+            Plan::Cascade(stages) => {
+                let (last, gated) = stages.split_last().ok_or(PlanError::NoStages)?;
+                if !last.accept_when.is_empty() {
+                    return Err(PlanError::LastStageGated);
+                }
+                if !gated.iter().flat_map(|stage| &stage.accept_when).all(sensible) {
+                    return Err(PlanError::Number);
+                }
+                stages.iter().try_for_each(|stage| stage.plan.check())
+            }
+            Plan::Parallel { branches, aggregate } => {
+                if branches.is_empty() {
+                    return Err(PlanError::NoBranches);
+                }
+                if let Aggregate::WeightedVote { weights } = aggregate {
+                    if weights.len() != branches.len() {
+                        return Err(PlanError::Weights);
+                    }
+                    if !weights.iter().all(|w| w.is_finite() && *w >= 0.0) {
+                        return Err(PlanError::Number);
+                    }
+                }
+                branches.iter().try_for_each(Plan::check)
+            }
+        }
+    }
+}
+
+fn sensible(condition: &Condition) -> bool {
+    let quantile = match condition.score {
+        Score::LogprobQuantile(q) => (0.0..=1.0).contains(&q),
+        _ => true,
+    };
+    quantile && condition.bound.threshold().is_finite()
+}
+
+/// One line for people: `cascade(small if mean_token_entropy < 0.9, else large)`.
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Plan::Call(call) => f.write_str(&call.model),
+            Plan::Cascade(stages) => {
+                f.write_str("cascade(")?;
+                for (i, stage) in stages.iter().enumerate() {
+                    f.write_str(if i == 0 { "" } else { ", else " })?;
+                    write!(f, "{}", stage.plan)?;
+                    for (n, condition) in stage.accept_when.iter().enumerate() {
+                        write!(f, " {} {condition}", if n == 0 { "if" } else { "and" })?;
+                    }
+                }
+                f.write_str(")")
+            }
+            Plan::Parallel { branches, aggregate } => {
+                f.write_str(match aggregate {
+                    Aggregate::First => "first(",
+                    Aggregate::Vote => "vote(",
+                    Aggregate::WeightedVote { .. } => "weighted_vote(",
+                    Aggregate::Judge { .. } => "judge(",
+                    Aggregate::Refine { .. } => "refine(",
+                })?;
+                for (i, branch) in branches.iter().enumerate() {
+                    write!(f, "{}{branch}", if i == 0 { "" } else { ", " })?;
+                    if let Aggregate::WeightedVote { weights } = aggregate
+                        && let Some(weight) = weights.get(i)
+                    {
+                        write!(f, " x {weight}")?;
+                    }
+                }
+                match aggregate.call() {
+                    Some(call) => write!(f, "; by {})", call.model),
+                    None => f.write_str(")"),
+                }
+            }
+        }
+    }
+}
