@@ -412,6 +412,21 @@ async fn what_cannot_be_recorded_is_not_given_out_as_a_good_end() {
 }
 
 #[tokio::test]
+async fn a_plan_of_several_calls_is_refused_by_name_and_recorded() {
+    let house = house(&[("a", serde_json::json!({}))]);
+    let mut decision = decision(&["a"], &[]);
+    decision.plan = Some(Plan::Parallel {
+        branches: ["a", "a"].map(|m| Plan::Call(CallSpec::bare(m))).to_vec(),
+        aggregate: crate::domain::Aggregate::Vote,
+    });
+    let error = house.ask(&decision, true).await.err().unwrap();
+    assert_eq!(kind(&error), ErrorKind::Internal);
+    assert!(error.to_string().contains("not served yet: vote(a, a)"), "{error}");
+    let outcome = house.journal.outcome();
+    assert_eq!((outcome.status, outcome.attempts), (OutcomeStatus::Error, 0));
+}
+
+#[tokio::test]
 async fn refusals_and_models_without_a_backend_are_recorded() {
     let house = house(&[("a", serde_json::json!({}))]);
     let error = house.ask(&decision(&[], &[]), true).await.err().unwrap();
