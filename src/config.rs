@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::scripted::ScriptedConfig,
+    cascade::breaker::BreakerPolicy,
     domain::{Capabilities, Energy, Fleet, ModelCard, Price},
     engine::Bound,
     gateway::UnknownModel,
@@ -54,6 +55,7 @@ pub struct ConfigFile {
     /// MiB that the documents of each model in the process may take on disk, in the data directory; 0, and so none, otherwise.
     pub kv_disk_mib: Option<u64>,
     pub chunk_reuse: ChunkReuseSection,
+    pub breaker: BreakerSection,
     pub limits: LimitsSection,
 }
 
@@ -92,6 +94,40 @@ impl ChunkReuseSection {
             top1: self.min_top1.unwrap_or(0.9),
             f1: self.min_f1.unwrap_or(0.8),
         })
+    }
+}
+
+/// When a server whose calls keep failing is left alone for a while.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerSection {
+    /// `false`: never. Otherwise servers are, where the fleet has other models.
+    pub enabled: Option<bool>,
+    /// Calls that are looked back at; 20 otherwise. Five of them must have ended at least, or all where there are fewer.
+    #[schemars(range(min = 1))]
+    pub calls: Option<usize>,
+    /// The share of them that must have failed; 0.5 otherwise.
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
+    pub failed_share: Option<f64>,
+    /// Seconds that it is left alone at first, twice as many each further time, and at most; 5 and 120 otherwise.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub open_s: Option<f64>,
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub most_open_s: Option<f64>,
+}
+
+impl BreakerSection {
+    fn policy(&self) -> Result<BreakerPolicy, String> {
+        let default = BreakerPolicy::default();
+        let window = self.calls.unwrap_or(default.window);
+        let micros = |seconds: Option<f64>, or: i64| seconds.map_or(or, |seconds| (seconds * 1e6) as i64);
+        let open = micros(self.open_s, default.open);
+        let most_open = micros(self.most_open_s, default.most_open.max(open));
+        if most_open < open {
+            return Err("breaker: `most_open_s` must be at least `open_s`".to_owned());
+        }
+        let share = self.failed_share.unwrap_or(default.share);
+        Ok(BreakerPolicy { window, least: default.least.min(window), share, open, most_open, ..default })
     }
 }
 
@@ -290,6 +326,8 @@ pub struct Config {
     pub kv_disk_bytes: u64,
     /// `None`: documents are not reused.
     pub chunk_reuse: Option<Bound>,
+    /// `None`: no entry has one.
+    pub breaker: Option<BreakerPolicy>,
     pub body_limit: usize,
     pub drain: Duration,
     /// `--upstream`: the list of its models is asked for at the start.
@@ -404,6 +442,11 @@ impl Config {
             None => Some("bge-small-en".to_owned()),
         };
 
+        let breaker = file.breaker.policy().unwrap_or_else(|problem| {
+            problems.push(problem);
+            BreakerPolicy::default()
+        });
+
         if !problems.is_empty() {
             return Err(ConfigError::Problems {
                 problems: problems.into_iter().map(|p| format!("{origin}: {p}")).collect(),
@@ -429,6 +472,7 @@ impl Config {
                 .map_or(crate::engine::kv_cache::DEFAULT_BYTES, |mib| mib.saturating_mul(1 << 20)),
             kv_disk_bytes: file.kv_disk_mib.unwrap_or(0).saturating_mul(1 << 20),
             chunk_reuse: file.chunk_reuse.bound(),
+            breaker: file.breaker.enabled.unwrap_or(true).then_some(breaker),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
             upstream: over.upstream,

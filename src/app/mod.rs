@@ -16,6 +16,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use crate::{
     assets::{self, Assets},
     audit::{self, EventLog, Feeder, FeederOptions},
+    backend::Listener,
     clock::now_micros,
     config::{self, Config},
     dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
@@ -107,7 +108,10 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         config.embedder = None;
     }
     let assets = Arc::new(Assets::new(&config.data_dir, assets::Options::from_env()));
-    let (backends, fleet) = backends(&config, &assets).await?;
+    let (changes, changed) = tokio::sync::mpsc::unbounded_channel();
+    // Where nobody listens any more, weir is stopping.
+    let told: Listener = Arc::new(move |change| _ = changes.send(change));
+    let (backends, fleet) = backends(&config, &assets, &told).await?;
     let (embedder, embedder_missing) = match embedder(&config, &assets).await {
         Ok(found) => (found, None),
         Err(reason) => {
@@ -150,6 +154,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let metrics = Arc::new(Metrics::new());
     let refuse = config.record.when_log_fails == config::WhenLogFails::Refuse;
     let journal = Arc::new(LogJournal::new(log.clone(), refuse));
+    tokio::spawn(record::breakers(changed, Arc::clone(&journal)));
     let dispatcher = Dispatcher::new(
         backends.clone(),
         Arc::clone(&journal) as Arc<dyn dispatch::Journal>,

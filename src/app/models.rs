@@ -11,7 +11,7 @@ use super::StartError;
 use crate::{
     assets::{self, Assets},
     backend::{
-        Backend,
+        Backend, Guarded, Listener,
         local::LocalBackend,
         remote::{RemoteBackend, RemoteConfig, Secret, UpstreamModel},
         scripted::ScriptedBackend,
@@ -69,10 +69,16 @@ async fn upstream_models(entry: &FleetEntry) -> Result<Vec<String>, String> {
 pub(super) type Backends = BTreeMap<String, Arc<dyn Backend>>;
 
 /// One backend per fleet entry, and the fleet as policies see it (context lengths read from local models).
-pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(Backends, Fleet), StartError> {
+pub(super) async fn backends(
+    config: &Config,
+    assets: &Arc<Assets>,
+    listener: &Listener,
+) -> Result<(Backends, Fleet), StartError> {
     let mut backends = Backends::new();
     let mut cards: Vec<ModelCard> = Vec::new();
     let kv_cache = KvCache::new(config.kv_cache_bytes);
+    // Where there is nothing else, a failing server is better than none.
+    let others = config.fleet.len() > 1 && config.upstream.is_none();
     for entry in &config.fleet {
         let mut card = entry.card();
         let wrong = |reason: String| StartError::Model { name: entry.name.clone(), reason };
@@ -113,9 +119,12 @@ pub(super) async fn backends(config: &Config, assets: &Arc<Assets>) -> Result<(B
             card.context = u32::try_from(backend.info().context).unwrap_or(u32::MAX);
             Arc::new(backend)
         } else if let Some(remote) = &entry.remote {
-            Arc::new(
-                RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?).map_err(|e| wrong(e.to_string()))?,
-            )
+            let remote = RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?);
+            let remote: Arc<dyn Backend> = Arc::new(remote.map_err(|e| wrong(e.to_string()))?);
+            match config.breaker.filter(|_| others) {
+                Some(policy) => Arc::new(Guarded::new(remote, entry.name.clone(), policy, Arc::clone(listener))),
+                None => remote,
+            }
         } else if let Some(scripted) = &entry.scripted {
             Arc::new(ScriptedBackend::new(entry.name.clone(), scripted.clone()))
         } else {

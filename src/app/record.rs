@@ -2,11 +2,16 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
+use tokio::sync::mpsc::UnboundedReceiver;
+
 use super::{StartError, policies::artifact_path};
 use crate::{
     audit::{self, AuditStore, EventLog, Feeder, LogOptions, Snapshot, StoreTarget},
+    backend::BreakerChange,
+    cascade::breaker::BreakerState,
     clock::now_micros,
     config::{self, Config},
+    dispatch::{Journal, LogJournal},
     domain::{Admin, Event, EventBody, Hash, PolicyVersion},
     policy::Policy,
 };
@@ -142,4 +147,19 @@ async fn version_event(
     let version = policy.version();
     keep_artifacts(store, &version, target).await?;
     Ok(Some(Event::new(now_micros(), None, EventBody::PolicyVersion(Box::new(version)))))
+}
+
+/// Records breakers that open and close, for as long as there are any.
+pub(super) async fn breakers(mut changed: UnboundedReceiver<BreakerChange>, journal: Arc<LogJournal>) {
+    while let Some(BreakerChange { model, state, detail }) = changed.recv().await {
+        match state {
+            BreakerState::Open { .. } => tracing::warn!(model, detail, "a model is left alone"),
+            _ => tracing::info!(model, state = state.as_str(), detail, "a model that was left alone"),
+        }
+        let admin = Admin { action: format!("breaker_{}", state.as_str()), detail: format!("{model}: {detail}") };
+        let event = Event::new(now_micros(), None, EventBody::Admin(admin));
+        if let Err(error) = journal.append(vec![event]).await {
+            tracing::warn!(error, "a breaker's change was not recorded");
+        }
+    }
 }

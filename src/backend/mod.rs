@@ -1,6 +1,7 @@
 //! Backends: where calls run. One trait, three implementations: [`local`] (the in-process engine), [`remote`] (any
 //! OpenAI-compatible server), [`scripted`] (deterministic, for tests, demonstrations and development without models).
 
+mod guarded;
 pub mod local;
 pub mod remote;
 pub mod scripted;
@@ -19,8 +20,11 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use serde::Serialize;
 
-use crate::domain::{
-    CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, KvAnswer, KvCommand, ModelState, Request,
+pub use guarded::{BreakerChange, Guarded, Listener};
+
+use crate::{
+    cascade::breaker::BreakerState,
+    domain::{CallSpec, Chunk, Completion, Counters, DecisionId, ErrorKind, KvAnswer, KvCommand, ModelState, Request},
 };
 
 /// One call, ready to be made.
@@ -145,6 +149,11 @@ pub trait Backend: Send + Sync {
     async fn kv(&self, _command: KvCommand) -> Result<KvAnswer, BackendError> {
         let message = "only models that run in this process keep keys and values here";
         Err(BackendError::new(ErrorKind::Unsupported, message))
+    }
+
+    /// The breaker before it; `None` where there is none.
+    fn breaker(&self) -> Option<BreakerState> {
+        None
     }
 
     /// What has been computed and reused; `None` where that is not known, as of remote servers.

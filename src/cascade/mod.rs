@@ -22,6 +22,7 @@
 //!   attempts and its end tell all. (Only a masked fallback is noted there, too.)
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
+pub mod breaker;
 mod call;
 pub mod canonical;
 pub mod gate;
@@ -139,7 +140,7 @@ impl Machine {
             return self.end(Command::Fail { kind, call: Some(call) });
         }
         let mut late = false;
-        if self.fallback_on.contains(&kind) {
+        if self.answers(kind) {
             while let Some((index, spec)) = self.fallback.pop_front() {
                 if self.scope.tried(&spec.model) {
                     continue;
@@ -161,6 +162,11 @@ impl Machine {
             None if late => self.end(Command::Fail { kind: ErrorKind::Timeout, call: Some(call) }),
             None => self.end(Command::Fail { kind, call: Some(call) }),
         }
+    }
+
+    /// Whether the fallback answers errors of this kind. A model that is left alone was not even asked.
+    fn answers(&self, kind: ErrorKind) -> bool {
+        kind == ErrorKind::BreakerOpen || self.fallback_on.contains(&kind)
     }
 
     fn stop(&mut self, by: Abort) {

@@ -151,7 +151,12 @@ fn in_words(entry: &Value) -> String {
     let load = format!("{} running, {} waiting", number("running"), number("waiting"));
     let Some(loaded) = entry["loaded"].as_bool() else {
         let there = if entry["available"] == true { "available" } else { "not available" };
-        return format!("{}, {there}, {load}", entry["kind"].as_str().unwrap_or_default());
+        let breaker = match entry["breaker"].as_str() {
+            Some("open") => ", left alone as its calls kept failing",
+            Some("half_open") => ", tried again after it was left alone",
+            _ => "",
+        };
+        return format!("{}, {there}{breaker}, {load}", entry["kind"].as_str().unwrap_or_default());
     };
     let model = format!(
         "{} {}, {:.0} M parameters, {} of weights, context of {}",

@@ -28,6 +28,8 @@ pub enum ErrorKind {
     ModelNotFound,
     /// The backend cannot do what was asked.
     Unsupported,
+    /// The model is left alone for a while, as its calls kept failing.
+    BreakerOpen,
     /// weir is stopping, or the client left.
     Cancelled,
     /// A defect of ours.
@@ -36,7 +38,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds, in the order of the documentation.
-    pub const ALL: [ErrorKind; 13] = [
+    pub const ALL: [ErrorKind; 14] = [
         ErrorKind::Timeout,
         ErrorKind::RateLimited,
         ErrorKind::ServerError,
@@ -48,6 +50,7 @@ impl ErrorKind {
         ErrorKind::BadRequest,
         ErrorKind::ModelNotFound,
         ErrorKind::Unsupported,
+        ErrorKind::BreakerOpen,
         ErrorKind::Cancelled,
         ErrorKind::Internal,
     ];
@@ -66,6 +69,7 @@ impl ErrorKind {
             ErrorKind::BadRequest => "bad_request",
             ErrorKind::ModelNotFound => "model_not_found",
             ErrorKind::Unsupported => "unsupported",
+            ErrorKind::BreakerOpen => "breaker_open",
             ErrorKind::Cancelled => "cancelled",
             ErrorKind::Internal => "internal",
         }

@@ -136,6 +136,7 @@ fn status(name: &str, backend: &Arc<dyn Backend>) -> FleetStatus {
         available: state.available,
         running: state.running,
         waiting: state.waiting,
+        breaker: backend.breaker().map(|state| state.as_str()),
         local: backend.local(),
     }
 }

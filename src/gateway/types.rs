@@ -94,6 +94,9 @@ pub struct FleetStatus {
     /// Calls under way, and calls that wait for a place.
     pub running: u32,
     pub waiting: u32,
+    /// `closed`, `open` or `half_open`, of entries that are left alone when their calls keep failing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<&'static str>,
     /// Of a model that runs in this process.
     #[serde(flatten)]
     pub local: Option<LocalModel>,

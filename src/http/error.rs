@@ -219,6 +219,7 @@ fn backend(error: BackendError) -> ApiError {
         ErrorKind::Unsupported => (S::BAD_REQUEST, INVALID, "unsupported"),
         ErrorKind::ModelNotFound => (S::NOT_FOUND, INVALID, "model_not_found"),
         ErrorKind::Cancelled => (S::from_u16(CLIENT_LEFT).unwrap_or(S::BAD_REQUEST), SERVER, "cancelled"),
+        ErrorKind::BreakerOpen => (S::SERVICE_UNAVAILABLE, SERVER, "model_unavailable"),
         ErrorKind::Internal => (S::INTERNAL_SERVER_ERROR, SERVER, "internal"),
         ErrorKind::ServerError | ErrorKind::Unreachable | ErrorKind::Cut | ErrorKind::Garbage | ErrorKind::Auth => {
             (S::BAD_GATEWAY, SERVER, error.kind.as_str())

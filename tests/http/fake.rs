@@ -250,6 +250,7 @@ impl Service for Fake {
             available: true,
             running: 1,
             waiting: 0,
+            breaker: None,
             local: None,
         }]
     }
