@@ -16,7 +16,7 @@ use super::{Backend, BackendError, Call, LocalInfo, LocalModel, PromptState, Rep
 use crate::{
     domain::{
         Choice, Chunk, Completion, ContentPart, Counters, ErrorKind, FinishReason, Hash, KvAnswer, KvCommand, Message,
-        ModelState, Need, PromptKv, Request, Role, Sampling,
+        ModelState, Need, PromptKv, Request, Role,
     },
     engine::{
         Choosing, Computed, Encoded, Engine, EngineError, EngineOptions, Generate, GenerateEvent, ModelInfo, Prompt,
@@ -90,7 +90,7 @@ impl LocalBackend {
         if let Some(need) = request.needs.iter().find(|need| **need != Need::Logprobs) {
             return Err(self.unsupported(need.as_str()));
         }
-        let sampling = merged(&call.spec.sampling, &request.sampling);
+        let sampling = call.spec.sampling_for(&request.sampling);
         let seed = sampling.seed.map_or_else(|| derived_seed(call), |seed| seed as u64);
         Ok(Generate {
             prompt: Prompt::Chat(self.messages(request, call.spec.system.as_deref())?),
@@ -245,15 +245,6 @@ fn chunk(name: &str, event: GenerateEvent) -> Result<Chunk, BackendError> {
         GenerateEvent::Usage(usage) => Ok(Chunk::Usage(usage)),
         GenerateEvent::Failed(error) => Err(failed(name, &error)),
     }
-}
-
-/// What the client says counts; the plan fills in the rest, and bounds the answer's length.
-fn merged(plan: &Sampling, client: &Sampling) -> Sampling {
-    let max_tokens = match (plan.max_tokens, client.max_tokens) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    };
-    Sampling { max_tokens, ..plan.overridden_by(client) }
 }
 
 /// The seed of a call for which nobody gave one: a hash of its id and its place, so that the record suffices to draw the

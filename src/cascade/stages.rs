@@ -5,7 +5,7 @@
 //! what is left of the request's bounds. Each stage is called with the client's request alone: a failed chain shown to the
 //! stronger model makes it worse.
 
-use crate::domain::{AttemptReason, BestBecause, Condition, ErrorKind, Mask, Score, Stage, What};
+use crate::domain::{AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Score, Stage, What};
 
 use super::{
     Event, gate,
@@ -147,16 +147,20 @@ impl CascadeNode {
         let Some(stage) = self.stages.get(self.current) else { return false };
         let place = self.position.child(self.current);
         let mut all = true;
-        for &Condition { score, bound } in &stage.accept_when {
+        for &condition in &stage.accept_when {
             let call = got.call;
-            let what = match gate::score(score, &got.answer.logprobs, got.disagreement) {
-                Ok(gate::Scored { value, exact }) if bound.holds(value) => {
-                    What::GateHolds { call, score, bound, value, exact }
+            let what = match gate::score(condition.score, &got.answer.logprobs, got.disagreement) {
+                Ok(gate::Scored { value, exact }) if condition.bound.holds(value) => {
+                    What::GateHolds { call, condition, value, exact }
                 }
-                Ok(gate::Scored { value, exact }) => What::GateFails { call, score, bound, value, exact },
-                Err(why) => What::GateUnscored { call, score, bound, why },
+                Ok(gate::Scored { value, exact }) => What::GateFails { call, condition, value, exact },
+                Err(why) => What::GateUnscored { call, condition, why },
             };
-            all &= matches!(what, What::GateHolds { .. });
+            all &= match what {
+                What::GateHolds { .. } => true,
+                What::GateUnscored { .. } => condition.if_unscored == IfUnscored::Accept,
+                _ => false,
+            };
             scope.note(&place, what);
         }
         all

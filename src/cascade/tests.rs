@@ -12,10 +12,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::Sampling;
 
 fn spec(model: &str) -> CallSpec {
-    CallSpec { model: model.to_owned(), sampling: Sampling::default(), system: None }
+    CallSpec::bare(model)
 }
 
 fn setup(models: &[&str], on: &[ErrorKind]) -> Setup {

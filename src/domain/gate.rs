@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::Hash;
+
 /// A number that says how sure a model was of its answer, or several models of theirs. Computed after the answer, from
 /// what came with it; never from the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,12 +51,51 @@ impl Bound {
     }
 }
 
+/// What follows where an answer carries too little for a score: the substitute that its author has named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum IfUnscored {
+    /// The condition does not hold.
+    #[default]
+    Escalate,
+    /// It holds.
+    Accept,
+}
+
 /// One condition of a stage: `{score: mean_token_entropy, below: 0.9}`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Condition {
     pub score: Score,
     #[serde(flatten)]
     pub bound: Bound,
+    /// The artifact that the threshold was calibrated with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Hash>,
+    #[serde(default, skip_serializing_if = "escalates")]
+    pub if_unscored: IfUnscored,
+}
+
+fn escalates(if_unscored: &IfUnscored) -> bool {
+    *if_unscored == IfUnscored::Escalate
+}
+
+impl Condition {
+    /// A condition whose threshold somebody chose; an answer without the score is escalated.
+    pub fn new(score: Score, bound: Bound) -> Self {
+        Self { score, bound, calibration: None, if_unscored: IfUnscored::Escalate }
+    }
+}
+
+impl Score {
+    /// What a backend has to give with its answer for this score: `None` nothing, else log-probabilities with that many
+    /// alternatives per token. 20 is the most that OpenAI's API gives; engines of ours give whole distributions' entropy.
+    pub fn logprobs(&self) -> Option<u8> {
+        match self {
+            Score::MeanTokenEntropy | Score::FirstTokenEntropy | Score::MeanMargin => Some(20),
+            Score::MeanLogprob | Score::LogprobQuantile(_) => Some(0),
+            Score::Disagreement => None,
+        }
+    }
 }
 
 impl fmt::Display for Score {

@@ -31,7 +31,7 @@ pub use event::{
     Admin, Attempt, AttemptReason, DecisionRecord, Event, EventBody, EventKind, Feedback, Outcome, OutcomeStatus,
     PolicyVersion, StateUpdate,
 };
-pub use gate::{Bound, Condition, Score};
+pub use gate::{Bound, Condition, IfUnscored, Score};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};

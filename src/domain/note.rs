@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bound, ErrorKind, Score};
+use super::{Condition, ErrorKind};
 
 /// A node's place in its plan's tree: the child's index at each level, from 0; the root's is empty. The call of a judge or
 /// of a refinement comes after the branches. Fallback, which belongs to the request, has the root's place.
@@ -26,11 +26,28 @@ pub struct Note {
 pub enum What {
     /// A condition of a stage holds for the answer of `call`. `exact`: computed from whole distributions, not from the few
     /// likeliest tokens.
-    GateHolds { call: u32, score: Score, bound: Bound, value: f64, exact: bool },
+    GateHolds {
+        call: u32,
+        #[serde(flatten)]
+        condition: Condition,
+        value: f64,
+        exact: bool,
+    },
     /// It does not.
-    GateFails { call: u32, score: Score, bound: Bound, value: f64, exact: bool },
-    /// The answer carries too little for the score, which counts as a condition that does not hold.
-    GateUnscored { call: u32, score: Score, bound: Bound, why: Unscored },
+    GateFails {
+        call: u32,
+        #[serde(flatten)]
+        condition: Condition,
+        value: f64,
+        exact: bool,
+    },
+    /// The answer carries too little for the score; whether the condition then holds, it says itself.
+    GateUnscored {
+        call: u32,
+        #[serde(flatten)]
+        condition: Condition,
+        why: Unscored,
+    },
     /// A stage's answer is the cascade's.
     Accepted { stage: u32, call: u32 },
     /// A stage's answer was not good enough: on to a later stage, with a fresh prompt.

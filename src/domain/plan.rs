@@ -46,6 +46,9 @@ pub struct CallSpec {
     /// Text put before the client's system prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
+    /// What the plan sets holds also where the client said otherwise, as of probes, whose answers have to differ.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub firm: bool,
 }
 
 fn is_default(sampling: &Sampling) -> bool {
@@ -55,13 +58,16 @@ fn is_default(sampling: &Sampling) -> bool {
 impl CallSpec {
     /// The plan of a bare model: one call, nothing overridden.
     pub fn bare(model: impl Into<String>) -> Self {
-        Self { model: model.into(), sampling: Sampling::default(), system: None }
+        Self { model: model.into(), sampling: Sampling::default(), system: None, firm: false }
     }
 
-    /// What the call is sampled with: the plan's parameters where `client` said nothing, the lower of both `max_tokens`,
-    /// the stop strings of both (the client's first).
+    /// What the call is sampled with: the plan's parameters where `client` said nothing (of a firm call always), the lower
+    /// of both `max_tokens`, the stop strings of both (the client's first).
     pub fn sampling_for(&self, client: &Sampling) -> Sampling {
-        let mut sampling = self.sampling.overridden_by(client);
+        let mut sampling = match self.firm {
+            true => client.overridden_by(&self.sampling),
+            false => self.sampling.overridden_by(client),
+        };
         sampling.stop.clone_from(&client.stop);
         sampling.stop.extend(self.sampling.stop.iter().filter(|s| !client.stop.contains(s)).cloned());
         if let (Some(plan), Some(asked)) = (self.sampling.max_tokens, client.max_tokens) {

@@ -119,6 +119,21 @@ impl Plan {
         models
     }
 
+    /// What the call at `at` has to bring with its answer for the gates above it: `None` nothing, else log-probabilities
+    /// with that many alternatives per token.
+    pub fn logprobs_at(&self, at: &[u32]) -> Option<u8> {
+        let (&child, rest) = at.split_first()?;
+        match self {
+            Plan::Call(_) => None,
+            Plan::Cascade(stages) => {
+                let stage = stages.get(child as usize)?;
+                let own = stage.accept_when.iter().filter_map(|condition| condition.score.logprobs()).max();
+                own.max(stage.plan.logprobs_at(rest))
+            }
+            Plan::Parallel { branches, .. } => branches.get(child as usize)?.logprobs_at(rest),
+        }
+    }
+
     /// The most calls that one run makes, retries and the request's fallback aside. No call of a plan is made twice, so
     /// this is the number of its calls.
     pub fn most_calls(&self) -> u32 {

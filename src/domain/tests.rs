@@ -5,8 +5,8 @@ use serde_json::json;
 use super::*;
 
 fn frugal() -> Plan {
-    let condition = Condition { score: Score::MeanTokenEntropy, bound: Bound::Below(0.9) };
-    let quantile = Condition { score: Score::LogprobQuantile(0.1), bound: Bound::Above(-2.0) };
+    let condition = Condition::new(Score::MeanTokenEntropy, Bound::Below(0.9));
+    let quantile = Condition::new(Score::LogprobQuantile(0.1), Bound::Above(-2.0));
     let small = Stage { plan: Plan::Call(CallSpec::bare("small")), accept_when: vec![condition, quantile] };
     let branches = ["a", "b", "small"].map(|m| Plan::Call(CallSpec::bare(m))).to_vec();
     let aggregate = Aggregate::Judge { call: CallSpec::bare("large") };
@@ -69,7 +69,7 @@ fn plans_that_make_no_sense_are_named() {
     let call = || Plan::Call(CallSpec::bare("m"));
     let stage = |condition: Option<(Score, Bound)>| Stage {
         plan: call(),
-        accept_when: condition.map(|(score, bound)| Condition { score, bound }).into_iter().collect(),
+        accept_when: condition.map(|(score, bound)| Condition::new(score, bound)).into_iter().collect(),
     };
     let sure = Some((Score::MeanLogprob, Bound::Above(-1.0)));
     let weighted = |weights| Plan::Parallel { branches: vec![call()], aggregate: Aggregate::WeightedVote { weights } };
@@ -98,7 +98,7 @@ fn plans_that_make_no_sense_are_named() {
 #[test]
 fn notes_are_recorded_with_their_reason() {
     let (score, bound) = (Score::LogprobQuantile(0.25), Bound::Below(0.5));
-    let gate = What::GateFails { call: 1, score, bound, value: 0.75, exact: false };
+    let gate = What::GateFails { call: 1, condition: Condition::new(score, bound), value: 0.75, exact: false };
     let note = Note { at: vec![0, 2], what: gate };
     let expected = json!({
         "at": [0, 2], "reason": "gate_fails", "call": 1, "score": {"logprob_quantile": 0.25},
@@ -107,7 +107,7 @@ fn notes_are_recorded_with_their_reason() {
     assert_eq!(serde_json::to_value(&note).unwrap(), expected);
     let whats = [
         gate,
-        What::GateUnscored { call: 0, score, bound, why: Unscored::NoLogprobs },
+        What::GateUnscored { call: 0, condition: Condition::new(score, bound), why: Unscored::NoLogprobs },
         What::Masked { by: Mask::Budget },
         What::Rerouted { from: 0, to: 1, error: ErrorKind::Cut, call: 0 },
         What::BranchLeftOut { branch: 1, left: Left::Failed { error: ErrorKind::Timeout, call: 3 } },
@@ -128,4 +128,20 @@ fn kinds_of_error_are_recorded_by_their_labels() {
     for kind in ErrorKind::ALL {
         assert_eq!(serde_json::to_value(kind).unwrap(), json!(kind.as_str()));
     }
+}
+
+#[test]
+fn the_client_counts_and_the_plan_fills_in_and_bounds_unless_it_is_firm() {
+    let plan = Sampling { max_tokens: Some(64), temperature: Some(0.5), stop: vec!["a".into()], ..Sampling::default() };
+    let client =
+        Sampling { max_tokens: Some(100), temperature: Some(0.0), stop: vec!["b".into()], ..Sampling::default() };
+    let call = CallSpec { sampling: plan, ..CallSpec::bare("m") };
+    let both = call.sampling_for(&client);
+    assert_eq!((both.max_tokens, both.temperature), (Some(64), Some(0.0)));
+    assert_eq!(both.stop, ["b", "a"]);
+    let silent = call.sampling_for(&Sampling::default());
+    assert_eq!((silent.max_tokens, silent.temperature), (Some(64), Some(0.5)));
+    assert_eq!(CallSpec::bare("m").sampling_for(&client).max_tokens, Some(100));
+    let firm = CallSpec { firm: true, ..call }.sampling_for(&client);
+    assert_eq!((firm.max_tokens, firm.temperature), (Some(64), Some(0.5)));
 }

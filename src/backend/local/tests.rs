@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::{
-    domain::{CallSpec, DecisionId, Usage, UsageSource},
+    domain::{CallSpec, DecisionId, Sampling, Usage, UsageSource},
     engine::{
         EngineOptions,
         model_file::TensorType,
@@ -129,19 +129,6 @@ async fn a_full_queue_is_a_rate_limit_with_a_hint() {
     };
     assert_eq!(error.kind, ErrorKind::RateLimited);
     assert!(error.retry_after.is_some());
-}
-
-#[test]
-fn the_client_counts_and_the_plan_fills_in_and_bounds() {
-    let plan = Sampling { max_tokens: Some(64), temperature: Some(0.0), stop: vec!["a".into()], ..Sampling::default() };
-    let client =
-        Sampling { max_tokens: Some(100), temperature: Some(0.7), stop: vec!["b".into()], ..Sampling::default() };
-    let both = merged(&plan, &client);
-    assert_eq!((both.max_tokens, both.temperature), (Some(64), Some(0.7)));
-    assert_eq!(both.stop, ["a", "b"]);
-    let silent = merged(&plan, &Sampling::default());
-    assert_eq!((silent.max_tokens, silent.temperature), (Some(64), Some(0.0)));
-    assert_eq!(merged(&Sampling::default(), &client).max_tokens, Some(100));
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn condition() -> impl Strategy<Value = Condition> {
     ];
     (score, any::<bool>(), 0.0..1.5f64).prop_map(|(score, below, at)| {
         let bound = if below { Bound::Below(at) } else { Bound::Above(at - 1.0) };
-        Condition { score, bound }
+        Condition::new(score, bound)
     })
 }
 

@@ -1,14 +1,18 @@
 //! Trees, case by case: what is asked, what is held back, what is noted.
 
 use super::{gates::token, *};
-use crate::domain::{Aggregate, Bound, Condition, Left, Note, Score, Stage, Unscored};
+use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Note, Score, Stage, Unscored};
 
 fn call(model: &str) -> Plan {
     Plan::Call(spec(model))
 }
 
-const SURE: Condition = Condition { score: Score::MeanTokenEntropy, bound: Bound::Below(0.9) };
-const AGREED: Condition = Condition { score: Score::Disagreement, bound: Bound::Below(0.4) };
+const SURE: Condition = condition(Score::MeanTokenEntropy, Bound::Below(0.9));
+const AGREED: Condition = condition(Score::Disagreement, Bound::Below(0.4));
+
+const fn condition(score: Score, bound: Bound) -> Condition {
+    Condition { score, bound, calibration: None, if_unscored: IfUnscored::Escalate }
+}
 
 /// A cascade of these plans, all but the last behind these conditions.
 fn cascade(plans: Vec<Plan>, accept_when: &[Condition]) -> Plan {
@@ -54,10 +58,9 @@ fn note(at: &[u32], what: What) -> Command {
 }
 
 fn gate(call: u32, value: f64) -> What {
-    let (score, bound) = (SURE.score, SURE.bound);
-    match bound.holds(value) {
-        true => What::GateHolds { call, score, bound, value, exact: true },
-        false => What::GateFails { call, score, bound, value, exact: true },
+    match SURE.bound.holds(value) {
+        true => What::GateHolds { call, condition: SURE, value, exact: true },
+        false => What::GateFails { call, condition: SURE, value, exact: true },
     }
 }
 
@@ -95,7 +98,7 @@ fn a_rejected_answer_escalates_and_the_last_stage_is_forwarded() {
 fn an_answer_without_log_probabilities_escalates_with_its_reason() {
     let (mut machine, _) = begin(of(cascade(vec![call("s"), call("l")], &[SURE, AGREED])));
     let commands = tell(&mut machine, done(0));
-    let unscored = |c: Condition, why| What::GateUnscored { call: 0, score: c.score, bound: c.bound, why };
+    let unscored = |c: Condition, why| What::GateUnscored { call: 0, condition: c, why };
     assert_eq!(commands[0], note(&[0], unscored(SURE, Unscored::NoLogprobs)));
     assert_eq!(commands[1], note(&[0], unscored(AGREED, Unscored::NoVote)));
     assert_eq!(commands[3], begins(1, "l", AttemptReason::Escalation, &[1]));
@@ -157,8 +160,7 @@ fn acars_probes_are_all_waited_for_where_the_gate_asks_for_their_disagreement() 
     let commands = tell(&mut machine, said(2, "2", None));
     let share = 2.0 / 3.0;
     let voted = What::Voted { branch: 0, call: 0, answers: 3, distinct: 2, share, tie: false, early: false };
-    let (score, bound) = (AGREED.score, AGREED.bound);
-    let fails = What::GateFails { call: 0, score, bound, value: 0.5, exact: true };
+    let fails = What::GateFails { call: 0, condition: AGREED, value: 0.5, exact: true };
     let expected = [
         note(&[0], voted),
         note(&[0], fails),

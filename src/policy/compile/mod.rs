@@ -222,7 +222,7 @@ impl<'a> Compiler<'a> {
                 ),
             }
             self.models.insert(alias, places.clone());
-            let call = CallSpec { model: String::new(), sampling: Sampling::default(), system: None };
+            let call = CallSpec::bare(String::new());
             self.targets.push(Target { name: alias.clone(), models: places, call });
         }
     }
@@ -248,7 +248,7 @@ impl<'a> Compiler<'a> {
                 seed: plan.seed,
                 stop: plan.stop.clone(),
             };
-            let call = CallSpec { model: String::new(), sampling, system: plan.system.clone() };
+            let call = CallSpec { sampling, system: plan.system.clone(), ..CallSpec::bare(String::new()) };
             self.targets.push(Target { name: name.clone(), models: models.unwrap_or_default(), call });
         }
     }

@@ -78,7 +78,6 @@ fn streams_are_asked_for_their_usage() {
 #[test]
 fn the_plan_sets_what_the_client_left_open_and_lowers_max_tokens() {
     let spec = CallSpec {
-        model: "m".into(),
         sampling: Sampling {
             max_tokens: Some(50),
             temperature: Some(0.0),
@@ -86,7 +85,7 @@ fn the_plan_sets_what_the_client_left_open_and_lowers_max_tokens() {
             seed: Some(-3),
             stop: vec!["END".into()],
         },
-        system: None,
+        ..CallSpec::bare("m")
     };
     assert_eq!(
         sent(r#"{"model":"up","temperature":null,"x":1}"#, false, spec.clone()),
