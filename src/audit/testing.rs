@@ -23,13 +23,20 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         fallback_on: vec!["timeout".to_owned(), "server_error".to_owned()],
         propensity: 0.93,
         candidates: vec![
-            Candidate { arm: "quick".to_owned(), score: Some(0.8123), propensity: 0.93, eliminated: None },
-            Candidate { arm: "careful".to_owned(), score: Some(0.712), propensity: 0.07, eliminated: None },
+            Candidate { arm: "quick".to_owned(), score: Some(0.8123), propensity: 0.93, eliminated: None, model: None },
+            Candidate {
+                arm: "careful".to_owned(),
+                score: Some(0.712),
+                propensity: 0.07,
+                eliminated: None,
+                model: None,
+            },
             Candidate {
                 arm: "remote".to_owned(),
                 score: None,
                 propensity: 0.0,
                 eliminated: Some(Elimination::Capability("tools".to_owned())),
+                model: None,
             },
         ],
         features: vec![1.0, 0.25, 0.125, 0.3333333333333333, -0.625, 0.0, 1.0, 0.5],

@@ -49,6 +49,9 @@ pub struct Candidate {
     pub propensity: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eliminated: Option<Elimination>,
+    /// Of a plan of several calls, the model that is why it is out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// What became of a rule.

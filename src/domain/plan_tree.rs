@@ -108,6 +108,27 @@ impl Plan {
         }
     }
 
+    /// The same calls in the same order, to be changed.
+    pub fn calls_mut(&mut self) -> Vec<&mut CallSpec> {
+        let mut calls = Vec::new();
+        self.gather_mut(&mut calls);
+        calls
+    }
+
+    fn gather_mut<'a>(&'a mut self, calls: &mut Vec<&'a mut CallSpec>) {
+        match self {
+            Plan::Call(call) => calls.push(call),
+            Plan::Cascade(stages) => stages.iter_mut().for_each(|stage| stage.plan.gather_mut(calls)),
+            Plan::Parallel { branches, aggregate } => {
+                branches.iter_mut().for_each(|branch| branch.gather_mut(calls));
+                match aggregate {
+                    Aggregate::Judge { call } | Aggregate::Refine { call } => calls.push(call),
+                    Aggregate::First | Aggregate::Vote | Aggregate::WeightedVote { .. } => {}
+                }
+            }
+        }
+    }
+
     /// Every model that the plan can reach, in order of first mention.
     pub fn models(&self) -> Vec<&str> {
         let mut models: Vec<&str> = Vec::new();
@@ -120,17 +141,33 @@ impl Plan {
     }
 
     /// What the call at `at` has to bring with its answer for the gates above it: `None` nothing, else log-probabilities
-    /// with that many alternatives per token.
+    /// with that many alternatives per token. A judge's answer is never the plan's and needs none.
     pub fn logprobs_at(&self, at: &[u32]) -> Option<u8> {
         let (&child, rest) = at.split_first()?;
         match self {
             Plan::Call(_) => None,
             Plan::Cascade(stages) => {
                 let stage = stages.get(child as usize)?;
+                if stage.plan.judges_at(rest) {
+                    return None;
+                }
                 let own = stage.accept_when.iter().filter_map(|condition| condition.score.logprobs()).max();
                 own.max(stage.plan.logprobs_at(rest))
             }
             Plan::Parallel { branches, .. } => branches.get(child as usize)?.logprobs_at(rest),
+        }
+    }
+
+    /// Whether the call at `at` is a judge's.
+    fn judges_at(&self, at: &[u32]) -> bool {
+        let Some((&child, rest)) = at.split_first() else { return false };
+        match self {
+            Plan::Call(_) => false,
+            Plan::Cascade(stages) => stages.get(child as usize).is_some_and(|stage| stage.plan.judges_at(rest)),
+            Plan::Parallel { branches, aggregate } => match branches.get(child as usize) {
+                Some(branch) => branch.judges_at(rest),
+                None => matches!(aggregate, Aggregate::Judge { .. }),
+            },
         }
     }
 

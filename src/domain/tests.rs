@@ -65,6 +65,27 @@ fn a_plan_tells_its_bounds() {
 }
 
 #[test]
+fn gates_ask_log_probabilities_of_every_call_but_a_judges() {
+    let gated = |aggregate| {
+        let branches = vec![Plan::Call(CallSpec::bare("a")), frugal()];
+        let gate = vec![Condition::new(Score::MeanLogprob, Bound::Above(-1.0))];
+        let last = Stage { plan: Plan::Call(CallSpec::bare("b")), accept_when: Vec::new() };
+        Plan::Cascade(vec![Stage { plan: Plan::Parallel { branches, aggregate }, accept_when: gate }, last])
+    };
+    let judged = gated(Aggregate::Judge { call: CallSpec::bare("large") });
+    let asked = |plan: &Plan, at: &[u32]| plan.logprobs_at(at);
+    assert_eq!(asked(&judged, &[0, 0]), Some(0));
+    assert_eq!(asked(&judged, &[0, 1, 0]), Some(20), "the inner gate asks more");
+    assert_eq!(asked(&judged, &[0, 1, 1, 2]), Some(0));
+    assert_eq!(asked(&judged, &[0, 1, 1, 3]), None, "the inner judge");
+    assert_eq!((asked(&judged, &[0, 2]), asked(&judged, &[1])), (None, None));
+    let refined = gated(Aggregate::Refine { call: CallSpec::bare("large") });
+    assert_eq!(asked(&refined, &[0, 2]), Some(0));
+    let names = |plan: &mut Plan| plan.calls_mut().into_iter().map(|c| c.model.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&mut refined.clone()), refined.calls().iter().map(|c| c.model.clone()).collect::<Vec<_>>());
+}
+
+#[test]
 fn plans_that_make_no_sense_are_named() {
     let call = || Plan::Call(CallSpec::bare("m"));
     let stage = |condition: Option<(Score, Bound)>| Stage {

@@ -100,7 +100,8 @@ mod tests {
         let policy = policy::check("p.yaml", yaml.as_bytes(), |_| fleet).unwrap();
         let mut decision = policy.decide(&policy.initial_state(), &crate::domain::Context::default());
         for p in [1.0, 0.5] {
-            decision.candidates = vec![Candidate { arm: "a".into(), score: None, propensity: p, eliminated: None }];
+            decision.candidates =
+                vec![Candidate { arm: "a".into(), score: None, propensity: p, eliminated: None, model: None }];
             sessions.decided("s", &decision);
         }
         sessions.judged("s", "a", 0.0);
