@@ -1,6 +1,6 @@
 //! Budgets: which calls are within what is left. The price of a call is bounded from above by its prompt and the answer
 //! that it may give ([`estimated_cost`]); what was spent before comes with the context, so that a decision can be derived
-//! again. A model without a price is never out of a budget.
+//! again. Of a plan of several calls it is the price of all of them. A model without a price is never out of a budget.
 //!
 //! What is under way is not counted until it ends, so a burst of requests can overrun a budget by what they cost together.
 
@@ -10,10 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Policy, Target,
+    choose::{Chosen, Out},
     select::{Offer, price::estimated_cost},
     spec::{Per, WhenSpent},
 };
-use crate::domain::{Context, Elimination, KeyView, Micros, SessionView};
+use crate::domain::{Context, Elimination, KeyView, Micros, Plan, SessionView};
 
 /// Sums that are kept at most before those of times gone by are dropped.
 const SUMS: usize = 200_000;
@@ -156,9 +157,9 @@ impl Policy {
         found
     }
 
-    /// What a call of this model may cost.
-    fn cost(&self, model: usize, target: &Target, context: &Context) -> f64 {
-        estimated_cost(&Offer { card: &self.cards[model], max_tokens: target.call.sampling.max_tokens }, context)
+    /// What running a target in this way may cost.
+    fn cost(&self, target: &Target, chosen: &Chosen, context: &Context) -> f64 {
+        self.offer(target, chosen).map_or(0.0, |offer| estimated_cost(&offer, context))
     }
 
     /// The budgets that a call of this cost may overrun, each with what is left of it.
@@ -167,49 +168,72 @@ impl Policy {
         self.budgets.iter().filter(|b| b.applies(context)).map(left).filter(move |(_, left)| cost > 0.0 && cost > *left)
     }
 
-    pub(super) fn over_budget(&self, model: usize, target: &Target, context: &Context) -> Option<Elimination> {
+    /// Why a call of a model, with at most `limit` tokens of answer, is out of a budget.
+    pub(super) fn over_budget(&self, model: usize, limit: Option<u32>, context: &Context) -> Option<Elimination> {
         if self.budgets.is_empty() {
             return None;
         }
-        let cost = self.cost(model, target, context);
+        let card = &self.cards[model];
+        let cost = estimated_cost(&Offer::Call { card, max_tokens: limit }, context);
+        self.beyond(cost, context, || format!("a call of {}", card.name))
+    }
+
+    /// Why the calls of a plan are, all together: what one run may cost has to be left before it begins.
+    pub(super) fn plan_over_budget(&self, target: &Target, chosen: &[usize], context: &Context) -> Option<Elimination> {
+        if self.budgets.is_empty() {
+            return None;
+        }
+        let offer = Offer::Tree { plan: &target.plan, models: chosen, cards: &self.cards };
+        let cost = estimated_cost(&offer, context);
+        self.beyond(cost, context, || format!("the {} calls of {}", chosen.len(), target.name))
+    }
+
+    fn beyond(&self, cost: f64, context: &Context, what: impl FnOnce() -> String) -> Option<Elimination> {
         let (budget, left) = self.overrun(cost, context).next()?;
+        let (usd, per) = (budget.usd, budget.per.as_str());
+        let what = what();
         Some(Elimination::Budget(format!(
-            "a call of {} may cost ${cost:.6}, and the budget of ${} per {} has ${left:.6} left",
-            self.cards[model].name,
-            budget.usd,
-            budget.per.as_str()
+            "{what} may cost ${cost:.6}, and the budget of ${usd} per {per} has ${left:.6} left"
         )))
     }
 
-    /// Where no arm is left and budgets are why, and all of these say `when_spent: cheapest`: the arm and model that are
-    /// expected to cost least.
+    /// Where no arm is left and budgets are why, and all of these say `when_spent: cheapest`: the arm that may cost least,
+    /// and what it would call.
     pub(super) fn cheapest_when_spent(
         &self,
-        stands: &[Result<usize, Elimination>],
+        stands: &[Result<Chosen, Out>],
         restricting: &[usize],
         context: &Context,
-    ) -> Option<(usize, usize)> {
+    ) -> Option<(usize, Chosen)> {
         if stands.iter().any(Result::is_ok) {
             return None;
         }
-        let mut best: Option<(f64, usize, usize)> = None;
+        let mut best: Option<(f64, usize, Chosen)> = None;
         for (arm, stand) in stands.iter().enumerate() {
-            if !matches!(stand, Err(Elimination::Budget(_))) {
+            if !matches!(stand, Err(Out { reason: Elimination::Budget(_), .. })) {
                 continue;
             }
             let target = &self.targets[self.arm_targets[arm]];
-            for &model in &target.models {
-                let Some(Elimination::Budget(_)) = self.eliminated(model, target, restricting, context) else {
-                    continue;
-                };
-                let cost = self.cost(model, target, context);
+            for chosen in self.but_for_budgets(target, restricting, context) {
+                let cost = self.cost(target, &chosen, context);
                 let strict = self.overrun(cost, context).any(|(b, _)| b.when_spent == WhenSpent::Refuse);
-                if !strict && best.is_none_or(|(before, ..)| cost < before) {
-                    best = Some((cost, arm, model));
+                if !strict && best.as_ref().is_none_or(|(before, ..)| cost < *before) {
+                    best = Some((cost, arm, chosen));
                 }
             }
         }
-        best.map(|(_, arm, model)| (arm, model))
+        best.map(|(_, arm, chosen)| (arm, chosen))
+    }
+
+    /// The ways to run a target that only budgets keep it from: of one call each entry, of several the first entries.
+    fn but_for_budgets(&self, target: &Target, restricting: &[usize], context: &Context) -> Vec<Chosen> {
+        let Plan::Call(call) = &target.plan else {
+            let models = self.available_tree(target, restricting, context, false);
+            return models.into_iter().map(Chosen::Tree).collect();
+        };
+        let out = |model: usize| self.eliminated(model, call.sampling.max_tokens, restricting, context);
+        let models = target.calls.iter().flatten().copied();
+        models.filter(|m| matches!(out(*m), Some(Elimination::Budget(_)))).map(Chosen::Call).collect()
     }
 }
 

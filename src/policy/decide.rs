@@ -3,6 +3,7 @@
 
 use super::{
     Policy, Target,
+    choose::{Chosen, Out},
     draw::{self, Purpose},
     rules::Ruling,
     select::{Offer, Selector, Situation, Weighed, linear::Linear},
@@ -23,12 +24,12 @@ impl Policy {
         let ruling = self.rule(context, false);
         if let Some(n) = ruling.used
             && let Some(target) = self.rules[n].use_
-            && let Ok(model) = self.available(&self.targets[target], &ruling.restricting, context)
+            && let Ok(chosen) = self.available(&self.targets[target], &ruling.restricting, context)
         {
             let target = &self.targets[target];
             let mut decision = self.blank(state, DecidedBy::Rule);
             decision.rule = Some(self.rules[n].name.clone());
-            self.take(&mut decision, target, model, &ruling, context, true);
+            self.take(&mut decision, target, &chosen, &ruling, context, true);
             decision.propensity = 1.0;
             decision.rules = ruling.trace;
             return (decision, Vec::new());
@@ -45,29 +46,33 @@ impl Policy {
             Some(target) => target,
             None => {
                 let model = self.cards.iter().position(|card| card.name == target)?;
-                bare = Target { name: target.to_owned(), models: vec![model], call: CallSpec::bare(target) };
+                let plan = Plan::Call(CallSpec::bare(target));
+                bare = Target { name: target.to_owned(), named: false, plan, calls: vec![vec![model]] };
                 &bare
             }
         };
         let ruling = self.rule(context, true);
         let mut decision = self.blank(state, DecidedBy::Pinned);
         match self.available(target, &ruling.restricting, context) {
-            Ok(model) => {
-                self.take(&mut decision, target, model, &ruling, context, false);
+            Ok(chosen) => {
+                self.take(&mut decision, target, &chosen, &ruling, context, false);
                 decision.propensity = 1.0;
             }
-            Err(reason) => {
+            Err(out) => {
                 // Still pinned, and the name kept: without it the decision could not be derived again.
                 decision.arm = target.name.clone();
-                if let Elimination::Restriction(rule) = &reason {
+                if let Elimination::Restriction(rule) = &out.reason {
                     decision.rule = Some(rule.clone());
                 }
-                decision.refusal = Some(format!("`{}` was asked for by name, but {}", target.name, because(&reason)));
+                let model = self.named(&out);
+                let why = because(&out.reason, model.as_deref());
+                decision.refusal = Some(format!("`{}` was asked for by name, but {why}", target.name));
                 decision.candidates = vec![Candidate {
                     arm: target.name.clone(),
                     score: None,
                     propensity: 0.0,
-                    eliminated: Some(reason),
+                    eliminated: Some(out.reason),
+                    model,
                 }];
             }
         }
@@ -97,34 +102,38 @@ impl Policy {
         }
     }
 
-    fn call(&self, target: &Target, model: usize) -> CallSpec {
-        CallSpec { model: self.cards[model].name.clone(), ..target.call.clone() }
+    /// The model that is why a plan of several calls is out.
+    fn named(&self, out: &Out) -> Option<String> {
+        Some(self.cards.get(out.model?)?.name.clone())
     }
 
     fn take(
         &self,
         decision: &mut Decision,
         target: &Target,
-        model: usize,
+        chosen: &Chosen,
         ruling: &Ruling,
         context: &Context,
         others: bool,
     ) {
-        let call = self.call(target, model);
+        let plan = self.plan(target, chosen);
         decision.arm = target.name.clone();
         if let Some(fallback) = &self.fallback {
             decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();
             decision.retries = fallback.retries;
             for target in fallback.to.iter().filter(|_| others).map(|t| &self.targets[*t]) {
-                if let Ok(model) = self.available(target, &ruling.restricting, context) {
-                    let next = self.call(target, model);
-                    if next != call && !decision.fallback.contains(&next) {
+                if let Plan::Call(call) = &target.plan
+                    && let Ok(Chosen::Call(model)) = self.available(target, &ruling.restricting, context)
+                {
+                    let next = self.call(call, model);
+                    let planned = matches!(&plan, Plan::Call(call) if *call == next);
+                    if !planned && !decision.fallback.contains(&next) {
                         decision.fallback.push(next);
                     }
                 }
             }
         }
-        decision.plan = Some(Plan::Call(call));
+        decision.plan = Some(plan);
     }
 
     fn select(&self, state: &State, context: &Context, ruling: Ruling) -> (Decision, Vec<f64>) {
@@ -138,10 +147,11 @@ impl Policy {
                 Weighed { mass, scores: vec![None; alive.len()], ..Weighed::default() }
             }
             (None, _) => {
-                let calls: Vec<Option<Offer<'_>>> =
-                    stands.iter().zip(&self.arm_targets).map(|(s, t)| self.offer(*s.as_ref().ok()?, *t)).collect();
+                let pairs = stands.iter().zip(&self.arm_targets);
+                let offers: Vec<Option<Offer<'_>>> =
+                    pairs.map(|(stand, t)| self.offer(&self.targets[*t], stand.as_ref().ok()?)).collect();
                 let arms = &self.arms;
-                self.selector.weigh(&Situation { arms, alive: &alive, calls: &calls, state, context })
+                self.selector.weigh(&Situation { arms, alive: &alive, offers: &offers, state, context })
             }
         };
         let mut probabilities = weighed.mass;
@@ -160,9 +170,9 @@ impl Policy {
         let probabilities = if splits.is_empty() { probabilities } else { split::marginal(&splits, &probabilities) };
         decision.split = taken.map(|split| split.name.clone());
         decision.features = weighed.features;
-        match drawn.and_then(|i| Some((i, *stands.get(i)?.as_ref().ok()?))) {
-            Some((i, model)) => {
-                self.take(&mut decision, &self.targets[self.arm_targets[i]], model, &ruling, context, true);
+        match drawn.and_then(|i| Some((i, stands.get(i)?.as_ref().ok()?))) {
+            Some((i, chosen)) => {
+                self.take(&mut decision, &self.targets[self.arm_targets[i]], chosen, &ruling, context, true);
                 decision.propensity = probabilities[i];
             }
             None => {
@@ -172,11 +182,14 @@ impl Policy {
                     .arms
                     .iter()
                     .zip(&stands)
-                    .filter_map(|(arm, s)| Some(format!("{arm}: {}", because(s.as_ref().err()?))))
+                    .filter_map(|(arm, s)| {
+                        let out = s.as_ref().err()?;
+                        Some(format!("{arm}: {}", because(&out.reason, self.named(out).as_deref())))
+                    })
                     .collect();
                 decision.refusal = Some(format!("no arm can serve this request ({})", reasons.join("; ")));
                 let restriction = stands.iter().find_map(|s| match s {
-                    Err(Elimination::Restriction(rule)) => Some(rule.clone()),
+                    Err(Out { reason: Elimination::Restriction(rule), .. }) => Some(rule.clone()),
                     _ => None,
                 });
                 decision.rule = restriction;
@@ -191,37 +204,46 @@ impl Policy {
                 arm: arm.clone(),
                 score: *score,
                 propensity: *propensity,
-                eliminated: stand.err(),
+                model: stand.as_ref().err().and_then(|out| self.named(out)),
+                eliminated: stand.err().map(|out| out.reason),
             })
             .collect();
         decision.rules = ruling.trace;
         (decision, weighed.expected)
     }
 
-    /// Per arm, the model that it would call first, or why it is out.
-    fn stands(&self, ruling: &Ruling, context: &Context) -> Vec<Result<usize, Elimination>> {
+    /// Per arm, what it would call, or why it is out.
+    fn stands(&self, ruling: &Ruling, context: &Context) -> Vec<Result<Chosen, Out>> {
         let mut stands: Vec<_> =
             self.arm_targets.iter().map(|t| self.available(&self.targets[*t], &ruling.restricting, context)).collect();
         if self.only_if.iter().any(Option::is_some) {
             self.evaluator.with(&self.program, context, |eval| {
                 for (stand, condition) in stands.iter_mut().zip(&self.only_if) {
                     let Some(condition) = condition.as_ref().filter(|_| stand.is_ok()) else { continue };
-                    match eval(condition) {
-                        Ok(true) => {}
-                        Ok(false) => *stand = Err(Elimination::Condition("its condition does not hold".to_owned())),
-                        Err(error) => *stand = Err(Elimination::Condition(format!("its condition failed: {error}"))),
-                    }
+                    let why = match eval(condition) {
+                        Ok(true) => continue,
+                        Ok(false) => "its condition does not hold".to_owned(),
+                        Err(error) => format!("its condition failed: {error}"),
+                    };
+                    *stand = Err(Elimination::Condition(why).into());
                 }
             });
         }
-        if let Some((arm, model)) = self.cheapest_when_spent(&stands, &ruling.restricting, context) {
-            stands[arm] = Ok(model);
+        if let Some((arm, chosen)) = self.cheapest_when_spent(&stands, &ruling.restricting, context) {
+            stands[arm] = Ok(chosen);
         }
         stands
     }
 
-    fn offer(&self, model: usize, target: usize) -> Option<Offer<'_>> {
-        Some(Offer { card: self.cards.get(model)?, max_tokens: self.targets.get(target)?.call.sampling.max_tokens })
+    /// A target as the selector sees it.
+    pub(super) fn offer<'a>(&'a self, target: &'a Target, chosen: &'a Chosen) -> Option<Offer<'a>> {
+        match (&target.plan, chosen) {
+            (Plan::Call(call), Chosen::Call(model)) => {
+                Some(Offer::Call { card: self.cards.get(*model)?, max_tokens: call.sampling.max_tokens })
+            }
+            (plan, Chosen::Tree(models)) => Some(Offer::Tree { plan, models, cards: &self.cards }),
+            (_, Chosen::Call(_)) => None,
+        }
     }
 
     /// Why the selector cannot work as meant; `None` when it can.
@@ -280,12 +302,13 @@ fn floored(p: &mut [f64], alive: &[bool], floor: f64) {
     }
 }
 
-/// An elimination in words.
-pub(super) fn because(reason: &Elimination) -> String {
+/// An elimination in words; `model`: of a plan of several calls, the one that is why.
+pub(super) fn because(reason: &Elimination, model: Option<&str>) -> String {
+    let it = model.unwrap_or("it");
     match reason {
-        Elimination::Restriction(rule) => format!("the rule `{rule}` forbids it"),
-        Elimination::Capability(need) => format!("it cannot do `{need}`"),
-        Elimination::Context(detail) => format!("the request is too long for it ({detail})"),
+        Elimination::Restriction(rule) => format!("the rule `{rule}` forbids {it}"),
+        Elimination::Capability(need) => format!("{it} cannot do `{need}`"),
+        Elimination::Context(detail) => format!("the request is too long for {it} ({detail})"),
         Elimination::Unavailable(model) => format!("{model} is not available"),
         Elimination::Condition(why) | Elimination::Budget(why) => why.clone(),
     }

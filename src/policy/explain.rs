@@ -8,7 +8,7 @@ use super::{
     decide::because,
     draw::{self, Purpose},
 };
-use crate::domain::{CallSpec, Context, DecidedBy, Decision, Plan, RuleOutcome};
+use crate::domain::{Aggregate, CallSpec, Context, DecidedBy, Decision, IfUnscored, Plan, RuleOutcome};
 
 /// The explanation of `decision` on `context`, in lines of plain text.
 pub fn text(decision: &Decision, context: &Context) -> String {
@@ -46,7 +46,10 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
     writeln!(out, "  policy      {} {} after {} updates", d.policy, d.policy_hash.short(), d.state_seq)?;
     match &d.plan {
         Some(Plan::Call(call)) => writeln!(out, "  call        {}", describe(call))?,
-        Some(tree) => writeln!(out, "  plan        {tree}")?,
+        Some(tree) => {
+            writeln!(out, "  plan        {} calls at most", tree.most_calls())?;
+            branch(out, tree, 14, "")?;
+        }
         None => {}
     }
     if let Some(retries) = d.retries {
@@ -104,7 +107,10 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
         for a in &d.candidates {
             let score = a.score.map_or_else(String::new, |s| format!("  score {}", number(s)));
             let mark = if a.arm == d.arm { "  <- drawn" } else { "" };
-            let out_because = a.eliminated.as_ref().map_or_else(String::new, |e| format!("  out: {}", because(e)));
+            let out_because = a
+                .eliminated
+                .as_ref()
+                .map_or_else(String::new, |e| format!("  out: {}", because(e, a.model.as_deref())));
             writeln!(out, "    {:width$}  probability {}{score}{mark}{out_because}", a.arm, number(a.propensity))?;
         }
     }
@@ -121,6 +127,55 @@ fn write(out: &mut String, d: &Decision, c: &Context) -> std::fmt::Result {
         writeln!(out, "  features    {}{more}", shown.join(" "))?;
     }
     Ok(())
+}
+
+/// A node of a plan in lines of their own, the first behind `mark`, what is below it further in.
+fn branch(out: &mut String, plan: &Plan, indent: usize, mark: &str) -> std::fmt::Result {
+    let inner = indent + mark.chars().count();
+    write!(out, "{:indent$}{mark}", "")?;
+    match plan {
+        Plan::Call(call) => writeln!(out, "{}", describe(call)),
+        Plan::Cascade(stages) => {
+            writeln!(out, "cascade")?;
+            for (i, stage) in stages.iter().enumerate() {
+                branch(out, &stage.plan, inner + 2, &format!("{}. ", i + 1))?;
+                for (n, condition) in stage.accept_when.iter().enumerate() {
+                    let word = if n == 0 { "accepted if" } else { "and" };
+                    let unscored =
+                        if condition.if_unscored == IfUnscored::Accept { ", or without a score" } else { "" };
+                    writeln!(out, "{:width$}{word} {condition}{unscored}", "", width = inner + 7)?;
+                }
+            }
+            Ok(())
+        }
+        Plan::Parallel { branches, aggregate } => {
+            writeln!(out, "parallel, answered by {}", answered(aggregate))?;
+            let mut i = 0;
+            while let Some(first) = branches.get(i) {
+                let weight = |n: usize| match aggregate {
+                    Aggregate::WeightedVote { weights } => weights.get(n).copied(),
+                    _ => None,
+                };
+                let same = |n: &usize| branches.get(*n) == Some(first) && weight(*n) == weight(i);
+                let next = i + (i..branches.len()).take_while(same).count();
+                let times = if next - i > 1 { format!("{} x ", next - i) } else { String::new() };
+                let weight = weight(i).map_or_else(String::new, |w| format!("weight {}: ", number(w)));
+                branch(out, first, inner + 2, &format!("- {times}{weight}"))?;
+                i = next;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn answered(aggregate: &Aggregate) -> String {
+    match aggregate {
+        Aggregate::First => "the first".to_owned(),
+        Aggregate::Vote => "a vote".to_owned(),
+        Aggregate::WeightedVote { .. } => "a weighted vote".to_owned(),
+        Aggregate::Judge { call } => format!("a judge, {}", describe(call)),
+        Aggregate::Refine { call } => format!("refining, {}", describe(call)),
+    }
 }
 
 fn describe(call: &CallSpec) -> String {

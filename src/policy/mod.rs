@@ -3,13 +3,14 @@
 //! seed, no I/O, one order of arithmetic. What is decided here can be derived again from the record, byte for byte.
 //!
 //! The way of a file: `source` (YAML with places) → `schema` (shape) → `spec` (types) → `compile` (meaning; `cel` checks
-//! conditions). The way of a decision: `rules` (conditions, restrictions, masks) → `select` (probabilities, from
-//! `features` and `state`) → `decide` (floor and `draw`). Calls, retries and streams belong to `cascade` and `dispatch`;
-//! measuring signals and embedding texts to `signals`.
+//! conditions). The way of a decision: `rules` (conditions, restrictions) → `choose` (what may be called, at what bound on
+//! its price: `reckon`, `budget`) → `select` (probabilities, from `features` and `state`) → `decide` (floor and `draw`).
+//! Calls, retries and streams belong to `cascade` and `dispatch`; measuring signals and embedding texts to `signals`.
 
 pub mod artifact;
 mod budget;
 mod cel;
+mod choose;
 mod chunks;
 mod compile;
 mod decide;
@@ -20,6 +21,7 @@ pub mod explain;
 mod features;
 pub(crate) mod linalg;
 pub mod predict;
+mod reckon;
 mod reward;
 mod rules;
 mod schema;
@@ -40,18 +42,21 @@ pub use self::{
     compile::{compile, from_version},
     diagnostic::{Diagnostic, DiagnosticKind, Diagnostics, Severity},
     features::query_feature,
+    reckon::{BOUNDS_TOKENS, Bounds},
     schema::schema,
     spec::{
-        BoundsSpec, BudgetSpec, EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec,
-        FittedSpec, FixedSpec, IfNoneLeft, LearntSpec, LinUcbSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec,
-        Per, PlainSpec, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, SelectSpec, SessionSpec, SetSpec,
-        SimilaritySpec, Spec, SplitSpec, TenantSpec, TestSpec, ThompsonSpec, WarmStartSpec, WhenSpent,
+        AggregateName, AggregateSpec, AskSpec, AskedSpec, BoundsSpec, BranchSpec, BudgetSpec, ConditionSpec,
+        EmbeddingFeatureSpec, EpsilonGreedySpec, ExpectSpec, FallbackSpec, FeatureSpec, FittedSpec, FixedSpec,
+        IfNoneLeft, LearntSpec, LinUcbSpec, MadeAggregateSpec, MadeFeatureSpec, ModelSpec, OnError, PacingSpec, Per,
+        PlainSpec, PlanSpec, QualitySpec, RewardSpec, RuleSpec, ScaledSpec, ScoreName, SelectSpec, SessionSpec,
+        SetSpec, SimilaritySpec, Spec, SplitSpec, StageSpec, TenantSpec, TestSpec, ThompsonSpec, WarmStartSpec,
+        WhenSpent,
     },
     split::SplitBy,
     state::{FoldError, State},
 };
 use crate::domain::{
-    CallSpec, Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, PolicyVersion,
+    Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, Plan, PolicyVersion,
     StateUpdate,
 };
 
@@ -155,14 +160,17 @@ pub struct Observed {
     pub status: OutcomeStatus,
 }
 
-/// Something that can be called: a plan of the file, or a model of it as a plan.
+/// Something that can be run: a plan of the file, or a model of it as a plan.
 #[derive(Debug)]
 struct Target {
     name: String,
-    /// Places in the fleet, in name order: the call goes to the first that nothing eliminates.
-    models: Vec<usize>,
-    /// The call, but for its model.
-    call: CallSpec,
+    /// Whether it is one of the file's `plans`.
+    named: bool,
+    /// With the file's names for models.
+    plan: Plan,
+    /// Per call, in the order of [`Plan::calls`], places in the fleet in name order: the call goes to the first that nothing
+    /// eliminates.
+    calls: Vec<Vec<usize>>,
 }
 
 /// Calls after an error.
@@ -281,14 +289,26 @@ impl Policy {
 
     /// Every model that a plan of this policy can call, by name.
     pub fn models(&self) -> std::collections::BTreeSet<&str> {
-        self.targets.iter().flat_map(|t| &t.models).filter_map(|m| Some(self.cards.get(*m)?.name.as_str())).collect()
+        self.targets
+            .iter()
+            .flat_map(|t| t.calls.iter().flatten())
+            .filter_map(|m| Some(self.cards.get(*m)?.name.as_str()))
+            .collect()
     }
 
-    /// The model that an arm calls if nothing eliminates it.
+    /// The model that an arm calls if nothing eliminates it; `None` for a plan of several calls.
     pub fn first_model(&self, arm: &str) -> Option<&str> {
         let at = self.arms.iter().position(|name| name == arm)?;
-        let model = self.targets.get(*self.arm_targets.get(at)?)?.models.first()?;
+        let target = self.targets.get(*self.arm_targets.get(at)?)?;
+        let model = target.calls.first()?.first().filter(|_| matches!(target.plan, Plan::Call(_)))?;
         Some(&self.cards.get(*model)?.name)
+    }
+
+    /// The first plan of several calls that a selector or a rule of this policy may take, by name.
+    pub fn composed(&self) -> Option<&str> {
+        let used = self.arm_targets.iter().copied().chain(self.rules.iter().filter_map(|rule| rule.use_));
+        let mut targets = used.filter_map(|t| self.targets.get(t));
+        targets.find(|t| !matches!(t.plan, Plan::Call(_))).map(|t| t.name.as_str())
     }
 
     /// An outcome as weir would have observed it: the score is the feedback that counts, and nothing took any time.

@@ -1,10 +1,10 @@
-//! Rules and masks: which conditions hold, what may be called then, and why not.
+//! Rules: which conditions hold, and what they restrict or use then. What may be called is `choose`'s to say.
 //!
 //! Restrictions bind whatever decides, so all rules that have any are evaluated before the first `use` is considered: a
 //! rule further down cannot be outrun by a `use` above it.
 
-use super::{Policy, Target, cel::Condition};
-use crate::domain::{Context, Elimination, RuleOutcome, RuleTrace};
+use super::{Policy, cel::Condition};
+use crate::domain::{Context, RuleOutcome, RuleTrace};
 
 /// A rule, resolved. Vectors of bool are over the fleet's entries in name order.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ impl Rule {
         self.allow.is_some() || self.deny.iter().any(|d| *d)
     }
 
-    fn forbids(&self, model: usize) -> bool {
+    pub fn forbids(&self, model: usize) -> bool {
         self.allow.as_ref().is_some_and(|allow| !allow[model]) || self.deny[model]
     }
 }
@@ -101,57 +101,5 @@ impl Policy {
             out.push(RuleTrace { rule: rule.name.clone(), outcome, error: verdict.as_ref().err().cloned() });
         }
         out
-    }
-
-    /// The first model of a target that nothing eliminates, else why its first one is out. Models are places in the
-    /// fleet.
-    pub(super) fn available(
-        &self,
-        target: &Target,
-        restricting: &[usize],
-        context: &Context,
-    ) -> Result<usize, Elimination> {
-        let mut first = None;
-        for &model in &target.models {
-            match self.eliminated(model, target, restricting, context) {
-                None => return Ok(model),
-                Some(reason) => first = first.or(Some(reason)),
-            }
-        }
-        Err(first.unwrap_or_else(|| Elimination::Unavailable(target.name.clone())))
-    }
-
-    /// Why a model may not be called for this request.
-    pub(super) fn eliminated(
-        &self,
-        model: usize,
-        target: &Target,
-        restricting: &[usize],
-        context: &Context,
-    ) -> Option<Elimination> {
-        if let Some(n) = restricting.iter().find(|n| self.rules[**n].forbids(model)) {
-            return Some(Elimination::Restriction(self.rules[*n].name.clone()));
-        }
-        let card = &self.cards[model];
-        if let Some(need) = context.request.needs.iter().find(|need| !card.capabilities.has(**need)) {
-            return Some(Elimination::Capability(need.as_str().to_owned()));
-        }
-        let asked = context.request.max_tokens;
-        let answer = match target.call.sampling.max_tokens {
-            Some(limit) if asked == 0 || limit < asked => limit,
-            _ => asked,
-        };
-        let tokens = u64::from(context.signals.tokens) + u64::from(answer);
-        if card.context > 0 && tokens > u64::from(card.context) {
-            return Some(Elimination::Context(format!(
-                "{}: {} prompt and {answer} answer tokens, {} at most",
-                card.name, context.signals.tokens, card.context
-            )));
-        }
-        let up = context.fleet.get(&card.name).is_none_or(|state| state.available);
-        if !up {
-            return Some(Elimination::Unavailable(card.name.clone()));
-        }
-        self.over_budget(model, target, context)
     }
 }

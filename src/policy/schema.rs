@@ -13,7 +13,17 @@ use super::{
 };
 
 /// Keys of the design that this version refuses by name, and the part of a file where each belongs.
-const LATER: &[(&str, &[&str])] = &[("/plans/*", &["cascade", "parallel", "aggregate", "steps", "graph"])];
+const LATER: &[(&str, &[&str])] =
+    &[("/plans/**/accept_when/*", &["max_error", "confidence", "calibration"]), ("/plans/**", &["steps", "graph"])];
+
+/// Values likewise.
+const LATER_VALUES: &[(&str, &str)] = &[("/plans/**/accept_when/*/score", "p_wrong")];
+
+/// Keys that belong to another part of a plan.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("times", "`times` is of the branches of a `parallel` plan"),
+    ("accept_when", "`accept_when` is of the stages of a `cascade`"),
+];
 
 /// The JSON Schema (draft 2020-12) of policy files.
 pub fn schema() -> &'static Value {
@@ -22,21 +32,23 @@ pub fn schema() -> &'static Value {
 
 /// The shape of policy files, generated once.
 pub(super) fn policies() -> &'static Shape {
-    static SHAPE: LazyLock<Shape> = LazyLock::new(|| Shape { later: LATER, ..Shape::of::<Spec>() });
+    static SHAPE: LazyLock<Shape> =
+        LazyLock::new(|| Shape { later: LATER, values: LATER_VALUES, ..Shape::of::<Spec>() });
     &SHAPE
 }
 
-/// A schema, and the keys that are refused by name.
+/// A schema, and the keys and values that are refused by name.
 pub(super) struct Shape {
     schema: Value,
     later: &'static [(&'static str, &'static [&'static str])],
+    values: &'static [(&'static str, &'static str)],
 }
 
 impl Shape {
-    /// The shape of `T`, with nothing refused by name.
+    /// The shape of `T`, with nothing refused by name. Types that contain themselves are references (`$ref`) within it.
     pub fn of<T: schemars::JsonSchema>() -> Self {
         let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-        Shape { schema: settings.into_generator().into_root_schema_for::<T>().to_value(), later: &[] }
+        Shape { schema: settings.into_generator().into_root_schema_for::<T>().to_value(), later: &[], values: &[] }
     }
 }
 
@@ -96,9 +108,15 @@ impl Words<'_> {
             // The only place without any key: a selector that takes no parameters.
             K::FalseSchema => out.push(say("nothing may be given here".to_owned()).help("write `{}`")),
             K::Type { .. } => {
-                let wanted = expected(schema_at(&shape.schema, at));
+                let wanted = expected(&shape.schema, schema_at(&shape.schema, at));
                 let quote = wanted == "text" && (got.is_number() || got.is_boolean());
-                let help = quote.then(|| format!("put it in quotes: \"{got}\""));
+                let help = match got.as_str() {
+                    _ if quote => Some(format!("put it in quotes: \"{got}\"")),
+                    Some(name) if properties(&shape.schema, schema_at(&shape.schema, at)).contains(&"call") => {
+                        Some(format!("write `{{call: {name}}}` for a model, `{{plan: {name}}}` for a plan"))
+                    }
+                    _ => None,
+                };
                 out.push(
                     say(format!("expected {wanted}, found {}", found(got)))
                         .label(format!("expected {wanted}"))
@@ -130,27 +148,49 @@ impl Words<'_> {
     /// Of several shapes, the errors of the one that was meant: the branch whose type fits the value.
     fn any_of(&mut self, at: &str, got: &Value, context: &[Vec<ValidationError<'static>>]) {
         let shape = self.shape;
-        let options: Vec<&str> =
-            shapes(schema_at(&shape.schema, at)).iter().filter_map(|s| s.get("const")?.as_str()).collect();
+        let node = schema_at(&shape.schema, at);
+        let options: Vec<&str> = shapes(&shape.schema, node).iter().filter_map(|s| s.get("const")?.as_str()).collect();
         if let (Some(text), false) = (got.as_str(), options.is_empty()) {
-            let message = format!("{} is not one of the values that are allowed here", found(got));
-            let help = suggest("values", text, options.iter().copied());
-            self.out.push(self.source.value(at, DiagnosticKind::Value, message).maybe_help(help));
+            let finding = match shape.values.iter().any(|(place, value)| fits(place, at) && *value == text) {
+                true => {
+                    let message = format!("this version of weir does not have `{text}` yet");
+                    self.source.value(at, DiagnosticKind::NotYet, message).label("not yet")
+                }
+                false => {
+                    let message = format!("{} is not one of the values that are allowed here", found(got));
+                    self.source.value(at, DiagnosticKind::Value, message)
+                }
+            };
+            let help = match properties(&shape.schema, node).contains(&text) {
+                true => Some(format!("it needs a value: `{{{text}: …}}`")),
+                false => suggest("values", text, options.iter().copied()),
+            };
+            self.out.push(finding.maybe_help(help));
             return;
         }
-        let own_type = |e: &ValidationError<'_>| {
-            matches!(e.kind(), ValidationErrorKind::Type { .. }) && e.instance_path().as_str() == at
-        };
-        match context.iter().find(|branch| !branch.iter().any(own_type)) {
+        match context.iter().find(|branch| !branch.iter().any(|e| of_another_type(e, at))) {
             Some(branch) => branch.iter().for_each(|e| self.word(e)),
             None => {
-                let wanted = expected(schema_at(&shape.schema, at));
+                let wanted = expected(&shape.schema, schema_at(&shape.schema, at));
                 let message = format!("expected {wanted}, found {}", found(got));
                 let finding = self.source.value(at, DiagnosticKind::Value, message);
                 self.out.push(finding.label(format!("expected {wanted}")));
             }
         }
     }
+}
+
+/// Whether a value is not even of the type that is wanted at `at`, be it of one type or one of several.
+fn of_another_type(error: &ValidationError<'_>, at: &str) -> bool {
+    let all = |branches: &[Vec<ValidationError<'static>>]| {
+        branches.iter().all(|branch| branch.iter().any(|e| of_another_type(e, at)))
+    };
+    error.instance_path().as_str() == at
+        && match error.kind() {
+            ValidationErrorKind::Type { .. } => true,
+            ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => all(context),
+            _ => false,
+        }
 }
 
 /// The value with what is wrong about its shape taken out, so that the rest can still be checked for its meaning: keys
@@ -166,7 +206,7 @@ pub(super) fn mend(shape: &Shape, value: &Value, findings: &[Diagnostic]) -> Val
             continue;
         }
         // Without models, every name in the file would seem unknown.
-        let empty = match expected(schema_at(&shape.schema, &finding.pointer)).as_str() {
+        let empty = match expected(&shape.schema, schema_at(&shape.schema, &finding.pointer)).as_str() {
             _ if finding.pointer == "/models" => continue,
             "text" => Value::String(String::new()),
             "a list" => Value::Array(Vec::new()),
@@ -191,23 +231,28 @@ fn unknown_key(shape: &Shape, source: &Arc<Source>, at: &str, key: &str) -> Diag
             .key(&pointer, DiagnosticKind::UnknownKey, "merge keys (`<<`) are not part of YAML 1.2")
             .help("write the keys out");
     }
-    let known: Vec<&str> = properties(schema_at(&shape.schema, at));
+    let known: Vec<&str> = properties(&shape.schema, schema_at(&shape.schema, at));
+    let elsewhere = ELSEWHERE.iter().find(|(name, _)| *name == key && known.contains(&"call"));
     source
         .key(&pointer, DiagnosticKind::UnknownKey, format!("there is no key `{key}` here"))
         .label("unknown key")
-        .maybe_help(suggest("keys", key, known.iter().copied()))
+        .maybe_help(match elsewhere {
+            Some((_, help)) => Some((*help).to_owned()),
+            None => suggest("keys", key, known.iter().copied()),
+        })
 }
 
-/// Whether the pointer `at` is of the form `pattern`, in which `*` stands for any one step.
+/// Whether the pointer `at` is of the form `pattern`, in which `*` stands for any one step and `**` for one or more.
 fn fits(pattern: &str, at: &str) -> bool {
-    let (mut a, mut b) = (pattern.split('/'), at.split('/'));
-    loop {
-        match (a.next(), b.next()) {
-            (None, None) => return true,
-            (Some(x), Some(y)) if x == "*" || x == y => {}
-            _ => return false,
+    fn steps(pattern: &[&str], at: &[&str]) -> bool {
+        match (pattern, at) {
+            ([], []) => true,
+            (["**", rest @ ..], [_, at @ ..]) => steps(rest, at) || steps(pattern, at),
+            ([step, rest @ ..], [here, at @ ..]) => (*step == "*" || step == here) && steps(rest, at),
+            _ => false,
         }
     }
+    steps(&pattern.split('/').collect::<Vec<_>>(), &at.split('/').collect::<Vec<_>>())
 }
 
 /// The part of the schema that describes the node at an instance's pointer. Where several shapes are allowed, the one
@@ -216,14 +261,19 @@ fn schema_at<'a>(schema: &'a Value, pointer: &str) -> &'a Value {
     let mut node = schema;
     for part in pointer.split('/').skip(1) {
         let part = part.replace("~1", "/").replace("~0", "~");
-        node = shapes(node).iter().find_map(|shape| child(shape, &part)).unwrap_or(&Value::Null);
+        node = shapes(schema, node).iter().find_map(|shape| child(shape, &part)).unwrap_or(&Value::Null);
     }
     node
 }
 
-fn shapes(node: &Value) -> Vec<&Value> {
+/// The shapes that a node allows, references followed.
+fn shapes<'a>(schema: &'a Value, node: &'a Value) -> Vec<&'a Value> {
+    let referred = node.get("$ref").and_then(Value::as_str).and_then(|at| schema.pointer(at.trim_start_matches('#')));
+    if let Some(referred) = referred {
+        return shapes(schema, referred);
+    }
     match node.get("anyOf").or_else(|| node.get("oneOf")).and_then(Value::as_array) {
-        Some(branches) => branches.iter().flat_map(shapes).collect(),
+        Some(branches) => branches.iter().flat_map(|branch| shapes(schema, branch)).collect(),
         None => vec![node],
     }
 }
@@ -235,8 +285,8 @@ fn child<'a>(node: &'a Value, key: &str) -> Option<&'a Value> {
         .or_else(|| node.get("additionalProperties").filter(|v| v.is_object()))
 }
 
-fn properties(node: &Value) -> Vec<&str> {
-    shapes(node)
+fn properties<'a>(schema: &'a Value, node: &'a Value) -> Vec<&'a str> {
+    shapes(schema, node)
         .iter()
         .filter_map(|shape| shape.get("properties").and_then(Value::as_object))
         .flat_map(|map| map.keys().map(String::as_str))
@@ -245,16 +295,16 @@ fn properties(node: &Value) -> Vec<&str> {
 
 /// The description of a property, as a remedy for its absence.
 fn described(shape: &Shape, at: &str, name: &str) -> Option<String> {
-    let node =
-        shapes(schema_at(&shape.schema, at)).iter().find_map(|s| s.get("properties").and_then(|p| p.get(name)))?;
+    let node = schema_at(&shape.schema, at);
+    let node = shapes(&shape.schema, node).iter().find_map(|s| s.get("properties").and_then(|p| p.get(name)))?;
     let text = node.get("description").and_then(Value::as_str)?;
     Some(format!("`{name}`: {}", text.replace('\n', " ")))
 }
 
 /// What a schema node accepts, in words.
-fn expected(node: &Value) -> String {
+fn expected(schema: &Value, node: &Value) -> String {
     let mut words: Vec<String> = Vec::new();
-    for shape in shapes(node) {
+    for shape in shapes(schema, node) {
         let types: Vec<&str> = match shape.get("type") {
             Some(Value::String(t)) => vec![t],
             Some(Value::Array(types)) => types.iter().filter_map(Value::as_str).collect(),
@@ -268,7 +318,7 @@ fn expected(node: &Value) -> String {
                 "boolean" => "`true` or `false`".to_owned(),
                 "array" => "a list".to_owned(),
                 "object" => {
-                    let keys = properties(shape);
+                    let keys = properties(schema, shape);
                     match keys.len() {
                         1..=4 => format!("a map with `{}`", keys.join("`, `")),
                         _ => "a map".to_owned(),

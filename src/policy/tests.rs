@@ -3,6 +3,7 @@
 mod budget;
 mod laws;
 mod learning;
+mod plans;
 mod price;
 mod split;
 

@@ -2,6 +2,8 @@
 //! contradict each other found. Every error at once, each with its place.
 
 mod cases;
+mod gates;
+mod plans;
 mod select;
 
 use std::{
@@ -22,7 +24,7 @@ use super::{
     source::{Source, step},
     spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
-use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, PolicyVersion, Sampling, canonical};
+use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, canonical};
 
 /// Error kinds that another try elsewhere may well cure.
 const TRANSIENT: &[ErrorKind] = &[
@@ -45,6 +47,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
         spec,
         source: &spec.source,
         cards: inputs.fleet.0.values().map(|card| card.name.as_str()).collect(),
+        logprobs: inputs.fleet.0.values().map(|card| card.capabilities.logprobs).collect(),
         targets: Vec::new(),
         models: BTreeMap::new(),
         findings: Vec::new(),
@@ -152,6 +155,8 @@ struct Compiler<'a> {
     source: &'a Arc<Source>,
     /// Names of the fleet's entries, in order.
     cards: Vec<&'a str>,
+    /// Whether each of them gives log-probabilities.
+    logprobs: Vec<bool>,
     targets: Vec<Target>,
     /// This file's model names, and the places in the fleet that they stand for.
     models: BTreeMap<&'a str, Vec<usize>>,
@@ -222,34 +227,8 @@ impl<'a> Compiler<'a> {
                 ),
             }
             self.models.insert(alias, places.clone());
-            let call = CallSpec::bare(String::new());
-            self.targets.push(Target { name: alias.clone(), models: places, call });
-        }
-    }
-
-    fn plans(&mut self) {
-        for (name, plan) in &self.spec.plans {
-            let at = step("/plans", name);
-            if self.spec.models.contains_key(name) {
-                let d = self.source.key(&at, Kind::Conflict, format!("`{name}` is a model already"));
-                self.findings.push(d.help("every model is a plan of its own name; give this plan another"));
-                continue;
-            }
-            let models = self.models.get(plan.call.as_str()).cloned();
-            if models.is_none() {
-                let help = suggest("models", &plan.call, self.spec.models.keys().map(String::as_str));
-                let message = format!("there is no model `{}`", plan.call);
-                self.wrong(&step(&at, "call"), Kind::UnknownName, message, help);
-            }
-            let sampling = Sampling {
-                max_tokens: plan.max_tokens,
-                temperature: plan.temperature,
-                top_p: plan.top_p,
-                seed: plan.seed,
-                stop: plan.stop.clone(),
-            };
-            let call = CallSpec { sampling, system: plan.system.clone(), ..CallSpec::bare(String::new()) };
-            self.targets.push(Target { name: name.clone(), models: models.unwrap_or_default(), call });
+            let plan = Plan::Call(CallSpec::bare(alias.as_str()));
+            self.targets.push(Target { name: alias.clone(), named: false, plan, calls: vec![places] });
         }
     }
 
@@ -418,7 +397,7 @@ impl<'a> Compiler<'a> {
             joules: self.scaled("/reward/joules", &spec.joules),
         };
         if reward.joules.is_some() {
-            let called = |place: &usize| self.targets.iter().any(|t| t.models.contains(place));
+            let called = |place: &usize| self.targets.iter().any(|t| t.calls.iter().flatten().any(|p| p == place));
             let unmeasured = fleet.0.values().enumerate().find(|(i, card)| card.energy.is_none() && called(i));
             if let Some((_, card)) = unmeasured {
                 let message = format!("the fleet does not say how many joules `{}` takes", card.name);
@@ -500,12 +479,17 @@ impl<'a> Compiler<'a> {
                 },
             }
         }
-        let to: Vec<usize> = spec
-            .to
-            .iter()
-            .enumerate()
-            .filter_map(|(i, name)| self.target(&format!("/fallback/to/{i}"), name))
-            .collect();
+        let mut to = Vec::new();
+        for (i, name) in spec.to.iter().enumerate() {
+            let at = format!("/fallback/to/{i}");
+            let Some(target) = self.target(&at, name) else { continue };
+            if !matches!(self.targets[target].plan, Plan::Call(_)) {
+                let message = format!("`{name}` makes several calls, and what follows an error is one");
+                let help = "name models, or plans with `call`; the cascade's own stages follow an error before these";
+                self.wrong(&at, Kind::Conflict, message, Some(help.into()));
+            }
+            to.push(target);
+        }
         if spec.to.is_empty() && spec.retries.is_none() {
             let help = Some("give `to`, or `retries`".to_owned());
             self.wrong("/fallback", Kind::Conflict, "this fallback leads nowhere", help);

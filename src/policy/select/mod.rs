@@ -9,7 +9,7 @@ pub(super) mod modify;
 pub(super) mod price;
 pub(super) mod similarity;
 
-use crate::domain::{Context, ModelCard};
+use crate::domain::{Context, ModelCard, Plan};
 
 use super::state::State;
 
@@ -45,18 +45,26 @@ pub(super) struct Situation<'a> {
     pub arms: &'a [String],
     /// Whether the arm can serve this request at all.
     pub alive: &'a [bool],
-    /// Per arm that can serve, the call that it would begin with.
-    pub calls: &'a [Option<Offer<'a>>],
+    /// Per arm that can serve, what it would run.
+    pub offers: &'a [Option<Offer<'a>>],
     pub state: &'a State,
     pub context: &'a Context,
 }
 
-/// A call that could be made.
+/// A plan that could be run.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Offer<'a> {
-    pub card: &'a ModelCard,
-    /// The plan's own bound on the answer's tokens.
-    pub max_tokens: Option<u32>,
+pub(super) enum Offer<'a> {
+    Call {
+        card: &'a ModelCard,
+        /// The plan's own bound on the answer's tokens.
+        max_tokens: Option<u32>,
+    },
+    Tree {
+        plan: &'a Plan,
+        /// Per call, its place among the cards.
+        models: &'a [usize],
+        cards: &'a [ModelCard],
+    },
 }
 
 impl Selector {

@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::{chunks::ChunksSpec, source::Source};
 
 mod bandit;
+mod plan;
 mod select;
 mod testing;
 
 pub use bandit::*;
+pub use plan::*;
 pub use select::*;
 pub use testing::*;
 
@@ -114,32 +116,6 @@ pub struct ModelSpec {
     /// A tag. With several entries, a call goes to the first (by name) that nothing eliminates.
     #[serde(default)]
     pub tag: Option<String>,
-}
-
-/// One call of a model, with sampling that the plan sets where the client did not.
-#[derive(Clone, Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct PlanSpec {
-    /// A name of `models`.
-    pub call: String,
-    #[serde(default)]
-    #[schemars(range(min = 0.0, max = 2.0))]
-    pub temperature: Option<f64>,
-    #[serde(default)]
-    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
-    pub top_p: Option<f64>,
-    /// Upper bound on generated tokens.
-    #[serde(default)]
-    #[schemars(range(min = 1))]
-    pub max_tokens: Option<u32>,
-    #[serde(default)]
-    pub seed: Option<i64>,
-    #[serde(default)]
-    #[schemars(length(max = 16))]
-    pub stop: Vec<String>,
-    /// Text put before the client's system prompt.
-    #[serde(default)]
-    pub system: Option<String>,
 }
 
 /// A condition and what follows from it.

@@ -72,7 +72,7 @@ pub struct ExpectSpec {
     pub plan: Option<String>,
     #[serde(default)]
     pub arm: Option<String>,
-    /// The fleet entry that is called.
+    /// The fleet entry that is called; of a plan of several calls, the first.
     #[serde(default)]
     pub model: Option<String>,
     /// The rule that decided, or restricted.

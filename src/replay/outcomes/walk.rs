@@ -103,7 +103,7 @@ pub(super) struct Way<'a> {
 
 impl<'a> Way<'a> {
     /// # Errors
-    /// When the policy can reach a model without outcomes.
+    /// When the policy can reach a model without outcomes, or takes plans of several calls.
     pub(super) fn new(
         policy: &'a Policy,
         matrix: &'a Matrix,
@@ -120,6 +120,13 @@ impl<'a> Way<'a> {
                 )
             })
         };
+        if let Some(plan) = policy.composed() {
+            return Err(format!(
+                "the plan {plan} of {} makes several calls, and outcomes of single models do not say what it answers; replay it \
+                 over a record",
+                policy.name()
+            ));
+        }
         let columns: BTreeMap<String, usize> = policy.models().into_iter().map(of).collect::<Result<_, _>>()?;
         let state = |model: &String| ModelState { available: !without.contains(model), ..ModelState::default() };
         let fleet = columns.keys().map(|m| (m.clone(), state(m))).collect();

@@ -1,0 +1,122 @@
+//! What a plan may cost and how long it may take, before anything runs: all of its calls, as if none were spared. Nobody
+//! knows beforehand how often a stage escalates or a vote is decided early, so a bound is all that can be said; `cheapest`
+//! and `fastest` compare plans of several calls by it, too.
+
+use serde::Serialize;
+
+use super::Policy;
+use crate::domain::{Aggregate, CallSpec, Context, Plan, Price};
+
+/// Tokens of an answer that nothing bounds, in a decision.
+const ANSWER_TOKENS: u32 = 256;
+/// Tokens of the prompt that [`Policy::bounds`] reckons with, and of an answer that nothing bounds.
+pub const BOUNDS_TOKENS: u32 = 1000;
+
+/// How many tokens calls are reckoned with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tokens {
+    pub prompt: u32,
+    /// The client's bound on an answer; 0: none.
+    pub asked: u32,
+    /// Of an answer that neither client nor plan bounds.
+    pub unbounded: u32,
+}
+
+impl Tokens {
+    /// Of a request that is to be decided.
+    pub fn of(context: &Context) -> Self {
+        Self { prompt: context.signals.tokens, asked: context.request.max_tokens, unbounded: ANSWER_TOKENS }
+    }
+
+    /// Of an answer: the client's bound or the plan's, whichever is less.
+    pub fn answer(&self, limit: Option<u32>) -> u32 {
+        match (self.asked, limit) {
+            (0, None) => self.unbounded,
+            (0, Some(limit)) => limit,
+            (asked, None) => asked,
+            (asked, Some(limit)) => asked.min(limit),
+        }
+    }
+
+    /// Cost of one call in USD: all prompt tokens, `shown` tokens of other answers, and as many of its own as are allowed.
+    pub fn cost(&self, price: &Price, limit: Option<u32>, shown: f64) -> f64 {
+        let prompt = (f64::from(self.prompt) + shown) * price.input;
+        (prompt + f64::from(self.answer(limit)) * price.output) / 1e6
+    }
+
+    /// A plan's whole, from what `of` says of each call, in the order of [`Plan::calls`]; its second argument is how many
+    /// tokens of other answers the call is shown. Stages add up, branches come `together`.
+    pub fn whole(&self, plan: &Plan, together: fn(f64, f64) -> f64, of: &mut dyn FnMut(&CallSpec, f64) -> f64) -> f64 {
+        self.walk(plan, together, of).0
+    }
+
+    /// The whole, and the most tokens that the plan's answer has.
+    fn walk(
+        &self,
+        plan: &Plan,
+        together: fn(f64, f64) -> f64,
+        of: &mut dyn FnMut(&CallSpec, f64) -> f64,
+    ) -> (f64, f64) {
+        let answer = |call: &CallSpec| f64::from(self.answer(call.sampling.max_tokens));
+        match plan {
+            Plan::Call(call) => (of(call, 0.0), answer(call)),
+            Plan::Cascade(stages) => stages.iter().fold((0.0, 0.0), |(sum, most), stage| {
+                let (cost, tokens) = self.walk(&stage.plan, together, of);
+                (sum + cost, most.max(tokens))
+            }),
+            Plan::Parallel { branches, aggregate } => {
+                let (mut whole, mut most, mut shown) = (0.0, 0.0_f64, 0.0);
+                for branch in branches {
+                    let (cost, tokens) = self.walk(branch, together, of);
+                    whole = together(whole, cost);
+                    most = most.max(tokens);
+                    shown += tokens;
+                }
+                if let Some(call) = aggregate.call() {
+                    whole += of(call, shown);
+                }
+                if let Aggregate::Refine { call } = aggregate {
+                    most = most.max(answer(call));
+                }
+                (whole, most)
+            }
+        }
+    }
+}
+
+/// What can be said of a plan before anything runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Bounds {
+    pub name: String,
+    /// In one line, with the file's names for models.
+    pub plan: String,
+    /// Retries and the request's fallback aside.
+    pub calls_at_most: u32,
+    /// Of all calls, each with the dearest entry of its model: for a prompt of [`BOUNDS_TOKENS`], and as many tokens per
+    /// answer where the plan does not bound them. A judge or a refining call is shown the branches' answers.
+    pub cost_at_most_usd: f64,
+}
+
+impl Policy {
+    /// The bounds of the file's `plans`, by name.
+    pub fn bounds(&self) -> Vec<Bounds> {
+        let tokens = Tokens { prompt: BOUNDS_TOKENS, asked: 0, unbounded: BOUNDS_TOKENS };
+        let plans = self.targets.iter().filter(|target| target.named);
+        plans
+            .map(|target| {
+                let mut entries = target.calls.iter();
+                let mut dearest = |call: &CallSpec, shown: f64| {
+                    let entries = entries.next().into_iter().flatten();
+                    let cost = |m: &usize| tokens.cost(&self.cards[*m].price, call.sampling.max_tokens, shown);
+                    entries.map(cost).fold(0.0, f64::max)
+                };
+                Bounds {
+                    name: target.name.clone(),
+                    plan: target.plan.to_string(),
+                    calls_at_most: target.plan.most_calls(),
+                    cost_at_most_usd: tokens.whole(&target.plan, |a, b| a + b, &mut dearest),
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,219 @@
+//! `plans:`: what may be run, as trees of calls. That each node is exactly one of `call`, `cascade`, `parallel` and `plan`,
+//! and what may stand beside which, is checked by `compile`, whose messages say more than a schema's.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::domain::{IfUnscored, Sampling};
+
+/// Something with a `call`: that and what it sets, and fields of its own.
+macro_rules! call {
+    ($(#[$about:meta])* $name:ident { $($(#[$field:meta])* $own:ident: $kind:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            /// One call of a model: a name of `models`.
+            pub call: Option<String>,
+            $(
+                $(#[$field])*
+                pub $own: $kind,
+            )*
+            /// Of the call. 0 is greedy.
+            #[schemars(range(min = 0.0, max = 2.0))]
+            pub temperature: Option<f64>,
+            /// Of the call.
+            #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
+            pub top_p: Option<f64>,
+            /// Upper bound on the call's generated tokens.
+            #[schemars(range(min = 1))]
+            pub max_tokens: Option<u32>,
+            /// Of the call.
+            pub seed: Option<i64>,
+            /// Texts that end the call's answer, beside the client's.
+            #[schemars(length(max = 16))]
+            pub stop: Vec<String>,
+            /// Text put before the client's system prompt in the call.
+            pub system: Option<String>,
+        }
+
+        impl $name {
+            /// What it sets for its call.
+            pub(in crate::policy) fn sampling(&self) -> Sampling {
+                Sampling {
+                    max_tokens: self.max_tokens,
+                    temperature: self.temperature,
+                    top_p: self.top_p,
+                    seed: self.seed,
+                    stop: self.stop.clone(),
+                }
+            }
+        }
+    };
+}
+
+/// A node of a plan, and fields of its own.
+macro_rules! node {
+    ($(#[$about:meta])* $name:ident { $($(#[$field:meta])* $own:ident: $kind:ty,)* }) => {
+        call! {
+            $(#[$about])*
+            $name {
+                /// Stages in order, until one accepts its answer.
+                #[schemars(length(min = 1))]
+                cascade: Option<Vec<StageSpec>>,
+                /// Branches at the same time; what becomes of their answers says `aggregate`.
+                #[schemars(length(min = 1))]
+                parallel: Option<Vec<BranchSpec>>,
+                /// How the branches of `parallel` become one answer: `first`, `vote`, `{weighted_vote: [..]}`, `{judge: MODEL}` or
+                /// `{refine: MODEL}`.
+                aggregate: Option<AggregateSpec>,
+                /// Another plan of this file, by name.
+                plan: Option<String>,
+                $($(#[$field])* $own: $kind,)*
+            }
+        }
+
+        impl $name {
+            /// What all nodes have.
+            pub(in crate::policy) fn node(&self) -> Node<'_> {
+                let given = [
+                    ("temperature", self.temperature.is_some()),
+                    ("top_p", self.top_p.is_some()),
+                    ("max_tokens", self.max_tokens.is_some()),
+                    ("seed", self.seed.is_some()),
+                    ("stop", !self.stop.is_empty()),
+                    ("system", self.system.is_some()),
+                ];
+                Node {
+                    call: self.call.as_deref(),
+                    settings: given.into_iter().filter(|(_, given)| *given).map(|(key, _)| key).collect(),
+                    sampling: self.sampling(),
+                    system: self.system.as_deref(),
+                    cascade: self.cascade.as_deref(),
+                    parallel: self.parallel.as_deref(),
+                    aggregate: self.aggregate.as_ref(),
+                    plan: self.plan.as_deref(),
+                }
+            }
+        }
+    };
+}
+
+node! {
+    /// What may be run under a name. Exactly one of `call`, `cascade`, `parallel` and `plan`. Beside `call` stands sampling that
+    /// the plan sets where the client did not.
+    PlanSpec {}
+}
+
+node! {
+    /// One stage of a cascade. Exactly one of `call`, `cascade`, `parallel` and `plan`.
+    StageSpec {
+        /// Conditions on the stage's answer: all hold, or the next stage is asked. Not on the last stage, whose answer is taken.
+        #[schemars(length(min = 1))]
+        accept_when: Option<Vec<ConditionSpec>>,
+    }
+}
+
+node! {
+    /// One branch of a parallel plan. Exactly one of `call`, `cascade`, `parallel` and `plan`. What a call in a branch sets
+    /// holds also where the client said otherwise.
+    BranchSpec {
+        /// That many branches of this kind. Default: 1.
+        #[schemars(range(min = 1, max = 64))]
+        times: Option<u32>,
+    }
+}
+
+call! {
+    /// A call that follows the branches of a parallel plan.
+    AskedSpec {}
+}
+
+/// What all nodes of plans have.
+pub(in crate::policy) struct Node<'a> {
+    pub call: Option<&'a str>,
+    /// Keys that are given and only mean something beside `call`.
+    pub settings: Vec<&'static str>,
+    pub sampling: Sampling,
+    pub system: Option<&'a str>,
+    pub cascade: Option<&'a [StageSpec]>,
+    pub parallel: Option<&'a [BranchSpec]>,
+    pub aggregate: Option<&'a AggregateSpec>,
+    pub plan: Option<&'a str>,
+}
+
+/// How branches become one answer: by a word, or with a parameter.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum AggregateSpec {
+    Named(AggregateName),
+    Made(Box<MadeAggregateSpec>),
+}
+
+/// How branches become one answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AggregateName {
+    /// The branch that is complete first; the others are cancelled.
+    First,
+    /// The answer that most branches give, compared by canonical form.
+    Vote,
+}
+
+/// How branches become one answer. Exactly one of `weighted_vote`, `judge` and `refine`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MadeAggregateSpec {
+    /// A vote with one weight per entry of `parallel`; each of an entry's `times` branches has it.
+    pub weighted_vote: Option<Vec<f64>>,
+    /// One more call, of a model or with sampling, is shown the answers and names the best.
+    pub judge: Option<AskSpec>,
+    /// One more call, of a model or with sampling, is shown the answers and writes its own.
+    pub refine: Option<AskSpec>,
+}
+
+/// A name of `models`, or a call with what it sets.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum AskSpec {
+    Model(String),
+    Call(Box<AskedSpec>),
+}
+
+/// One condition on an answer: a score, and the side of a threshold on which it has to lie. Exactly one of `below` and
+/// `above`.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["score"]))]
+pub struct ConditionSpec {
+    /// What is measured of the answer.
+    pub score: Option<ScoreName>,
+    /// Which quantile of the tokens' log-probabilities: 0 is the least likely token, 0.5 the median. For
+    /// `logprob_quantile`, and only there.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub q: Option<f64>,
+    /// The score has to be less than this, in its own unit.
+    pub below: Option<f64>,
+    /// The score has to be more than this, in its own unit.
+    pub above: Option<f64>,
+    /// What follows where an answer carries too little for the score. Default: escalate.
+    pub if_unscored: Option<IfUnscored>,
+}
+
+/// What can be measured of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScoreName {
+    /// Mean entropy of the tokens' distributions, in nats, at least 0: low is sure.
+    MeanTokenEntropy,
+    /// Entropy of the first token's distribution, in nats, at least 0: low is sure.
+    FirstTokenEntropy,
+    /// Mean difference between the two largest probabilities at each token, 0 to 1: high is sure.
+    MeanMargin,
+    /// Mean log-probability of the tokens (natural logarithm), at most 0: high is sure.
+    MeanLogprob,
+    /// The quantile `q` of the tokens' log-probabilities (natural logarithm), at most 0: high is sure.
+    LogprobQuantile,
+    /// How far the branches of a parallel stage disagree: 0 when all answers are the same, 1 when no two are.
+    Disagreement,
+}
