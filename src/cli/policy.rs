@@ -53,7 +53,10 @@ enum Verb {
         after_help = "Examples:\n  weir policy init\n  weir policy init support.yaml --template privacy-local\n  weir policy init - --template balanced-bandit | less"
     )]
     Init(init::InitArgs),
-    /// Report everything that is wrong with policy files.
+    /// Report everything that is wrong with policy files, and how many calls each plan makes at most.
+    ///
+    /// With --config also what each plan may cost at most, for a prompt of 1000 tokens and, where the plan does not bound
+    /// them, as many per answer.
     #[command(
         after_help = "Examples:\n  weir policy check policies/*.yaml\n  weir policy check my-policy.yaml --config weir.yaml --json"
     )]

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::Serialize;
 
 use super::{Common, fancy, load};
-use crate::policy::{Diagnostic, Diagnostics, Severity};
+use crate::policy::{BOUNDS_TOKENS, Bounds, Diagnostic, Diagnostics, Policy, Severity};
 
 /// One file's result, for `--json`.
 #[derive(Serialize)]
@@ -19,6 +19,27 @@ struct Checked {
     #[serde(skip_serializing_if = "Option::is_none")]
     unreadable: Option<String>,
     diagnostics: Vec<Diagnostic>,
+    /// Of the file's `plans`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    plans: Vec<Planned>,
+}
+
+/// What a plan may come to.
+#[derive(Serialize)]
+struct Planned {
+    name: String,
+    plan: String,
+    calls_at_most: u32,
+    /// Absent without a fleet, as prices are the fleet's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<Cost>,
+}
+
+#[derive(Serialize)]
+struct Cost {
+    at_most_usd: f64,
+    /// Of the prompt, and of each answer that its plan does not bound.
+    tokens: u32,
 }
 
 #[derive(Serialize)]
@@ -37,12 +58,14 @@ pub(super) fn check(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCo
             hash: None,
             unreadable: None,
             diagnostics: Vec::new(),
+            plans: Vec::new(),
         };
         match load(file, common) {
             Ok(Ok(policy)) => {
                 checked.policy = Some(policy.name().to_owned());
                 checked.hash = Some(policy.hash().to_string());
                 checked.diagnostics.clone_from(&policy.warnings().0);
+                checked.plans = planned(&policy, common.config.is_some());
             }
             Ok(Err(Diagnostics(found))) => {
                 checked.ok = false;
@@ -65,6 +88,17 @@ pub(super) fn check(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCo
     Ok(ExitCode::from(u8::from(!report.ok)))
 }
 
+fn planned(policy: &Policy, priced: bool) -> Vec<Planned> {
+    let cost = |b: &Bounds| Cost { at_most_usd: b.cost_at_most_usd, tokens: BOUNDS_TOKENS };
+    let of = |b: Bounds| Planned {
+        cost: priced.then(|| cost(&b)),
+        name: b.name,
+        plan: b.plan,
+        calls_at_most: b.calls_at_most,
+    };
+    policy.bounds().into_iter().map(of).collect()
+}
+
 fn print(report: &Report) {
     let fancy = fancy();
     for file in &report.files {
@@ -79,6 +113,14 @@ fn print(report: &Report) {
             (None, Some(policy)) if warnings == 0 => say!("{}: fine (policy {policy})", file.file),
             (None, Some(policy)) => say!("{}: fine (policy {policy}), {}", file.file, plural(warnings, "warning")),
             (None, None) => say!("{}: {}", file.file, plural(errors, "error")),
+        }
+        let width = file.plans.iter().map(|p| p.name.chars().count()).max().unwrap_or(0);
+        for p in &file.plans {
+            let cost = p
+                .cost
+                .as_ref()
+                .map_or_else(String::new, |c| format!(", ${:.6} for a prompt of {} tokens", c.at_most_usd, c.tokens));
+            say!("  {:width$}  {}: at most {}{cost}", p.name, p.plan, plural(p.calls_at_most as usize, "call"));
         }
     }
 }
