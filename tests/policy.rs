@@ -61,13 +61,15 @@ fn weir(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-const SHIPPED: [&str; 7] = [
+const SHIPPED: [&str; 9] = [
     "policies/balanced-bandit.yaml",
     "policies/cost-saver.yaml",
     "policies/default.yaml",
+    "policies/frugal-cascade.yaml",
     "policies/graph.yaml",
     "policies/privacy-local.yaml",
     "policies/quality-first.yaml",
+    "policies/self-consistency-arena.yaml",
     "policies/tenant-tiers.yaml",
 ];
 
@@ -75,7 +77,11 @@ const SHIPPED: [&str; 7] = [
 fn shipped_policies_are_fine_and_pass_their_own_tests() {
     let (code, out, err) = weir(&[&["check"], &SHIPPED[..]].concat());
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
-    assert_eq!(out.lines().count(), SHIPPED.len(), "a shipped policy has warnings:\n{out}");
+    let (plans, files): (Vec<&str>, Vec<&str>) = out.lines().partition(|line| line.starts_with("  "));
+    assert_eq!(files.len(), SHIPPED.len(), "a shipped policy has warnings:\n{out}");
+    let probed = "  probed  cascade(vote(small, small, small) if disagreement < 0.4, else judge(medium, large; by large)): at most 6 \
+                  calls";
+    assert!(plans.contains(&probed), "{out}");
     let (code, out, _) = weir(&[&["test", "--json"], &SHIPPED[..]].concat());
     let report: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!((code, report["ok"].as_bool()), (0, Some(true)), "{out}");
@@ -170,7 +176,9 @@ fn a_failing_test_says_what_was_expected_and_what_came() {
 #[test]
 fn init_writes_a_policy_that_is_fine_and_never_overwrites() {
     let dir = tempfile::tempdir().unwrap();
-    for template in ["cost-saver", "balanced-bandit", "privacy-local", "graph"] {
+    for template in
+        ["cost-saver", "balanced-bandit", "privacy-local", "graph", "frugal-cascade", "self-consistency-arena"]
+    {
         let file = dir.path().join(format!("{template}.yaml"));
         let file = file.to_str().unwrap();
         assert_eq!(weir(&["init", file, "--template", template]).0, 0);

@@ -37,6 +37,10 @@ enum Template {
     Graph,
     /// What a customer has paid for decides which models may answer
     TenantTiers,
+    /// The small model answers where it is sure, else the large one
+    FrugalCascade,
+    /// Three probes answer where they agree, else larger models and a judge
+    SelfConsistencyArena,
 }
 
 impl Template {
@@ -48,6 +52,8 @@ impl Template {
             Template::QualityFirst => include_str!("../../../policies/quality-first.yaml"),
             Template::Graph => include_str!("../../../policies/graph.yaml"),
             Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
+            Template::FrugalCascade => include_str!("../../../policies/frugal-cascade.yaml"),
+            Template::SelfConsistencyArena => include_str!("../../../policies/self-consistency-arena.yaml"),
         }
     }
 
@@ -59,6 +65,8 @@ impl Template {
             Template::QualityFirst => "quality-first",
             Template::Graph => "graph",
             Template::TenantTiers => "tenant-tiers",
+            Template::FrugalCascade => "frugal-cascade",
+            Template::SelfConsistencyArena => "self-consistency-arena",
         }
     }
 }
