@@ -21,28 +21,20 @@
 
 use libm::{exp, log};
 
-use crate::domain::{Score, TokenLogprob, Unscored};
+use crate::domain::{Score, Scored, TokenLogprob, Unscored};
 
-/// A score, and whether it was computed from whole distributions.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
-    pub value: f64,
-    pub exact: bool,
-}
-
-/// The score of an answer with these tokens, chosen from branches that disagree by `disagreement`. Units are
-/// [`Score`]'s.
+/// The score of an answer with these tokens. Units are [`Score`]'s. How far answers disagree is no score of one.
 ///
 /// # Errors
 /// What the answer lacks for it.
-pub fn score(score: Score, tokens: &[TokenLogprob], disagreement: Option<f64>) -> Result<Scored, Unscored> {
+pub fn score(score: Score, tokens: &[TokenLogprob]) -> Result<Scored, Unscored> {
     let scored = match score {
         Score::MeanTokenEntropy => mean_token_entropy(tokens),
         Score::FirstTokenEntropy => first_token_entropy(tokens),
         Score::MeanMargin => mean_margin(tokens),
         Score::MeanLogprob => mean_logprob(tokens),
         Score::LogprobQuantile(q) => logprob_quantile(tokens, q),
-        Score::Disagreement => disagreement.map(|value| Scored { value, exact: true }).ok_or(Unscored::NoVote),
+        Score::Disagreement => Err(Unscored::NoVote),
     }?;
     if scored.value.is_finite() { Ok(scored) } else { Err(Unscored::NotFinite) }
 }

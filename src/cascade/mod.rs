@@ -25,6 +25,7 @@
 pub mod breaker;
 mod call;
 pub mod canonical;
+mod facts;
 pub mod gate;
 mod node;
 mod parallel;
@@ -41,6 +42,7 @@ use std::collections::VecDeque;
 
 use crate::domain::{Abort, AttemptReason, BestBecause, CallSpec, ErrorKind, Mask, Micros, Plan, What};
 
+pub use facts::{Forms, readings};
 pub use protocol::{Answered, Command, Event, Input, Limits, Setup, Timer};
 pub use retry::RetryPolicy;
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{AttemptReason, ErrorKind, Mask, Place, Plan};
+use crate::domain::{AttemptReason, ErrorKind, Mask, Place, Plan, Score, Scored, Unscored};
 
 use super::{
     Answered, Event, Input,
@@ -23,6 +23,15 @@ pub(super) struct Got {
     pub(super) live: bool,
     /// How far the branches that it was chosen from disagreed, 0 to 1; absent where it was chosen from none.
     pub(super) disagreement: Option<f64>,
+}
+
+impl Got {
+    pub(super) fn score(&self, score: Score) -> Result<Scored, Unscored> {
+        match score {
+            Score::Disagreement => self.disagreement.map(|value| Scored { value, exact: true }).ok_or(Unscored::NoVote),
+            _ => self.answer.facts.score(score),
+        }
+    }
 }
 
 /// What became of a node through an event.

@@ -10,7 +10,6 @@ use crate::domain::{Aggregate, AttemptReason, CallSpec, ErrorKind, Left, Mask, P
 use super::{
     Event, Input,
     call::CallNode,
-    canonical::{self, Form},
     node::{Got, Node, Position, Step},
     scope::{Room, Scope},
     vote::{self, Ballot},
@@ -38,7 +37,7 @@ struct Branch {
 enum State {
     Idle,
     Running,
-    Answered(Got, Form),
+    Answered(Got),
     Out,
 }
 
@@ -123,8 +122,7 @@ impl ParallelNode {
         let left = match step {
             Step::Running => return Step::Running,
             Step::Succeeded(got) => {
-                let form = canonical::form(&got.answer.text);
-                self.branches[i].state = State::Answered(got, form);
+                self.branches[i].state = State::Answered(got);
                 return Step::Running;
             }
             Step::Failed { call, kind } => Left::Failed { error: kind, call },
@@ -138,7 +136,7 @@ impl ParallelNode {
     /// What follows from the branches as they stand. `last`: what the node ends with where the quorum is lost.
     fn next(&mut self, last: Step, scope: &mut Scope) -> Step {
         let running = self.branches.iter().filter(|b| matches!(b.state, State::Running)).count();
-        let answered = self.branches.iter().filter(|b| matches!(b.state, State::Answered(..))).count();
+        let answered = self.branches.iter().filter(|b| matches!(b.state, State::Answered(_))).count();
         let (needed, could) = (self.quorum(), running + answered);
         if could < needed {
             self.drop_running(scope);
@@ -220,7 +218,7 @@ impl ParallelNode {
             Step::Succeeded(got) => {
                 let judge = got.call;
                 let shown = self.shown();
-                let named = vote::verdict(&got.answer.text, shown.len()).and_then(|n| shown.get(n));
+                let named = got.answer.facts.verdict.and_then(|n| shown.get(n as usize));
                 if let Some(&(i, chosen)) = named {
                     scope.note(place, What::Judged { branch: i as u32, call: chosen.call, judge });
                     let chosen = Got { disagreement: poll.got.disagreement, ..chosen.clone() };
@@ -246,7 +244,7 @@ impl ParallelNode {
     fn shown(&self) -> Vec<(usize, &Got)> {
         let mut shown = Vec::new();
         for (i, branch) in self.branches.iter().enumerate() {
-            if let State::Answered(got, _) = &branch.state {
+            if let State::Answered(got) = &branch.state {
                 shown.push((i, got));
             }
         }
@@ -264,13 +262,13 @@ impl ParallelNode {
         }
     }
 
-    fn ballots(&self) -> (Vec<usize>, Vec<Ballot<'_>>) {
+    fn ballots(&self) -> (Vec<usize>, Vec<Ballot>) {
         let mut of = Vec::new();
         let mut ballots = Vec::new();
         for (i, branch) in self.branches.iter().enumerate() {
-            if let State::Answered(_, form) = &branch.state {
+            if let State::Answered(got) = &branch.state {
                 of.push(i);
-                ballots.push(Ballot { form, weight: self.weight(i) });
+                ballots.push(Ballot { form: got.answer.facts.form, weight: self.weight(i) });
             }
         }
         (of, ballots)
@@ -281,7 +279,7 @@ impl ParallelNode {
         let (of, ballots) = self.ballots();
         let count = vote::count(&ballots)?;
         let branch = *of.get(count.winner)?;
-        let State::Answered(got, _) = &self.branches[branch].state else { return None };
+        let State::Answered(got) = &self.branches[branch].state else { return None };
         let disagreement = vote::sigma(count.distinct, ballots.len());
         Some(Poll { branch, got: Got { disagreement, ..got.clone() }, answers: ballots.len(), count })
     }

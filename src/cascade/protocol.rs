@@ -3,16 +3,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, MicroUsd, Micros, Note, Place, Plan, TokenLogprob};
+use crate::domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place, Plan};
 
 use super::RetryPolicy;
 
-/// A complete answer as the nodes see it: its first choice.
+/// A complete answer as the nodes see it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Answered {
-    pub text: String,
-    /// One per token of the text; empty where the backend gave none.
-    pub logprobs: Vec<TokenLogprob>,
+    pub facts: Facts,
     /// What the call cost.
     pub cost: MicroUsd,
 }
@@ -24,7 +22,7 @@ pub enum Event {
     Started { call: u32 },
     /// The first piece of the call's answer is there.
     Delta { call: u32 },
-    /// The call's answer is complete. A call that may be forwarded needs none of its text.
+    /// The call's answer is complete. A call that may be forwarded needs none of its facts.
     Done { call: u32, answer: Arc<Answered> },
     /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds. `cost`: of what it
     /// did all the same.

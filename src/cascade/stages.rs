@@ -5,10 +5,10 @@
 //! what is left of the request's bounds. Each stage is called with the client's request alone: a failed chain shown to the
 //! stronger model makes it worse.
 
-use crate::domain::{AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Score, Stage, What};
+use crate::domain::{AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Score, Scored, Stage, What};
 
 use super::{
-    Event, gate,
+    Event,
     node::{Got, Node, Position, Step},
     scope::{Room, Scope},
 };
@@ -149,11 +149,11 @@ impl CascadeNode {
         let mut all = true;
         for &condition in &stage.accept_when {
             let call = got.call;
-            let what = match gate::score(condition.score, &got.answer.logprobs, got.disagreement) {
-                Ok(gate::Scored { value, exact }) if condition.bound.holds(value) => {
+            let what = match got.score(condition.score) {
+                Ok(Scored { value, exact }) if condition.bound.holds(value) => {
                     What::GateHolds { call, condition, value, exact }
                 }
-                Ok(gate::Scored { value, exact }) => What::GateFails { call, condition, value, exact },
+                Ok(Scored { value, exact }) => What::GateFails { call, condition, value, exact },
                 Err(why) => What::GateUnscored { call, condition, why },
             };
             all &= match what {

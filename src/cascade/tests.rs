@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::domain::{Facts, Hash};
 
 fn spec(model: &str) -> CallSpec {
     CallSpec::bare(model)
@@ -39,6 +40,13 @@ fn failed(call: u32, kind: ErrorKind) -> Event {
 
 fn done(call: u32) -> Event {
     Event::Done { call, answer: Arc::new(Answered::default()) }
+}
+
+/// What is known of an answer of one token. Its form's number is drawn from the form, so that no registry is needed.
+fn facts(text: &str, entropy: Option<f32>) -> Facts {
+    let [a, b, c, d, ..] = Hash::of(format!("{:?}", canonical::form(text)).as_bytes()).0;
+    let scores = readings(&[gates::token(-0.1, &[], entropy)], []);
+    Facts { form: u32::from_le_bytes([a, b, c, d]), scores, verdict: vote::verdict(text, 3).map(|n| n as u32) }
 }
 
 fn start(call: u32, model: &str, why: AttemptReason) -> Command {

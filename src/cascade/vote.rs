@@ -8,12 +8,11 @@
 //! Numerics: weights are added in the order of the ballots, in f64; the winner's share is one division. Nothing else is
 //! rounded.
 
-use super::canonical::Form;
-
 /// One answer's vote.
 #[derive(Clone, Copy, Debug)]
-pub struct Ballot<'a> {
-    pub form: &'a Form,
+pub struct Ballot {
+    /// The number of the answer's form ([`crate::domain::Facts::form`]).
+    pub form: u32,
     /// Finite and not negative; anything else counts nothing.
     pub weight: f64,
 }
@@ -34,7 +33,7 @@ pub struct Count {
 /// Counts ballots; `None` when there are none. The form with the most weight wins; **among forms with the same weight the
 /// one whose first ballot comes first**, which with ballots in the order of a plan's branches is the branch that the
 /// policy's author named first.
-pub fn count(ballots: &[Ballot<'_>]) -> Option<Count> {
+pub fn count(ballots: &[Ballot]) -> Option<Count> {
     let tally = tally(ballots);
     let mut best = *tally.first()?;
     let mut tie = false;
@@ -53,7 +52,7 @@ pub fn count(ballots: &[Ballot<'_>]) -> Option<Count> {
 /// Whether the winning form can no longer change, however the ballots that are outstanding are cast: it leads every other
 /// form, also one that nobody has given yet, by more than they weigh together. Which of its answers stands for the form
 /// may still have changed.
-pub fn decided(ballots: &[Ballot<'_>], outstanding: f64) -> bool {
+pub fn decided(ballots: &[Ballot], outstanding: f64) -> bool {
     let mut weights: Vec<f64> = tally(ballots).into_iter().map(|(_, weight)| weight).collect();
     weights.sort_by(|a, b| b.total_cmp(a));
     match weights.first() {
@@ -69,7 +68,7 @@ pub fn sigma(distinct: usize, answers: usize) -> Option<f64> {
 }
 
 /// Per form, in the order of their first ballots, that ballot's index and the form's weight.
-fn tally(ballots: &[Ballot<'_>]) -> Vec<(usize, f64)> {
+fn tally(ballots: &[Ballot]) -> Vec<(usize, f64)> {
     let mut tally: Vec<(usize, f64)> = Vec::new();
     for (i, ballot) in ballots.iter().enumerate() {
         let weight = if ballot.weight.is_finite() { ballot.weight.max(0.0) } else { 0.0 };

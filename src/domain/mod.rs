@@ -10,6 +10,7 @@ mod context;
 mod decision;
 mod error_kind;
 mod event;
+mod facts;
 mod gate;
 mod ids;
 mod kv;
@@ -31,6 +32,7 @@ pub use event::{
     Admin, Attempt, AttemptReason, DecisionRecord, Event, EventBody, EventKind, Feedback, Outcome, OutcomeStatus,
     PolicyVersion, StateUpdate,
 };
+pub use facts::{Facts, Reading, Scored};
 pub use gate::{Bound, Condition, IfUnscored, Score};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};

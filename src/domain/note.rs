@@ -97,6 +97,8 @@ pub enum Unscored {
     NoAlternatives,
     /// The score is no finite number.
     NotFinite,
+    /// It was not computed when the answer came.
+    NotComputed,
     /// The stage is no parallel plan of which at least two branches answered.
     NoVote,
 }

@@ -1,8 +1,8 @@
 //! Every score against values computed by hand.
 
 use crate::{
-    cascade::gate::{self, Scored},
-    domain::{Score, TokenLogprob, TopLogprob, Unscored},
+    cascade::gate,
+    domain::{Score, Scored, TokenLogprob, TopLogprob, Unscored},
 };
 
 /// A token with this log-probability and these alternatives.
@@ -24,8 +24,8 @@ fn ln(p: f64) -> f32 {
 #[test]
 fn entropy_is_exact_where_a_token_carries_it() {
     let tokens = [token(-0.1, &[], Some(0.2)), token(-0.1, &[ln(0.5), ln(0.5)], Some(0.6))];
-    near(gate::score(Score::MeanTokenEntropy, &tokens, None), 0.4, true);
-    near(gate::score(Score::FirstTokenEntropy, &tokens, None), 0.2, true);
+    near(gate::score(Score::MeanTokenEntropy, &tokens), 0.4, true);
+    near(gate::score(Score::FirstTokenEntropy, &tokens), 0.2, true);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn entropy_of_listed_alternatives_is_renormalised_and_marked() {
 #[test]
 fn the_margin_is_between_the_two_likeliest_wherever_they_stand() {
     let tokens = [token(-9.0, &[ln(0.1), ln(0.7), ln(0.2)], None), token(-9.0, &[ln(0.4), ln(0.4)], Some(1.0))];
-    near(gate::score(Score::MeanMargin, &tokens, None), 0.25, true);
+    near(gate::score(Score::MeanMargin, &tokens), 0.25, true);
     near(gate::mean_margin(&[token(0.0, &[0.0, f32::NEG_INFINITY], None)]), 1.0, true);
     assert_eq!(gate::mean_margin(&[token(0.0, &[0.0], Some(0.0))]), Err(Unscored::NoAlternatives));
 }
@@ -57,7 +57,7 @@ fn the_margin_is_between_the_two_likeliest_wherever_they_stand() {
 #[test]
 fn the_log_probability_is_normalised_by_length() {
     let tokens = [token(-0.5, &[], None), token(-1.5, &[], None), token(-4.0, &[], None)];
-    near(gate::score(Score::MeanLogprob, &tokens, None), -2.0, true);
+    near(gate::score(Score::MeanLogprob, &tokens), -2.0, true);
 }
 
 #[test]
@@ -65,12 +65,12 @@ fn quantiles_lie_between_order_statistics() {
     let tokens = [-3.0, -0.5, -1.0, -2.0].map(|l| token(l, &[], None));
     // Sorted -3, -2, -1, -0.5; h = 3 q.
     for (q, value) in [(0.0, -3.0), (1.0, -0.5), (0.5, -1.5), (0.25, -2.25), (0.1, -2.7), (2.0 / 3.0, -1.0)] {
-        near(gate::score(Score::LogprobQuantile(q), &tokens, None), value, true);
+        near(gate::score(Score::LogprobQuantile(q), &tokens), value, true);
     }
     near(gate::logprob_quantile(&tokens[..1], 0.3), -3.0, true);
     let never = [token(f32::NEG_INFINITY, &[], None), token(-1.0, &[], None)];
-    assert_eq!(gate::score(Score::LogprobQuantile(0.0), &never, None), Err(Unscored::NotFinite));
-    near(gate::score(Score::LogprobQuantile(1.0), &never, None), -1.0, true);
+    assert_eq!(gate::score(Score::LogprobQuantile(0.0), &never), Err(Unscored::NotFinite));
+    near(gate::score(Score::LogprobQuantile(1.0), &never), -1.0, true);
     assert_eq!(gate::logprob_quantile(&[token(f32::NAN, &[], None)], 0.5), Err(Unscored::NotFinite));
 }
 
@@ -84,7 +84,7 @@ fn an_answer_that_lacks_what_a_score_needs_has_none() {
         Score::LogprobQuantile(0.5),
     ];
     for score in scores {
-        assert_eq!(gate::score(score, &[], Some(0.0)), Err(Unscored::NoLogprobs), "{score}");
+        assert_eq!(gate::score(score, &[]), Err(Unscored::NoLogprobs), "{score}");
     }
     let with = token(-1.0, &[-1.0, -2.0], None);
     for top in [&[][..], &[-1.0], &[-1.0, f32::NAN], &[f32::NEG_INFINITY; 2]] {
@@ -93,7 +93,6 @@ fn an_answer_that_lacks_what_a_score_needs_has_none() {
         assert!(gate::first_token_entropy(&tokens).is_ok());
     }
     let infinite = [token(-1.0, &[], Some(f32::INFINITY))];
-    assert_eq!(gate::score(Score::MeanTokenEntropy, &infinite, None), Err(Unscored::NotFinite));
-    assert_eq!(gate::score(Score::Disagreement, &[with], None), Err(Unscored::NoVote));
-    near(gate::score(Score::Disagreement, &[], Some(0.5)), 0.5, true);
+    assert_eq!(gate::score(Score::MeanTokenEntropy, &infinite), Err(Unscored::NotFinite));
+    assert_eq!(gate::score(Score::Disagreement, &[with]), Err(Unscored::NoVote));
 }

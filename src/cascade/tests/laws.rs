@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{gates::token, *};
+use super::*;
 use crate::domain::{Aggregate, Bound, Condition, Note, Score, Stage};
 
 const MODELS: usize = 6;
@@ -149,8 +149,7 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                     }
                     match fate.end {
                         End::Answers(text, entropy) => {
-                            let logprobs = vec![token(-0.5, &[], entropy)];
-                            let answer = Arc::new(Answered { text: text.to_string(), logprobs, cost });
+                            let answer = Arc::new(Answered { facts: facts(&text.to_string(), entropy), cost });
                             expect(&mut coming, at, Event::Done { call, answer });
                         }
                         End::Fails(kind, retry_after) => {

@@ -1,6 +1,6 @@
 //! Trees, case by case: what is asked, what is held back, what is noted.
 
-use super::{gates::token, *};
+use super::*;
 use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Note, Score, Stage, Unscored};
 
 fn call(model: &str) -> Plan {
@@ -45,8 +45,7 @@ fn tell(machine: &mut Machine, event: Event) -> Vec<Command> {
 
 /// A complete answer of one token with this entropy that costs 10.
 fn said(call: u32, text: &str, entropy: Option<f32>) -> Event {
-    let logprobs = vec![token(-0.1, &[], entropy)];
-    Event::Done { call, answer: Arc::new(Answered { text: text.to_owned(), logprobs, cost: 10 }) }
+    Event::Done { call, answer: Arc::new(Answered { facts: facts(text, entropy), cost: 10 }) }
 }
 
 fn begins(call: u32, model: &str, why: AttemptReason, at: &[u32]) -> Command {

@@ -1,16 +1,17 @@
 //! Counting, ties, early ends, disagreement and verdicts, by hand.
 
 use crate::cascade::{
-    canonical::{Form, form},
+    Forms,
     vote::{Ballot, count, decided, sigma, verdict},
 };
 
-fn forms(texts: &[&str]) -> Vec<Form> {
-    texts.iter().map(|text| form(text)).collect()
+fn forms(texts: &[&str]) -> Vec<u32> {
+    let mut forms = Forms::default();
+    texts.iter().map(|text| forms.number(text)).collect()
 }
 
-fn ballots<'a>(forms: &'a [Form], weights: &[f64]) -> Vec<Ballot<'a>> {
-    forms.iter().zip(weights).map(|(form, weight)| Ballot { form, weight: *weight }).collect()
+fn ballots(forms: &[u32], weights: &[f64]) -> Vec<Ballot> {
+    forms.iter().zip(weights).map(|(form, weight)| Ballot { form: *form, weight: *weight }).collect()
 }
 
 #[test]

@@ -1,0 +1,42 @@
+//! From an answer to what the machine is told of it.
+
+use crate::domain::{Reading, Score, TokenLogprob};
+
+use super::{
+    canonical::{self, Form},
+    gate,
+};
+
+/// What is always computed where a gate asks about an answer, so that other gates can be tried on the record.
+const STANDARD: [Score; 7] = [
+    Score::MeanTokenEntropy,
+    Score::FirstTokenEntropy,
+    Score::MeanMargin,
+    Score::MeanLogprob,
+    Score::LogprobQuantile(0.0),
+    Score::LogprobQuantile(0.1),
+    Score::LogprobQuantile(0.5),
+];
+
+/// The scores of an answer with these tokens that its gates ask for, and the usual ones.
+pub fn readings(tokens: &[TokenLogprob], asked: impl IntoIterator<Item = Score>) -> Vec<Reading> {
+    let mut scores = STANDARD.to_vec();
+    scores.extend(asked.into_iter().filter(|score| *score != Score::Disagreement && !STANDARD.contains(score)));
+    scores.into_iter().map(|score| Reading { score, read: gate::score(score, tokens) }).collect()
+}
+
+/// Numbers the forms of one request's answers ([`crate::domain::Facts::form`]).
+#[derive(Debug, Default)]
+pub struct Forms(Vec<Form>);
+
+impl Forms {
+    /// The number of an answer's form.
+    pub fn number(&mut self, text: &str) -> u32 {
+        let form = canonical::form(text);
+        let place = self.0.iter().position(|known| *known == form).unwrap_or_else(|| {
+            self.0.push(form);
+            self.0.len() - 1
+        });
+        place as u32
+    }
+}
