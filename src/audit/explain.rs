@@ -2,8 +2,10 @@
 
 use std::fmt::Write;
 
+mod tree;
+
 use super::query::DecisionView;
-use crate::domain::{Candidate, ChunkReuse, DecidedBy, Micros, Plan, RuleOutcome, Usage, UsageSource};
+use crate::domain::{Attempt, Candidate, ChunkReuse, DecidedBy, Micros, Plan, RuleOutcome, Usage, UsageSource};
 
 use super::projection::{decided_by, eliminated};
 
@@ -151,27 +153,41 @@ fn write_all(out: &mut String, view: &DecisionView) -> std::fmt::Result {
     writeln!(out, "\nrecord    event {} of `{}`, BLAKE3 {}", view.seq, view.replica, view.hash)
 }
 
-fn calls(out: &mut String, view: &DecisionView) -> std::fmt::Result {
-    if !view.attempts.is_empty() {
-        writeln!(out, "\ncalls")?;
+/// One call: what it was, how long it took, what it used and cost, and how it failed.
+fn attempt(out: &mut String, attempt: &Attempt, indent: &str) -> std::fmt::Result {
+    let reported = attempt.model_reported.as_ref().map(|m| format!(" (as {m})")).unwrap_or_default();
+    let ttft = attempt.ttft_us.map(|us| format!(", first token after {}", duration(us))).unwrap_or_default();
+    writeln!(
+        out,
+        "{indent}{} {:<10} {}{reported}, {}: {}{ttft}, {}, {}",
+        attempt.index,
+        attempt.why.as_str(),
+        attempt.model,
+        attempt.backend,
+        duration(attempt.latency_us),
+        tokens(&attempt.usage),
+        money(attempt.cost_usd)
+    )?;
+    if let Some(error) = &attempt.error {
+        let detail = attempt.error_detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default();
+        writeln!(out, "{indent}             failed: {error}{detail}")?;
     }
-    for attempt in &view.attempts {
-        let reported = attempt.model_reported.as_ref().map(|m| format!(" (as {m})")).unwrap_or_default();
-        let ttft = attempt.ttft_us.map(|us| format!(", first token after {}", duration(us))).unwrap_or_default();
-        writeln!(
-            out,
-            "    {} {:<10} {}{reported}, {}: {}{ttft}, {}, {}",
-            attempt.index,
-            attempt.why.as_str(),
-            attempt.model,
-            attempt.backend,
-            duration(attempt.latency_us),
-            tokens(&attempt.usage),
-            money(attempt.cost_usd)
-        )?;
-        if let Some(error) = &attempt.error {
-            let detail = attempt.error_detail.as_ref().map(|d| format!(": {d}")).unwrap_or_default();
-            writeln!(out, "                 failed: {error}{detail}")?;
+    Ok(())
+}
+
+fn calls(out: &mut String, view: &DecisionView) -> std::fmt::Result {
+    match &view.decision.decision.plan {
+        Some(plan) if !matches!(plan, Plan::Call(_)) && !view.attempts.is_empty() => tree::write(out, plan, view)?,
+        _ => {
+            if !view.attempts.is_empty() {
+                writeln!(out, "\ncalls")?;
+            }
+            for each in &view.attempts {
+                attempt(out, each, "    ")?;
+            }
+            for each in &view.notes {
+                writeln!(out, "    {}", each.note.what)?;
+            }
         }
     }
     match &view.outcome {

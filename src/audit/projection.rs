@@ -225,7 +225,7 @@ impl Projected {
                 arm: owned(&update.arm),
                 reward: update.reward,
             },
-            EventBody::PolicyVersion(_) | EventBody::Admin(_) => return None,
+            EventBody::Note(_) | EventBody::PolicyVersion(_) | EventBody::Admin(_) => return None,
         };
         let has_row = logged.event.decision.is_some() || matches!(columns, Columns::StateUpdate { .. });
         has_row.then_some(Self { seq: logged.seq, id: logged.event.decision, columns })

@@ -8,7 +8,7 @@ use super::{
     store::{StoreError, StoredEvent},
 };
 use crate::domain::{
-    Attempt, Context, DecisionId, DecisionRecord, EventBody, Feedback, Hash, Micros, Outcome, PolicyVersion,
+    Attempt, Context, DecisionId, DecisionRecord, EventBody, Feedback, Hash, Micros, Note, Outcome, PolicyVersion,
     StateUpdate, canonical,
 };
 
@@ -86,6 +86,13 @@ pub struct DecisionRow {
     pub error: Option<String>,
 }
 
+/// A decision of a plan's machine and when it was made.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct NoteView {
+    pub at: Micros,
+    pub note: Note,
+}
+
 /// A judgement and when it came.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FeedbackView {
@@ -106,6 +113,8 @@ pub struct DecisionView {
     pub prev: Hash,
     pub decision: DecisionRecord,
     pub attempts: Vec<Attempt>,
+    /// What the plan's machine decided between the calls, in order.
+    pub notes: Vec<NoteView>,
     pub outcome: Option<Outcome>,
     pub feedback: Vec<FeedbackView>,
     pub state_updates: Vec<StateUpdate>,
@@ -160,6 +169,7 @@ impl DecisionView {
     pub fn new(events: Vec<Logged>) -> Option<Self> {
         let mut view: Option<DecisionView> = None;
         let (mut attempts, mut feedback, mut state_updates) = (Vec::new(), Vec::new(), Vec::new());
+        let mut notes = Vec::new();
         let (mut outcome, mut answer) = (None, None);
         for logged in events {
             let at = logged.event.at;
@@ -175,6 +185,7 @@ impl DecisionView {
                         prev: logged.prev,
                         decision: *decision,
                         attempts: Vec::new(),
+                        notes: Vec::new(),
                         outcome: None,
                         feedback: Vec::new(),
                         state_updates: Vec::new(),
@@ -187,6 +198,7 @@ impl DecisionView {
                     });
                 }
                 EventBody::Attempt(attempt) => attempts.push(*attempt),
+                EventBody::Note(note) => notes.push(NoteView { at, note }),
                 EventBody::Outcome(end) if outcome.is_none() => {
                     outcome = Some(end);
                     answer = logged.event.bodies;
@@ -199,6 +211,7 @@ impl DecisionView {
         let mut view = view?;
         attempts.sort_by_key(|attempt| attempt.index);
         view.attempts = attempts;
+        view.notes = notes;
         view.outcome = outcome;
         view.feedback = feedback;
         view.state_updates = state_updates;

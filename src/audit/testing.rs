@@ -119,6 +119,7 @@ pub fn attempt(id: DecisionId, at: Micros) -> Event {
     let attempt = Attempt {
         index: 0,
         why: AttemptReason::Planned,
+        at: Vec::new(),
         model: "smollm2-135m".to_owned(),
         model_reported: None,
         backend: "local".to_owned(),
@@ -132,6 +133,7 @@ pub fn attempt(id: DecisionId, at: Micros) -> Event {
         finish: Some(FinishReason::Stop),
         error: None,
         error_detail: None,
+        facts: None,
     };
     Event::new(at, Some(id), EventBody::Attempt(Box::new(attempt)))
 }

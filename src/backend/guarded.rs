@@ -42,10 +42,11 @@ struct Guard {
     listener: Listener,
 }
 
-/// One call that went through. Dropped, it has come to nothing that says anything.
+/// One call that went through. Dropped before its end it says nothing of the model, unless the request's deadline had passed.
 struct Pass {
     guard: Arc<Guard>,
     then: BreakerState,
+    deadline: Option<Instant>,
     ended: bool,
 }
 
@@ -80,13 +81,13 @@ impl Guard {
         out
     }
 
-    fn enter(self: &Arc<Self>) -> Result<Pass, BackendError> {
+    fn enter(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Pass, BackendError> {
         let now = self.now();
         let then = self.change("its time is up: one call at a time, to see", |breaker, now| {
             breaker.enter(now).then(|| breaker.state(now))
         });
         if let Some(then) = then {
-            return Ok(Pass { guard: Arc::clone(self), then, ended: false });
+            return Ok(Pass { guard: Arc::clone(self), then, deadline, ended: false });
         }
         let wait = match self.breaker().state(now) {
             BreakerState::Open { until } => Duration::from_micros((until - now).max(0) as u64),
@@ -118,7 +119,11 @@ impl Pass {
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.end(Verdict::Neither, "");
+        match self.deadline {
+            _ if self.ended => {}
+            Some(deadline) if deadline <= Instant::now() => self.failed(&BackendError::new(ErrorKind::Timeout, "")),
+            _ => self.end(Verdict::Neither, ""),
+        }
     }
 }
 
@@ -159,7 +164,7 @@ impl Backend for Guarded {
     }
 
     async fn start(&self, call: Call) -> Result<Reply, BackendError> {
-        let mut pass = self.guard.enter()?;
+        let mut pass = self.guard.enter(call.deadline)?;
         match self.inner.start(call).await {
             Ok(Reply::Stream { chunks, model_reported }) => {
                 Ok(Reply::Stream { chunks: Watched { chunks, pass }.boxed(), model_reported })

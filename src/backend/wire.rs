@@ -265,6 +265,10 @@ pub fn texts(json: &[u8]) -> Vec<(u32, String)> {
     body.choices.into_iter().filter_map(|c| Some((c.index, c.message?.content?))).collect()
 }
 
+mod said;
+
+pub use said::{Said, without_logprobs};
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use crate::{
     backend::BackendError,
     cascade::{Answered, Command, Event, Machine, Timer},
-    domain::{Chunk, DecisionId, ErrorKind, Micros, OutcomeStatus},
+    domain::{Chunk, DecisionId, ErrorKind, MicroUsd, Micros, OutcomeStatus},
     gateway::GatewayError,
 };
 
@@ -21,6 +21,8 @@ use crate::{
 /// call, and its ledger, which records that the client left.
 pub(super) struct Answering {
     id: DecisionId,
+    call: u32,
+    model: String,
     machine: Machine,
     ledger: Ledger,
     chunks: Option<BoxStream<'static, Result<Chunk, BackendError>>>,
@@ -32,31 +34,38 @@ pub(super) struct Answering {
     last: Option<Result<Chunk, GatewayError>>,
 }
 
-/// The machine's view of a failed call.
-pub(super) fn failure(call: u32, error: &BackendError) -> Event {
+/// The machine's view of a failed call that cost so much all the same.
+pub(super) fn failure(call: u32, error: &BackendError, cost: MicroUsd) -> Event {
     let retry_after = error.retry_after.map(|wait| i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
-    // Only a budget asks what a failed call cost, and none is set yet.
-    Event::Failed { call, kind: error.kind, retry_after, cost: 0 }
+    Event::Failed { call, kind: error.kind, retry_after, cost }
 }
 
 impl Answering {
+    /// The answer of `call`, whose `first` piece is there and counted.
     pub(super) fn new(
         id: DecisionId,
+        call: u32,
         machine: Machine,
-        ledger: Ledger,
+        mut ledger: Ledger,
         chunks: BoxStream<'static, Result<Chunk, BackendError>>,
         first: Option<Chunk>,
         deadline: Option<(Micros, Instant)>,
     ) -> Self {
-        Self { id, machine, ledger, chunks: Some(chunks), first, deadline, alarm: None, last: None }
+        ledger.answering();
+        let model = ledger.model(call);
+        Self { id, call, model, machine, ledger, chunks: Some(chunks), first, deadline, alarm: None, last: None }
     }
 
     fn poll_backend(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk, BackendError>>> {
-        match (self.first.take(), &mut self.chunks) {
-            (Some(first), _) => Poll::Ready(Some(Ok(first))),
-            (None, Some(chunks)) => chunks.poll_next_unpin(cx),
-            (None, None) => Poll::Ready(None),
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
         }
+        let Some(chunks) = &mut self.chunks else { return Poll::Ready(None) };
+        let next = std::task::ready!(chunks.poll_next_unpin(cx));
+        if let Some(Ok(chunk)) = &next {
+            self.ledger.piece(self.call, chunk);
+        }
+        Poll::Ready(next)
     }
 
     /// Ready when the deadline has passed.
@@ -74,28 +83,20 @@ impl Answering {
                 Command::Finish { .. } => self.ledger.close(OutcomeStatus::Ok, None),
                 Command::Fail { kind, .. } => self.ledger.close(OutcomeStatus::Error, Some(kind.as_str())),
                 Command::Cancel { .. } => self.chunks = None,
+                Command::Note(note) => self.ledger.note(note),
                 // After a forward the machine only ends; there is nothing to start, forward or wait for.
-                Command::Start { .. }
-                | Command::Forward { .. }
-                | Command::Emit { .. }
-                | Command::SetTimer { .. }
-                | Command::Note(_) => {}
+                Command::Start { .. } | Command::Forward { .. } | Command::Emit { .. } | Command::SetTimer { .. } => {}
             }
         }
-        let (id, model) = (self.id, self.ledger.model());
+        let (id, model) = (self.id, self.model.clone());
         self.last = Some(outcome.map_err(|error| GatewayError::Backend { id, model, error }));
     }
 
     fn fail(&mut self, error: BackendError) {
-        self.ledger.failed(&error);
-        let event = failure(self.call(), &error);
+        self.ledger.failed(self.call, &error);
+        let event = failure(self.call, &error, self.ledger.cost(self.call));
         let now = self.ledger.now();
         self.end(event, now, Err(error));
-    }
-
-    /// The call that was forwarded.
-    fn call(&self) -> u32 {
-        self.ledger.calls().saturating_sub(1)
     }
 }
 
@@ -119,13 +120,15 @@ impl Stream for Answering {
             }
             match this.poll_backend(cx) {
                 Poll::Ready(Some(Ok(Chunk::Usage(usage)))) => {
-                    this.ledger.streamed(usage);
+                    this.ledger.serves(this.call);
+                    this.ledger.streamed(this.call, usage);
+                    // Nothing that follows could change the answer, so that nobody asks what it says.
                     let answer = Arc::new(Answered::default());
-                    let (event, now) = (Event::Done { call: this.call(), answer }, this.ledger.now());
+                    let (event, now) = (Event::Done { call: this.call, answer }, this.ledger.now());
                     this.end(event, now, Ok(Chunk::Usage(usage)));
                 }
                 Poll::Ready(Some(Ok(chunk))) => {
-                    this.ledger.piece(&chunk);
+                    this.ledger.serves(this.call);
                     return Poll::Ready(Some(Ok(chunk)));
                 }
                 Poll::Ready(Some(Err(error))) => this.fail(error),
@@ -135,7 +138,7 @@ impl Stream for Answering {
                 }
                 Poll::Pending => {
                     let at = std::task::ready!(this.poll_deadline(cx));
-                    let stopped = this.ledger.stopped(ErrorKind::Timeout);
+                    let stopped = this.ledger.stopped(this.call, true);
                     let error = stopped.unwrap_or_else(|| BackendError::new(ErrorKind::Timeout, "the deadline passed"));
                     let now = this.ledger.now().max(at);
                     this.end(Event::Timer(Timer::Deadline), now, Err(error));

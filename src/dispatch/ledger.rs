@@ -16,45 +16,46 @@ use super::Journal;
 use crate::{
     backend::{BackendError, tally::Tally, wire},
     domain::{
-        Attempt, AttemptReason, CallSpec, Chunk, Completion, DecisionId, ErrorKind, Event, EventBody, FinishReason,
-        Fleet, Hash, Micros, Outcome, OutcomeStatus, Request, Sampling, Usage,
+        Attempt, AttemptReason, CallSpec, Chunk, Completion, DecisionId, ErrorKind, Event, EventBody, Facts,
+        FinishReason, Fleet, Hash, MicroUsd, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Usage,
     },
 };
 
 /// One request's books.
 pub(super) struct Ledger {
     id: DecisionId,
-    request: Arc<Request>,
     journal: Arc<dyn Journal>,
     fleet: Arc<Fleet>,
     runtime: Handle,
     /// Wall clock and monotonic clock at the same moment: stamps are the first plus what the second has run since.
     began: Micros,
     clock: Instant,
-    open: Option<Open>,
-    /// Model of the latest call.
-    model: String,
+    /// The calls that are running.
+    open: Vec<Open>,
+    ended: Vec<Ended>,
     calls: u32,
     cost_usd: f64,
     /// As long as it is known of every call.
     joules: Option<f64>,
-    /// Of the latest call that ended.
-    usage: Usage,
     /// From the request's start to the first piece of its answer.
     ttft_us: Option<i64>,
-    /// Whether a part of an answer has been given out.
-    given: bool,
-    answer: Option<AnswerText>,
-    /// Ended attempts, and the outcome, that are not appended yet.
+    /// The call of whose answer a part has been given out.
+    served: Option<u32>,
+    hash_bodies: bool,
+    /// Ended attempts, notes and the outcome, that are not appended yet.
     entries: Vec<Event>,
     writing: Option<BoxFuture<'static, Result<(), String>>>,
     closed: bool,
 }
 
-/// The call that is running.
+/// A call that is running.
 struct Open {
     index: u32,
     why: AttemptReason,
+    at: Place,
+    model: String,
+    /// What it was shown.
+    request: Arc<Request>,
     backend: &'static str,
     sampling: Sampling,
     began: Instant,
@@ -63,33 +64,36 @@ struct Open {
     model_reported: Option<String>,
     finish: Option<FinishReason>,
     tally: Tally,
+    facts: Option<Facts>,
+    answer: Option<AnswerText>,
+}
+
+/// What is kept of a call that has ended.
+struct Ended {
+    index: u32,
+    model: String,
+    usage: Usage,
+    cost_usd: f64,
+    answer: Option<AnswerText>,
 }
 
 impl Ledger {
-    pub(super) fn new(
-        id: DecisionId,
-        request: Arc<Request>,
-        journal: Arc<dyn Journal>,
-        fleet: Arc<Fleet>,
-        hash_bodies: bool,
-    ) -> Self {
+    pub(super) fn new(id: DecisionId, journal: Arc<dyn Journal>, fleet: Arc<Fleet>, hash_bodies: bool) -> Self {
         Self {
             id,
-            request,
             journal,
             fleet,
             runtime: Handle::current(),
             began: wall_clock(),
             clock: Instant::now(),
-            open: None,
-            model: String::new(),
+            open: Vec::new(),
+            ended: Vec::new(),
             calls: 0,
             cost_usd: 0.0,
             joules: Some(0.0),
-            usage: Usage::default(),
             ttft_us: None,
-            given: false,
-            answer: hash_bodies.then(AnswerText::default),
+            served: None,
+            hash_bodies,
             entries: Vec::new(),
             writing: None,
             closed: false,
@@ -106,54 +110,85 @@ impl Ledger {
         self.clock + std::time::Duration::from_micros(u64::try_from(at - self.began).unwrap_or(0))
     }
 
-    /// The model of the latest call.
-    pub(super) fn model(&self) -> String {
-        self.model.clone()
+    /// The model of a call; empty for one that never was.
+    pub(super) fn model(&self, call: u32) -> String {
+        let open = self.open.iter().find(|open| open.index == call).map(|open| &open.model);
+        let ended = || self.ended.iter().find(|ended| ended.index == call).map(|ended| &ended.model);
+        open.or_else(ended).cloned().unwrap_or_default()
     }
 
-    /// Calls made so far.
-    pub(super) fn calls(&self) -> u32 {
-        self.calls
+    /// What a call that has ended cost, in whole millionths of a US dollar, rounded up.
+    pub(super) fn cost(&self, call: u32) -> MicroUsd {
+        let ended = self.ended.iter().find(|ended| ended.index == call);
+        ended.map_or(0, |ended| (ended.cost_usd * 1e6).ceil() as MicroUsd)
     }
 
-    pub(super) fn begin(&mut self, index: u32, why: AttemptReason, spec: &CallSpec, backend: &'static str) {
+    /// A call begins: what it is shown, and where in the plan it stands.
+    pub(super) fn begin(
+        &mut self,
+        index: u32,
+        why: AttemptReason,
+        at: Place,
+        spec: &CallSpec,
+        request: Arc<Request>,
+        backend: &'static str,
+    ) {
         self.calls += 1;
-        self.model.clone_from(&spec.model);
-        let now = Instant::now();
-        self.open = Some(Open {
+        self.open.push(Open {
             index,
             why,
+            at,
+            model: spec.model.clone(),
             backend,
-            sampling: spec.sampling_for(&self.request.sampling),
-            began: now,
+            sampling: spec.sampling_for(&request.sampling),
+            request,
+            began: Instant::now(),
             started: self.now(),
             ttft_us: None,
             model_reported: None,
             finish: None,
             tally: Tally::default(),
+            facts: None,
+            answer: self.hash_bodies.then(AnswerText::default),
         });
     }
 
+    /// Where in the plan a running call stands.
+    pub(super) fn place(&self, call: u32) -> &[u32] {
+        self.open.iter().find(|open| open.index == call).map(|open| &*open.at).unwrap_or_default()
+    }
+
+    fn running(&mut self, call: u32) -> Option<&mut Open> {
+        self.open.iter_mut().find(|open| open.index == call)
+    }
+
     /// The name by which the server called its model.
-    pub(super) fn reported(&mut self, model: Option<String>) {
-        let fleet_name = &self.model;
-        if let Some(open) = &mut self.open {
-            open.model_reported = model.filter(|reported| reported != fleet_name);
+    pub(super) fn reported(&mut self, call: u32, model: Option<String>) {
+        if let Some(open) = self.running(call) {
+            open.model_reported = model.filter(|reported| *reported != open.model);
         }
     }
 
     /// The first piece of the call's answer is there.
-    pub(super) fn arrived(&mut self) {
-        if let Some(open) = &mut self.open {
+    pub(super) fn arrived(&mut self, call: u32) {
+        if let Some(open) = self.running(call) {
             open.ttft_us = Some(since(open.began));
-            self.ttft_us = Some(since(self.clock));
         }
     }
 
-    /// A piece is about to be given out.
-    pub(super) fn piece(&mut self, chunk: &Chunk) {
-        let Some(open) = &mut self.open else { return };
-        self.given = true;
+    /// The client's answer begins now.
+    pub(super) fn answering(&mut self) {
+        self.ttft_us.get_or_insert_with(|| since(self.clock));
+    }
+
+    /// The call's answer is the client's.
+    pub(super) fn serves(&mut self, call: u32) {
+        self.served = Some(call);
+    }
+
+    /// A piece of a call's answer.
+    pub(super) fn piece(&mut self, call: u32, chunk: &Chunk) {
+        let Some(open) = self.running(call) else { return };
         match chunk {
             Chunk::Text { text, .. } => open.tally.text(text.len()),
             Chunk::Finish { choice: 0, reason } => open.finish = Some(*reason),
@@ -165,70 +200,91 @@ impl Ledger {
             }
             Chunk::Finish { .. } | Chunk::Usage(_) => {}
         }
-        if let Some(answer) = &mut self.answer {
+        if let Some(answer) = &mut open.answer {
             answer.piece(chunk);
         }
     }
 
+    /// What gates, votes and judges are told of a call's answer.
+    pub(super) fn facts(&mut self, call: u32, facts: Facts) {
+        if let Some(open) = self.running(call) {
+            open.facts = Some(facts);
+        }
+    }
+
     /// The call has ended well with a streamed answer.
-    pub(super) fn streamed(&mut self, usage: Usage) {
-        self.end(usage, None);
+    pub(super) fn streamed(&mut self, call: u32, usage: Usage) {
+        self.end(call, usage, None);
     }
 
     /// The call has ended well with a whole answer.
-    pub(super) fn whole(&mut self, completion: &Completion, model_reported: Option<String>) {
-        self.reported(model_reported);
-        if let Some(open) = &mut self.open {
+    pub(super) fn whole(&mut self, call: u32, completion: &Completion) {
+        if let Some(open) = self.running(call) {
             open.finish = match completion {
                 Completion::Choices { choices, .. } => choices.first().map(|c| c.finish),
                 Completion::Wire { body, .. } => wire::finish_reasons(body).next(),
             };
+            if let Some(answer) = &mut open.answer {
+                answer.whole(completion);
+            }
         }
-        if let Some(answer) = &mut self.answer {
-            answer.whole(completion);
+        self.end(call, completion.usage(), None);
+    }
+
+    /// The call has failed.
+    pub(super) fn failed(&mut self, call: u32, error: &BackendError) {
+        let usage = self.partial_usage(call);
+        self.end(call, usage, Some((error.kind.as_str(), error.message.clone())));
+    }
+
+    /// The machine has stopped a call that was running: by the deadline, or because its answer is no longer wanted.
+    pub(super) fn stopped(&mut self, call: u32, deadline: bool) -> Option<BackendError> {
+        let model = &self.running(call)?.model;
+        if deadline {
+            let message = format!("the request's deadline passed while model `{model}` was answering");
+            let error = BackendError::new(ErrorKind::Timeout, message);
+            self.failed(call, &error);
+            return Some(error);
         }
-        self.given = true;
-        self.end(completion.usage(), None);
+        self.cancelled(call);
+        None
     }
 
-    /// The call has failed; its model.
-    pub(super) fn failed(&mut self, error: &BackendError) -> String {
-        let usage = self.partial_usage();
-        self.end(usage, Some((error.kind.as_str(), error.message.clone())));
-        self.model()
+    fn cancelled(&mut self, call: u32) {
+        let usage = self.partial_usage(call);
+        if let Some(open) = self.running(call) {
+            open.finish = Some(FinishReason::Cancelled);
+        }
+        self.end(call, usage, None);
     }
 
-    /// The machine has stopped the call that was running, if one was: the error that stands for it.
-    pub(super) fn stopped(&mut self, kind: ErrorKind) -> Option<BackendError> {
-        self.open.as_ref()?;
-        let message = match kind {
-            ErrorKind::Timeout => format!("the request's deadline passed while model `{}` was answering", self.model),
-            _ => format!("the call of model `{}` was stopped", self.model),
-        };
-        let error = BackendError::new(kind, message);
-        self.failed(&error);
-        Some(error)
+    /// A decision of the machine.
+    pub(super) fn note(&mut self, note: Note) {
+        self.entries.push(Event::new(self.now(), Some(self.id), EventBody::Note(note)));
     }
 
-    fn partial_usage(&self) -> Usage {
-        match &self.open {
-            Some(open) if !open.tally.is_empty() => open.tally.usage(&self.request),
+    fn partial_usage(&mut self, call: u32) -> Usage {
+        match self.running(call) {
+            Some(open) if !open.tally.is_empty() => open.tally.usage(&open.request),
             _ => Usage::default(),
         }
     }
 
-    fn end(&mut self, usage: Usage, error: Option<(&str, String)>) {
-        let Some(open) = self.open.take() else { return };
-        let cost_usd = self.fleet.get(&self.model).map_or(0.0, |card| card.price.cost(&usage));
+    fn end(&mut self, call: u32, usage: Usage, error: Option<(&str, String)>) {
+        let Some(place) = self.open.iter().position(|open| open.index == call) else { return };
+        let open = self.open.remove(place);
+        let card = self.fleet.get(&open.model);
+        let cost_usd = card.map_or(0.0, |card| card.price.cost(&usage));
+        let joules = card.and_then(|card| Some(card.energy?.joules(&usage)));
         self.cost_usd += cost_usd;
-        let joules = self.fleet.get(&self.model).and_then(|card| Some(card.energy?.joules(&usage)));
         self.joules = self.joules.zip(joules).map(|(sum, more)| sum + more);
-        self.usage = usage;
         let (error, error_detail) = error.map(|(label, detail)| (label.to_owned(), detail)).unzip();
+        self.ended.push(Ended { index: call, model: open.model.clone(), usage, cost_usd, answer: open.answer });
         let attempt = Attempt {
             index: open.index,
             why: open.why,
-            model: self.model.clone(),
+            at: open.at,
+            model: open.model,
             model_reported: open.model_reported,
             backend: open.backend.to_owned(),
             sampling: open.sampling,
@@ -241,6 +297,7 @@ impl Ledger {
             finish: open.finish,
             error,
             error_detail,
+            facts: open.facts,
         };
         self.entries.push(Event::new(self.now(), Some(self.id), EventBody::Attempt(Box::new(attempt))));
     }
@@ -251,17 +308,21 @@ impl Ledger {
             return;
         }
         self.closed = true;
+        let served = self.served.and_then(|call| self.ended.iter().position(|ended| ended.index == call));
+        let served = served.map(|place| self.ended.swap_remove(place));
+        // Where nothing was given out, the tokens of the call that ended last.
+        let usage = served.as_ref().or(self.ended.last()).map(|ended| ended.usage).unwrap_or_default();
         let outcome = Outcome {
             status,
-            served_by: if self.given { self.model.clone() } else { String::new() },
+            served_by: served.as_ref().map(|ended| ended.model.clone()).unwrap_or_default(),
             attempts: self.calls,
             cost_usd: self.cost_usd,
             joules: self.joules.filter(|_| self.calls > 0),
             latency_us: since(self.clock),
             ttft_us: self.ttft_us,
-            usage: self.usage,
+            usage,
             error: error.map(str::to_owned),
-            answer_hash: self.answer.take().filter(|_| self.given).map(AnswerText::hash),
+            answer_hash: served.and_then(|ended| ended.answer).map(AnswerText::hash),
         };
         self.entries.push(Event::new(self.now(), Some(self.id), EventBody::Outcome(outcome)));
         self.write();
@@ -305,13 +366,11 @@ impl Ledger {
 impl Drop for Ledger {
     fn drop(&mut self) {
         if !self.closed {
-            // The client has left: what the machine answers to `ClientGone` is that the call is dropped (its future or
-            // stream goes with its owner) and the request over.
-            let usage = self.partial_usage();
-            if let Some(open) = &mut self.open {
-                open.finish = Some(FinishReason::Cancelled);
+            // The client has left: what the machine answers to `ClientGone` is that the calls are dropped (their futures
+            // or streams go with their owner) and the request over.
+            for call in self.open.iter().map(|open| open.index).collect::<Vec<_>>() {
+                self.cancelled(call);
             }
-            self.end(usage, None);
             self.close(OutcomeStatus::Cancelled, None);
         }
         if let Some(writing) = self.writing.take() {

@@ -6,8 +6,11 @@
 //! [`Dispatcher::run`] or the answer's stream is dropped) cancels the call and leaves an outcome behind all the same.
 
 mod answer;
+mod calls;
+mod held;
 mod journal;
 mod ledger;
+mod shown;
 
 #[cfg(test)]
 mod tests;
@@ -15,21 +18,26 @@ mod tests;
 use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
-use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 
 use crate::{
-    backend::{Backend, BackendError, Call, Reply},
-    cascade::{self, Answered, Command, Limits, Machine, RetryPolicy, Setup, Timer},
+    backend::{Backend, BackendError, Call},
+    cascade::{self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer},
     domain::{
-        AttemptReason, CallSpec, Chunk, Completion, Decision, DecisionId, ErrorKind, Event, Fleet, Micros, ModelState,
-        OutcomeStatus, Plan, Request,
+        AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
+        ModelState, OutcomeStatus, Place, Plan, Request, Score, Usage, What,
     },
     gateway::{AnswerBody, Caller, GatewayError},
 };
 
 use answer::Answering;
+use calls::{Calls, Happened};
+use held::Held;
 pub use journal::LogJournal;
 use ledger::Ledger;
+
+/// What a judge may write where its plan does not say: a number, and some models' thoughts about it.
+const JUDGE_TOKENS: u32 = 256;
 
 /// Where events are recorded; the event log, or a list in tests.
 #[async_trait]
@@ -55,6 +63,8 @@ pub struct Dispatched {
     /// The fleet model that answers.
     pub model: String,
     pub body: AnswerBody,
+    /// Why it is only the best answer so far, where it is.
+    pub because: Option<BestBecause>,
 }
 
 /// Runs plans over the fleet's backends.
@@ -93,27 +103,13 @@ impl Dispatcher {
         request: Arc<Request>,
         caller: &Caller,
     ) -> Result<Dispatched, GatewayError> {
-        let mut ledger = Ledger::new(
-            id,
-            Arc::clone(&request),
-            Arc::clone(&self.journal),
-            Arc::clone(&self.fleet),
-            self.options.hash_bodies,
-        );
+        let mut ledger = Ledger::new(id, Arc::clone(&self.journal), Arc::clone(&self.fleet), self.options.hash_bodies);
         let Some(plan) = &decision.plan else {
             let reason = decision.refusal.clone().unwrap_or_else(|| "the policy refuses this request".to_owned());
             ledger.close(OutcomeStatus::Refused, Some("refused"));
             ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
             return Err(GatewayError::Refused { id, reason });
         };
-        // Held-back answers and several calls at once are not wired yet; no policy can make such a plan.
-        if !matches!(plan, Plan::Call(_)) {
-            ledger.close(OutcomeStatus::Error, Some(ErrorKind::Internal.as_str()));
-            ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
-            let message = format!("plans of several calls are not served yet: {plan}");
-            let error = BackendError::new(ErrorKind::Internal, message);
-            return Err(GatewayError::Backend { id, model: decision.arm.clone(), error });
-        }
         let named = |label: &String| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
         let setup = Setup {
             plan: plan.clone(),
@@ -131,83 +127,55 @@ impl Dispatcher {
         let run = Run {
             dispatcher: self,
             id,
+            plan,
             request,
             authorization: caller.authorization.as_deref(),
             machine,
             timers: Timers::default(),
-            active: Active::Nothing,
-            whole: None,
-            first: None,
-            error: None,
+            expired: false,
+            calls: Calls::default(),
+            held: BTreeMap::new(),
+            forms: Forms::default(),
+            unread: None,
+            judges: BTreeMap::new(),
+            errors: BTreeMap::new(),
+            because: None,
             ledger,
         };
         run.drive().await
     }
 }
 
-/// The call that is being made. One at a time, as today's plans have it.
-enum Active<'a> {
-    Nothing,
-    /// Sent; no answer yet.
-    Starting {
-        call: u32,
-        reply: BoxFuture<'a, Result<Reply, BackendError>>,
-    },
-    /// Answering, but nothing has come yet.
-    Opening {
-        call: u32,
-        chunks: BoxStream<'static, Result<Chunk, BackendError>>,
-    },
-}
-
-/// What a call did.
-enum Happened {
-    Replied(u32, Result<Reply, BackendError>),
-    First(u32, Option<Result<Chunk, BackendError>>),
-}
-
-impl Active<'_> {
-    async fn next(&mut self) -> Happened {
-        match self {
-            Active::Nothing => std::future::pending().await,
-            Active::Starting { call, reply } => {
-                let call = *call;
-                let result = reply.await;
-                *self = Active::Nothing;
-                Happened::Replied(call, result)
-            }
-            Active::Opening { call, chunks } => Happened::First(*call, chunks.next().await),
-        }
-    }
-}
-
 /// The machine's timers, as instants of its clock.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Timers {
     deadline: Option<Micros>,
-    /// One at a time, as there is one call at a time.
-    backoff: Option<(u32, Micros)>,
+    backoffs: BTreeMap<u32, Micros>,
 }
 
 impl Timers {
     fn set(&mut self, timer: Timer, at: Micros) {
         match timer {
             Timer::Deadline => self.deadline = Some(at),
-            Timer::Backoff { call } => self.backoff = Some((call, at)),
+            Timer::Backoff { call } => {
+                self.backoffs.insert(call, at);
+            }
         }
     }
 
     /// The one that runs out first.
     fn next(&self) -> Option<(Timer, Micros)> {
         let deadline = self.deadline.map(|at| (Timer::Deadline, at));
-        let backoff = self.backoff.map(|(call, at)| (Timer::Backoff { call }, at));
-        deadline.into_iter().chain(backoff).min_by_key(|(_, at)| *at)
+        let backoffs = self.backoffs.iter().map(|(call, at)| (Timer::Backoff { call: *call }, *at));
+        deadline.into_iter().chain(backoffs).min_by_key(|(_, at)| *at)
     }
 
     fn clear(&mut self, timer: Timer) {
         match timer {
             Timer::Deadline => self.deadline = None,
-            Timer::Backoff { .. } => self.backoff = None,
+            Timer::Backoff { call } => {
+                self.backoffs.remove(&call);
+            }
         }
     }
 }
@@ -216,63 +184,123 @@ impl Timers {
 struct Run<'a> {
     dispatcher: &'a Dispatcher,
     id: DecisionId,
+    plan: &'a Plan,
     request: Arc<Request>,
     authorization: Option<&'a str>,
     machine: Machine,
     timers: Timers,
-    active: Active<'a>,
-    whole: Option<Completion>,
-    first: Option<Chunk>,
-    /// Of the call that failed last.
-    error: Option<(String, BackendError)>,
+    /// The deadline has passed.
+    expired: bool,
+    calls: Calls<'a>,
+    /// What has come of each call's answer that was not forwarded.
+    held: BTreeMap<u32, Held>,
+    forms: Forms,
+    /// The end of an answer that began with it: the machine is told of the beginning first.
+    unread: Option<(u32, Usage)>,
+    /// How many answers each judge's call was shown.
+    judges: BTreeMap<u32, usize>,
+    /// Of the calls that have failed, with their models.
+    errors: BTreeMap<u32, (String, BackendError)>,
+    /// Why the answer is only the best so far, where it is.
+    because: Option<BestBecause>,
     ledger: Ledger,
 }
 
 impl<'a> Run<'a> {
     async fn drive(mut self) -> Result<Dispatched, GatewayError> {
         loop {
-            while let Some(command) = self.machine.poll() {
+            let commands: Vec<Command> = std::iter::from_fn(|| self.machine.poll()).collect();
+            for command in commands {
                 match command {
                     Command::SetTimer { timer, at } => self.timers.set(timer, at),
-                    Command::Start { call, spec, why, .. } => self.start(call, spec, why),
-                    Command::Cancel { .. } => self.active = Active::Nothing,
-                    Command::Forward { .. } => {
-                        if let Active::Opening { chunks, .. } = std::mem::replace(&mut self.active, Active::Nothing) {
-                            return Ok(self.forward(chunks));
+                    Command::Start { call, spec, why, input, at } => self.start(call, spec, why, &input, at),
+                    Command::Cancel { call } => self.stop(call),
+                    Command::Note(note) => {
+                        if let What::BestSoFar { because, .. } = note.what {
+                            self.because = Some(because);
+                        }
+                        self.ledger.note(note);
+                    }
+                    Command::Forward { call } => {
+                        if let Some(chunks) = self.calls.take(call) {
+                            return Ok(self.forward(call, chunks));
                         }
                     }
-                    // A bare call holds nothing back; its attempts and its outcome are its whole record.
-                    Command::Emit { .. } | Command::Note(_) => {}
-                    Command::Finish { .. } => return self.finish().await,
-                    Command::Fail { kind, .. } => return Err(self.fail(kind).await),
+                    // `Finish` of the same call follows.
+                    Command::Emit { .. } => {}
+                    Command::Finish { call } => return self.finish(call).await,
+                    Command::Fail { kind, call } => return Err(self.fail(kind, call).await),
                 }
             }
-            self.wait().await?;
+            self.ledger.flush().await.map_err(GatewayError::NotRecorded)?;
+            self.wait().await;
         }
     }
 
-    fn start(&mut self, call: u32, spec: CallSpec, why: AttemptReason) {
+    fn start(&mut self, call: u32, mut spec: CallSpec, why: AttemptReason, input: &Input, at: Place) {
+        let request = match input {
+            Input::Request => self.asking(&at),
+            Input::Judge(shown) => {
+                self.judges.insert(call, shown.len());
+                spec.sampling.temperature.get_or_insert(0.0);
+                spec.sampling.max_tokens.get_or_insert(JUDGE_TOKENS);
+                Arc::new(shown::judge(&self.request, &self.texts(shown)))
+            }
+            Input::Refine(shown) => Arc::new(shown::refine(&self.request, &self.texts(shown))),
+        };
+        // A client's seed draws the same numbers for every call; answers that have to differ get seeds beside it.
+        if let (true, None, Some(seed)) = (spec.firm, spec.sampling.seed, request.sampling.seed) {
+            spec.sampling.seed = Some(seed.wrapping_add(i64::from(call)));
+        }
         let backend = self.dispatcher.backends.get(&spec.model);
         let kind = backend.map_or("none", |backend| backend.kind());
-        self.ledger.begin(call, why, &spec, kind);
+        self.ledger.begin(call, why, at, &spec, Arc::clone(&request), kind);
         let Some(backend) = backend else {
             let message = format!("no backend is configured for model `{}`", spec.model);
-            self.failed(call, BackendError::new(ErrorKind::Internal, message));
+            let error = BackendError::new(ErrorKind::Internal, message);
+            self.calls.start(call, async { Err(error) }.boxed());
             return;
         };
         let made = Call {
             id: self.id,
             index: call,
             spec,
-            request: Arc::clone(&self.request),
+            request,
             client_authorization: self.authorization.map(str::to_owned),
             deadline: self.timers.deadline.map(|at| self.ledger.instant(at).into_std()),
         };
-        self.active = Active::Starting { call, reply: backend.start(made) };
+        self.calls.start(call, backend.start(made));
     }
 
-    /// Waits for the next thing to happen and tells the machine. A failed call that is not the end is recorded at once.
-    async fn wait(&mut self) -> Result<(), GatewayError> {
+    /// The client's request as the call at `at` makes it: with log-probabilities where a gate needs them.
+    fn asking(&self, at: &[u32]) -> Arc<Request> {
+        let top = self.plan.scores_at(at).iter().filter_map(Score::logprobs).max();
+        match top {
+            Some(top) if !self.request.logprobs || self.request.top_logprobs < top => {
+                Arc::new(shown::with_logprobs(&self.request, top))
+            }
+            _ => Arc::clone(&self.request),
+        }
+    }
+
+    /// What these calls have answered.
+    fn texts(&self, calls: &[u32]) -> Vec<String> {
+        calls.iter().map(|call| self.held.get(call).map(|held| held.said().text()).unwrap_or_default()).collect()
+    }
+
+    fn stop(&mut self, call: u32) {
+        self.calls.cancel(call);
+        let model = self.ledger.model(call);
+        if let Some(error) = self.ledger.stopped(call, self.expired) {
+            self.errors.insert(call, (model, error));
+        }
+    }
+
+    /// Waits for the next thing to happen and tells the machine.
+    async fn wait(&mut self) {
+        if let Some((call, usage)) = self.unread.take() {
+            return self.ended(call, usage);
+        }
         let next = self.timers.next();
         let until = next.map(|(_, at)| self.ledger.instant(at));
         let ring = async {
@@ -283,7 +311,7 @@ impl<'a> Run<'a> {
         };
         let happened = tokio::select! {
             biased;
-            happened = self.active.next() => Some(happened),
+            happened = self.calls.next() => Some(happened),
             () = ring => None,
         };
         let now = self.ledger.now();
@@ -291,76 +319,111 @@ impl<'a> Run<'a> {
             None => {
                 if let Some((timer, at)) = next {
                     self.timers.clear(timer);
+                    self.expired |= timer == Timer::Deadline;
                     self.machine.handle(cascade::Event::Timer(timer), at.max(now));
                 }
             }
-            Some(Happened::Replied(call, Ok(Reply::Whole { completion, model_reported }))) => {
-                self.ledger.whole(&completion, model_reported);
-                self.whole = Some(completion);
-                // A bare call needs to know nothing of its answer.
-                let answer = Arc::new(Answered::default());
-                self.machine.handle(cascade::Event::Done { call, answer }, now);
-            }
-            Some(Happened::Replied(call, Ok(Reply::Stream { chunks, model_reported }))) => {
-                self.ledger.reported(model_reported);
-                self.active = Active::Opening { call, chunks };
+            Some((call, Happened::Started { model_reported })) => {
+                self.ledger.reported(call, model_reported);
                 self.machine.handle(cascade::Event::Started { call }, now);
             }
-            Some(Happened::First(call, Some(Ok(chunk)))) => {
-                self.ledger.arrived();
-                self.first = Some(chunk);
-                self.machine.handle(cascade::Event::Delta { call }, now);
+            Some((call, Happened::Piece(chunk))) => self.piece(call, chunk, now),
+            Some((call, Happened::Whole { completion, model_reported })) => {
+                self.ledger.reported(call, model_reported);
+                let held = Held::of(completion);
+                let facts = self.facts(call, &held);
+                if let Some(whole) = held.completion() {
+                    self.ledger.whole(call, whole);
+                }
+                self.held.insert(call, held);
+                self.done(call, facts);
             }
-            Some(Happened::First(call, None)) => {
-                let error = BackendError::new(ErrorKind::Cut, "the backend's stream ended before it began");
-                self.failed(call, error);
-            }
-            Some(Happened::First(call, Some(Err(error))) | Happened::Replied(call, Err(error))) => {
-                self.failed(call, error);
+            Some((call, Happened::Failed(error))) => {
+                self.held.remove(&call);
+                let model = self.ledger.model(call);
+                self.ledger.failed(call, &error);
+                let event = answer::failure(call, &error, self.ledger.cost(call));
+                self.errors.insert(call, (model, error));
+                self.machine.handle(event, self.ledger.now());
             }
         }
-        if !self.machine.ended() {
-            self.ledger.flush().await.map_err(GatewayError::NotRecorded)?;
+    }
+
+    fn piece(&mut self, call: u32, chunk: Chunk, now: Micros) {
+        self.ledger.piece(call, &chunk);
+        let usage = if let Chunk::Usage(usage) = &chunk { Some(*usage) } else { None };
+        let held = self.held.entry(call).or_default();
+        let first = held.is_empty();
+        held.piece(chunk);
+        if first {
+            self.ledger.arrived(call);
+            self.unread = usage.map(|usage| (call, usage));
+            self.machine.handle(cascade::Event::Delta { call }, now);
+        } else if let Some(usage) = usage {
+            self.ended(call, usage);
         }
-        Ok(())
     }
 
-    fn failed(&mut self, call: u32, error: BackendError) {
-        self.active = Active::Nothing;
-        let event = answer::failure(call, &error);
-        let model = self.ledger.failed(&error);
-        self.error = Some((model, error));
-        self.machine.handle(event, self.ledger.now());
+    /// A held answer's stream has come to its end.
+    fn ended(&mut self, call: u32, usage: Usage) {
+        self.calls.cancel(call);
+        let held = self.held.remove(&call).unwrap_or_default();
+        let facts = self.facts(call, &held);
+        self.held.insert(call, held);
+        self.ledger.streamed(call, usage);
+        self.done(call, facts);
     }
 
-    fn forward(self, chunks: BoxStream<'static, Result<Chunk, BackendError>>) -> Dispatched {
-        let model = self.ledger.model();
+    fn done(&mut self, call: u32, facts: Facts) {
+        let answer = Arc::new(Answered { facts, cost: self.ledger.cost(call) });
+        self.machine.handle(cascade::Event::Done { call, answer }, self.ledger.now());
+    }
+
+    /// What the machine is told of a running call's answer, and recorded of it. Nobody asks what the answer of a plan of one
+    /// call says.
+    fn facts(&mut self, call: u32, held: &Held) -> Facts {
+        if matches!(self.plan, Plan::Call(_)) {
+            return Facts::default();
+        }
+        let asked = self.plan.scores_at(self.ledger.place(call));
+        let shown = self.judges.get(&call).copied().unwrap_or(0);
+        let facts = held::facts(&held.said(), &mut self.forms, &asked, shown);
+        self.ledger.facts(call, facts.clone());
+        facts
+    }
+
+    fn forward(mut self, call: u32, chunks: BoxStream<'static, Result<Chunk, BackendError>>) -> Dispatched {
         let deadline = self.timers.deadline.map(|at| (at, self.ledger.instant(at)));
-        let answering = Answering::new(self.id, self.machine, self.ledger, chunks, self.first, deadline);
-        Dispatched { model, body: AnswerBody::Stream(answering.boxed()) }
+        let first = self.held.remove(&call).and_then(Held::into_first);
+        let model = self.ledger.model(call);
+        let answering = Answering::new(self.id, call, self.machine, self.ledger, chunks, first, deadline);
+        Dispatched { model, body: AnswerBody::Stream(answering.boxed()), because: None }
     }
 
-    async fn finish(mut self) -> Result<Dispatched, GatewayError> {
-        let model = self.ledger.model();
-        let Some(whole) = self.whole.take() else {
-            return Err(self.fail(ErrorKind::Internal).await);
+    async fn finish(mut self, call: u32) -> Result<Dispatched, GatewayError> {
+        let Some(held) = self.held.remove(&call) else {
+            return Err(self.fail(ErrorKind::Internal, None).await);
         };
+        let body = held.into_body(self.request.logprobs);
+        if matches!(body, AnswerBody::Stream(_)) {
+            self.ledger.answering();
+        }
+        let model = self.ledger.model(call);
+        self.ledger.serves(call);
         self.ledger.close(OutcomeStatus::Ok, None);
         self.ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
-        Ok(Dispatched { model, body: AnswerBody::Whole(whole) })
+        Ok(Dispatched { model, body, because: self.because })
     }
 
-    async fn fail(&mut self, kind: ErrorKind) -> GatewayError {
-        // A call that is still open was stopped by the machine.
-        if let Some(error) = self.ledger.stopped(kind) {
-            self.error = Some((self.ledger.model(), error));
-        }
-        let (model, error) = self.error.take().filter(|(_, error)| error.kind == kind).unwrap_or_else(|| {
+    async fn fail(&mut self, kind: ErrorKind, call: Option<u32>) -> GatewayError {
+        let of_call = call.and_then(|call| self.errors.remove(&call));
+        let (model, error) = of_call.filter(|(_, error)| error.kind == kind).unwrap_or_else(|| {
             let message = match kind {
                 ErrorKind::Timeout => "the request's deadline passed before an answer came",
+                ErrorKind::RateLimited => "what the request may cost or call is spent, and no answer has come",
                 _ => "the plan ended without an answer",
             };
-            (self.ledger.model(), BackendError::new(kind, message))
+            (call.map(|call| self.ledger.model(call)).unwrap_or_default(), BackendError::new(kind, message))
         });
         self.ledger.close(OutcomeStatus::Error, Some(kind.as_str()));
         match self.ledger.recorded().await {

@@ -5,6 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+mod plans;
+
 use tokio::{io::AsyncWriteExt, sync::Notify};
 
 use super::*;
@@ -14,7 +16,8 @@ use crate::{
         scripted::{ScriptedBackend, ScriptedConfig},
     },
     domain::{
-        Attempt, DecidedBy, EventBody, FinishReason, Hash, ModelCard, Outcome, Plan, Price, Sampling, UsageSource,
+        Attempt, Completion, DecidedBy, EventBody, FinishReason, Hash, ModelCard, Outcome, Plan, Price, Sampling,
+        UsageSource,
     },
 };
 
@@ -409,21 +412,6 @@ async fn what_cannot_be_recorded_is_not_given_out_as_a_good_end() {
         let error = house.ask(&decision(&[model], &[]), false).await.err().unwrap();
         assert!(matches!(error, GatewayError::NotRecorded(_)), "{error}");
     }
-}
-
-#[tokio::test]
-async fn a_plan_of_several_calls_is_refused_by_name_and_recorded() {
-    let house = house(&[("a", serde_json::json!({}))]);
-    let mut decision = decision(&["a"], &[]);
-    decision.plan = Some(Plan::Parallel {
-        branches: ["a", "a"].map(|m| Plan::Call(CallSpec::bare(m))).to_vec(),
-        aggregate: crate::domain::Aggregate::Vote,
-    });
-    let error = house.ask(&decision, true).await.err().unwrap();
-    assert_eq!(kind(&error), ErrorKind::Internal);
-    assert!(error.to_string().contains("not served yet: vote(a, a)"), "{error}");
-    let outcome = house.journal.outcome();
-    assert_eq!((outcome.status, outcome.attempts), (OutcomeStatus::Error, 0));
 }
 
 #[tokio::test]

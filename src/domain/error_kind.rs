@@ -1,5 +1,7 @@
 //! The kinds of failure that a call can end in.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What went wrong with a call. A closed list: policies' `fallback.on` names these, records count them.
@@ -73,5 +75,11 @@ impl ErrorKind {
             ErrorKind::Cancelled => "cancelled",
             ErrorKind::Internal => "internal",
         }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Decision, DecisionId, EmbedderIdentity, FinishReason, Fleet, Hash, Micros, Sampling, Usage};
+use super::{
+    Decision, DecisionId, EmbedderIdentity, Facts, FinishReason, Fleet, Hash, Micros, Note, Place, Sampling, Usage,
+};
 
 /// A thing that happened, and when.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,6 +41,7 @@ impl Event {
         match self.body {
             EventBody::Decision(_) => EventKind::Decision,
             EventBody::Attempt(_) => EventKind::Attempt,
+            EventBody::Note(_) => EventKind::Note,
             EventBody::Outcome(_) => EventKind::Outcome,
             EventBody::Feedback(_) => EventKind::Feedback,
             EventBody::StateUpdate(_) => EventKind::StateUpdate,
@@ -54,6 +57,7 @@ impl Event {
 pub enum EventKind {
     Decision,
     Attempt,
+    Note,
     Outcome,
     Feedback,
     StateUpdate,
@@ -66,6 +70,7 @@ impl EventKind {
         match self {
             EventKind::Decision => "decision",
             EventKind::Attempt => "attempt",
+            EventKind::Note => "note",
             EventKind::Outcome => "outcome",
             EventKind::Feedback => "feedback",
             EventKind::StateUpdate => "state_update",
@@ -81,6 +86,8 @@ impl EventKind {
 pub enum EventBody {
     Decision(Box<DecisionRecord>),
     Attempt(Box<Attempt>),
+    /// What the plan's machine decided between calls.
+    Note(Note),
     Outcome(Outcome),
     Feedback(Feedback),
     StateUpdate(StateUpdate),
@@ -152,6 +159,9 @@ pub struct Attempt {
     /// Place in the request's sequence of calls, from 0.
     pub index: u32,
     pub why: AttemptReason,
+    /// The node of the plan that made it; the root's for a bare call and for fallback.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub at: Place,
     pub model: String,
     /// The `model` that the server said it used, where it said one and it differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,6 +186,9 @@ pub struct Attempt {
     pub error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_detail: Option<String>,
+    /// What gates, votes and judges knew of the answer; absent where none of them saw it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Facts>,
 }
 
 /// How a request ended.

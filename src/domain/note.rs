@@ -2,9 +2,11 @@
 //! list. Notes are made by `cascade`, and carry what a record needs to tell the whole way of a request: which node, which
 //! call, which number against which threshold.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-use super::{Condition, ErrorKind};
+use super::{Condition, ErrorKind, IfUnscored};
 
 /// A node's place in its plan's tree: the child's index at each level, from 0; the root's is empty. The call of a judge or
 /// of a refinement comes after the branches. Fallback, which belongs to the request, has the root's place.
@@ -147,4 +149,122 @@ pub enum BestBecause {
     Masked { by: Mask },
     Failed { error: ErrorKind },
     Stopped { by: Abort },
+}
+
+impl fmt::Display for What {
+    /// A sentence for a person, without the place.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            What::GateHolds { call, condition, value, exact } => {
+                write!(f, "holds: {condition} ({}{value:.4}, call {call}){}", about(exact), calibrated(&condition))
+            }
+            What::GateFails { call, condition, value, exact } => {
+                write!(f, "fails: {condition} ({}{value:.4}, call {call}){}", about(exact), calibrated(&condition))
+            }
+            What::GateUnscored { call, condition, why } => {
+                let then = match condition.if_unscored {
+                    IfUnscored::Accept => "which counts as holding",
+                    IfUnscored::Escalate => "which counts as failing",
+                };
+                write!(f, "no score: {condition} (call {call}: {why}), {then}{}", calibrated(&condition))
+            }
+            What::Accepted { stage, call } => write!(f, "accepted: stage {stage}, call {call}"),
+            What::Escalated { from, to, call } => {
+                write!(f, "escalated from stage {from} to {to}: call {call} was not accepted")
+            }
+            What::Rerouted { from, to, error, call } => {
+                write!(f, "rerouted from stage {from} to {to}: call {call} failed with {error}")
+            }
+            What::StagesFailed { stage, error, call } => {
+                write!(f, "failed: call {call} of stage {stage} with {error}, and no later stage could run")
+            }
+            What::Masked { by } => write!(f, "not begun: it would overrun {by}"),
+            What::FallbackMasked { index, by } => write!(f, "fallback {index} not begun: it would overrun {by}"),
+            What::BranchLeftOut { branch, left: Left::Failed { error, call } } => {
+                write!(f, "branch {branch} left out: call {call} failed with {error}")
+            }
+            What::BranchLeftOut { branch, left: Left::Masked { by } } => {
+                write!(f, "branch {branch} left out: it would overrun {by}")
+            }
+            What::QuorumLost { needed, could, error, call } => {
+                write!(f, "failed: {could} of {needed} branches that are needed are left (call {call}: {error})")
+            }
+            What::First { branch, call } => write!(f, "first: branch {branch}, call {call}"),
+            What::Voted { branch, call, answers, distinct, share, tie, early } => {
+                let tie = if tie { ", a tie: the first branch wins" } else { "" };
+                let early = if early { ", decided before all had answered" } else { "" };
+                write!(
+                    f,
+                    "voted: branch {branch}, call {call}, with {:.0} % of the weight; {distinct} different of {answers} \
+                     answers{tie}{early}",
+                    share * 100.0
+                )
+            }
+            What::Agreed { branch, call, answers } => {
+                write!(f, "agreed: branch {branch}, call {call}, of {answers} answers; nobody need be asked")
+            }
+            What::Judged { branch, call, judge } => write!(f, "judged: branch {branch}, call {call}, by call {judge}"),
+            What::JudgeUnclear { branch, call, judge } => {
+                write!(f, "call {judge} names no one answer; the vote decides: branch {branch}, call {call}")
+            }
+            What::AggregateFailed { branch, call, error } => {
+                write!(f, "the aggregating call failed with {error}; the vote decides: branch {branch}, call {call}")
+            }
+            What::AggregateMasked { branch, call, by } => {
+                write!(f, "the aggregating call would overrun {by}; the vote decides: branch {branch}, call {call}")
+            }
+            What::Refined { call, answers } => write!(f, "refined: call {call}, from {answers} answers"),
+            What::Stopped { by } => write!(f, "stopped: {by}"),
+            What::BestSoFar { call, because } => write!(f, "the best answer so far has to do: call {call}; {because}"),
+        }
+    }
+}
+
+fn about(exact: bool) -> &'static str {
+    if exact { "" } else { "about " }
+}
+
+fn calibrated(condition: &Condition) -> String {
+    condition.calibration.map(|hash| format!(", calibrated by {}", hash.short())).unwrap_or_default()
+}
+
+impl fmt::Display for Unscored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Unscored::NoLogprobs => "it came without log-probabilities",
+            Unscored::NoAlternatives => "a token came with neither an entropy nor two alternatives",
+            Unscored::NotFinite => "the score is no finite number",
+            Unscored::NotComputed => "it was not computed when the answer came",
+            Unscored::NoVote => "fewer than two branches answered",
+        })
+    }
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Mask::Deadline => "the deadline",
+            Mask::Calls => "the bound on calls",
+            Mask::Budget => "the budget",
+        })
+    }
+}
+
+impl fmt::Display for Abort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Abort::Deadline => "the deadline passed",
+            Abort::ClientGone => "the client left",
+        })
+    }
+}
+
+impl fmt::Display for BestBecause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BestBecause::Masked { by } => write!(f, "more would overrun {by}"),
+            BestBecause::Failed { error } => write!(f, "what was to follow failed with {error}"),
+            BestBecause::Stopped { by } => write!(f, "{by}"),
+        }
+    }
 }

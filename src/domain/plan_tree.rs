@@ -140,22 +140,27 @@ impl Plan {
         models
     }
 
-    /// What the call at `at` has to bring with its answer for the gates above it: `None` nothing, else log-probabilities
-    /// with that many alternatives per token. A judge's answer is never the plan's and needs none.
-    pub fn logprobs_at(&self, at: &[u32]) -> Option<u8> {
-        let (&child, rest) = at.split_first()?;
-        match self {
-            Plan::Call(_) => None,
-            Plan::Cascade(stages) => {
-                let stage = stages.get(child as usize)?;
-                if stage.plan.judges_at(rest) {
-                    return None;
-                }
-                let own = stage.accept_when.iter().filter_map(|condition| condition.score.logprobs()).max();
-                own.max(stage.plan.logprobs_at(rest))
-            }
-            Plan::Parallel { branches, .. } => branches.get(child as usize)?.logprobs_at(rest),
+    /// The scores that the gates above the call at `at` may ask of its answer. A judge's answer is never the plan's and is
+    /// asked for none.
+    pub fn scores_at(&self, at: &[u32]) -> Vec<Score> {
+        if self.judges_at(at) {
+            return Vec::new();
         }
+        let mut scores = Vec::new();
+        let (mut plan, mut rest) = (self, at);
+        while let Some((&child, below)) = rest.split_first() {
+            let next = match plan {
+                Plan::Call(_) => None,
+                Plan::Cascade(stages) => stages.get(child as usize).map(|stage| {
+                    scores.extend(stage.accept_when.iter().map(|condition| condition.score));
+                    &stage.plan
+                }),
+                Plan::Parallel { branches, .. } => branches.get(child as usize),
+            };
+            let Some(next) = next else { break };
+            (plan, rest) = (next, below);
+        }
+        scores
     }
 
     /// Whether the call at `at` is a judge's.

@@ -19,6 +19,20 @@ pub enum Role {
     Function,
 }
 
+impl Role {
+    /// OpenAI's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+            Role::Function => "function",
+        }
+    }
+}
+
 /// One part of a message. Parts that weir does not read itself (images, audio, files) stay JSON and go to remote
 /// backends untouched.
 #[derive(Clone, Debug, PartialEq)]

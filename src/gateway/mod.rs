@@ -155,6 +155,7 @@ impl Gateway {
             policy: decision.policy,
             arm: decision.arm,
             created: now_micros() / 1_000_000,
+            best_so_far: dispatched.because,
             body: dispatched.body,
         })
     }

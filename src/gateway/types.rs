@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::{BackendError, LocalModel},
-    domain::{Chunk, Completion, Context, Decision, DecisionId, KeyView, Need},
+    domain::{BestBecause, Chunk, Completion, Context, Decision, DecisionId, KeyView, Need},
 };
 
 /// What becomes of a `model` that nothing here is called.
@@ -39,6 +39,8 @@ pub struct Answer {
     pub policy: String,
     pub arm: String,
     pub created: i64,
+    /// Why it is only the best answer that there was, where it is.
+    pub best_so_far: Option<BestBecause>,
     pub body: AnswerBody,
 }
 

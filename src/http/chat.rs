@@ -30,6 +30,7 @@ const CLIENT_RETRY: HeaderName = HeaderName::from_static("x-stainless-retry-coun
 const POLICY: HeaderName = HeaderName::from_static("x-weir-policy");
 const ARM: HeaderName = HeaderName::from_static("x-weir-arm");
 const MODEL: HeaderName = HeaderName::from_static("x-weir-model");
+const BEST_SO_FAR: HeaderName = HeaderName::from_static("x-weir-best-so-far");
 /// nginx must not hold events back.
 const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -43,7 +44,8 @@ const NO_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
          headers(("x-request-id" = String, description = "Id of the decision"),
                  ("x-weir-policy" = String, description = "Policy that decided"),
                  ("x-weir-arm" = String, description = "Arm that was taken"),
-                 ("x-weir-model" = String, description = "Model that answers"))),
+                 ("x-weir-model" = String, description = "Model that answers"),
+                 ("x-weir-best-so-far" = String, description = "Why the answer is only the best that there was, where it is"))),
         (status = 400, body = ErrorBody, description = "The request is wrong; `param` names the field"),
         (status = 401, body = ErrorBody, description = "No or a wrong key"),
         (status = 403, body = ErrorBody, description = "Not allowed, or the policy refused"),
@@ -123,7 +125,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 }
 
 fn respond(app: &App, answer: Answer, asked: Asked) -> Result<Response, ApiError> {
-    let Answer { id, model, policy, arm, created, body } = answer;
+    let Answer { id, model, policy, arm, created, best_so_far, body } = answer;
     let mut response = match body {
         AnswerBody::Whole(completion) => {
             let json = match completion {
@@ -155,5 +157,8 @@ fn respond(app: &App, answer: Answer, asked: Asked) -> Result<Response, ApiError
     insert(headers, POLICY, &policy);
     insert(headers, ARM, &arm);
     insert(headers, MODEL, &model);
+    if let Some(because) = best_so_far {
+        insert(headers, BEST_SO_FAR, &because.to_string());
+    }
     Ok(response)
 }

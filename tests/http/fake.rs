@@ -202,6 +202,7 @@ impl Service for Fake {
             policy: "default".to_owned(),
             arm: "quick".to_owned(),
             created: 1_700_000_000,
+            best_so_far: None,
             body,
         })
     }

@@ -46,7 +46,7 @@ async fn ask(backend: &Guarded, text: &str, stream: bool) -> Result<(), BackendE
 #[tokio::test]
 async fn a_model_whose_calls_fail_is_left_alone_and_tried_again() {
     let rules = json!([{"contains": "bad", "fail": {"kind": "server_error"}}, {"contains": "cut", "cut_after": 1},
-                       {"contains": "wrong", "fail": {"kind": "bad_request"}}, {"reply": "a b c"}]);
+                       {"contains": "wrong", "fail": {"kind": "bad_request"}}, {"reply": {"text": "a b c"}}]);
     let (backend, heard) = guarded(rules);
     assert!(ask(&backend, "fine", false).await.is_ok());
     for _ in 0..5 {
@@ -73,7 +73,8 @@ async fn a_model_whose_calls_fail_is_left_alone_and_tried_again() {
 
 #[tokio::test]
 async fn a_client_that_leaves_gives_the_place_of_a_probe_back() {
-    let rules = json!([{"contains": "bad", "fail": {"kind": "timeout"}}, {"reply": "a b c", "first_token_ms": 5000}]);
+    let rules =
+        json!([{"contains": "bad", "fail": {"kind": "timeout"}}, {"reply": {"text": "a b c"}, "first_token_ms": 5000}]);
     let (backend, _) = guarded(rules);
     for _ in 0..2 {
         assert_eq!(ask(&backend, "bad", false).await.unwrap_err().kind, ErrorKind::Timeout);

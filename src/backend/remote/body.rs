@@ -41,6 +41,12 @@ pub(super) fn upstream_body(call: &Call, model: Option<&str>, ask_usage: bool) -
     if request.stream && ask_usage {
         splice.ask_usage()?;
     }
+    if request.logprobs {
+        splice.set(&["logprobs"], "true");
+    }
+    if request.logprobs && request.top_logprobs > 0 {
+        splice.set(&["top_logprobs"], &request.top_logprobs.to_string());
+    }
     splice.sampling(&request.sampling, &call.spec.sampling_for(&request.sampling))?;
     if let Some(system) = &call.spec.system {
         splice.system(system)?;

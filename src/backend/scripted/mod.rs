@@ -44,6 +44,9 @@ pub struct Rule {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub contains: Option<String>,
     pub reply: ReplyText,
+    /// How likely each of its tokens was, between 0 and 1; absent: made up, from 0.5 on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certainty: Option<f64>,
     /// Milliseconds before the first token.
     pub first_token_ms: u64,
     /// Milliseconds before each further token.
@@ -71,6 +74,8 @@ pub enum ReplyText {
     Echo,
     /// This.
     Text(String),
+    /// One of these: the first to a request's first call, the second to its second, and so on, and again from the first.
+    Texts(Vec<String>),
     /// That many words, drawn by the request's seed and the choice's number.
     Words(u32),
 }
@@ -164,7 +169,7 @@ impl Backend for ScriptedBackend {
         if let Some(error) = rule.fail.as_ref().and_then(|fail| self.fails(fail, failed)) {
             return Err(error);
         }
-        let plan = Plan::new(&call, &rule.reply, &query);
+        let plan = Plan::new(&call, rule, &query);
         let usage = match rule.usage {
             Some(claimed) => Usage {
                 prompt_tokens: claimed.prompt_tokens,

@@ -10,7 +10,7 @@ use crate::{
     domain::{FinishReason, Hash, TokenLogprob, TopLogprob, Usage, UsageSource},
 };
 
-use super::ReplyText;
+use super::{ReplyText, Rule};
 
 const VOCABULARY: [&str; 16] = [
     "water", "river", "stone", "over", "under", "slow", "clear", "falls", "step", "weir", "gate", "flow", "bank",
@@ -32,20 +32,28 @@ pub(super) struct PlannedChoice {
 }
 
 impl Plan {
-    pub(super) fn new(call: &Call, reply: &ReplyText, query: &str) -> Self {
+    pub(super) fn new(call: &Call, rule: &Rule, query: &str) -> Self {
         let request = &call.request;
         let sampling = call.spec.sampling_for(&request.sampling);
         let choices: Vec<PlannedChoice> = (0..request.n.max(1))
             .map(|index| {
-                let text = match reply {
+                let text = match &rule.reply {
                     ReplyText::Echo => query.to_owned(),
                     ReplyText::Text(text) => text.clone(),
+                    ReplyText::Texts(texts) => {
+                        let place = call.index as usize % texts.len().max(1);
+                        texts.get(place).cloned().unwrap_or_default()
+                    }
                     ReplyText::Words(count) => words(*count, sampling.seed.unwrap_or(0), index),
                 };
                 let (tokens, finish) = cut(&text, sampling.max_tokens, &sampling.stop);
                 let logprobs = if request.logprobs {
                     let top = usize::from(request.top_logprobs);
-                    tokens.iter().enumerate().map(|(i, token)| Some(logprob(token, i, index, top))).collect()
+                    tokens
+                        .iter()
+                        .enumerate()
+                        .map(|(i, token)| Some(logprob(token, i, index, top, rule.certainty)))
+                        .collect()
                 } else {
                     Vec::new()
                 };
@@ -114,9 +122,9 @@ fn words(count: u32, seed: i64, choice: u32) -> String {
     (0..count).map(word).collect::<Vec<_>>().join(" ")
 }
 
-fn logprob(token: &str, position: usize, choice: u32, top: usize) -> TokenLogprob {
+fn logprob(token: &str, position: usize, choice: u32, top: usize, certainty: Option<f64>) -> TokenLogprob {
     let drawn = draw(&[b"logprob", token.as_bytes(), &(position as u64).to_le_bytes(), &choice.to_le_bytes()]);
-    let p = 0.5 + (drawn >> 12) as f64 / (1u64 << 53) as f64;
+    let p = certainty.unwrap_or(0.5 + (drawn >> 12) as f64 / (1u64 << 53) as f64);
     let at = |i: usize| (p.ln() + i as f64 * (1.0 - p).ln()) as f32;
     let alternatives = (0..top).map(|i| {
         let token = if i == 0 { token.to_owned() } else { format!("{token}~{i}") };
@@ -164,9 +172,9 @@ mod tests {
 
     #[test]
     fn log_probabilities_are_well_formed_and_always_the_same() {
-        let one = logprob(" b", 3, 0, 4);
-        assert_eq!(one, logprob(" b", 3, 0, 4));
-        assert_ne!(one.logprob, logprob(" b", 4, 0, 4).logprob);
+        let one = logprob(" b", 3, 0, 4, None);
+        assert_eq!(one, logprob(" b", 3, 0, 4, None));
+        assert_ne!(one.logprob, logprob(" b", 4, 0, 4, None).logprob);
         assert_eq!((one.top.len(), one.top[0].logprob, &*one.top[0].token), (4, one.logprob, " b"));
         assert!(one.top.windows(2).all(|w| w[0].logprob >= w[1].logprob));
         assert!(one.top.iter().map(|t| f64::from(t.logprob).exp()).sum::<f64>() <= 1.0 + 1e-6);

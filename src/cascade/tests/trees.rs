@@ -96,7 +96,8 @@ fn a_rejected_answer_escalates_and_the_last_stage_is_forwarded() {
 #[test]
 fn an_answer_without_log_probabilities_escalates_with_its_reason() {
     let (mut machine, _) = begin(of(cascade(vec![call("s"), call("l")], &[SURE, AGREED])));
-    let commands = tell(&mut machine, done(0));
+    let without = Facts { scores: readings(&[], []), ..Facts::default() };
+    let commands = tell(&mut machine, Event::Done { call: 0, answer: Arc::new(Answered { facts: without, cost: 0 }) });
     let unscored = |c: Condition, why| What::GateUnscored { call: 0, condition: c, why };
     assert_eq!(commands[0], note(&[0], unscored(SURE, Unscored::NoLogprobs)));
     assert_eq!(commands[1], note(&[0], unscored(AGREED, Unscored::NoVote)));
