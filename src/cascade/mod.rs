@@ -23,6 +23,7 @@
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
 pub mod breaker;
+pub mod calibration;
 mod call;
 pub mod canonical;
 mod facts;

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place, Plan};
+use crate::domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place, Plan, Spend};
 
 use super::RetryPolicy;
 
@@ -12,7 +12,7 @@ use super::RetryPolicy;
 pub struct Answered {
     pub facts: Facts,
     /// What the call cost.
-    pub cost: MicroUsd,
+    pub cost: Spend,
 }
 
 /// What happened. Events of calls that have ended, or that never were, change nothing.
@@ -26,7 +26,7 @@ pub enum Event {
     Done { call: u32, answer: Arc<Answered> },
     /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds. `cost`: of what it
     /// did all the same.
-    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: MicroUsd },
+    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: Spend },
     /// A timer set by [`Command::SetTimer`] has run out.
     Timer(Timer),
     /// The client has left.
@@ -84,11 +84,13 @@ pub struct Limits {
     /// What all calls together may cost. A call is begun only where its worst case fits beside what is spent and what the
     /// running calls may yet cost.
     pub budget: Option<MicroUsd>,
+    /// What they may use of tokens, prompts and answers together; likewise.
+    pub tokens: Option<u64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { deadline: None, max_calls: 8, budget: None }
+        Self { deadline: None, max_calls: 8, budget: None, tokens: None }
     }
 }
 
@@ -104,7 +106,7 @@ pub struct Setup {
     pub limits: Limits,
     /// The most that one call of a model can cost for this request, by fleet name; matters only under a budget, where a
     /// model without an entry is taken to cost more than any. Whoever fills it counts the answers that a judge is shown.
-    pub worst: BTreeMap<String, MicroUsd>,
+    pub worst: BTreeMap<String, Spend>,
     /// Of the jitter.
     pub seed: u64,
 }

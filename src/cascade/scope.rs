@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, Mask, MicroUsd, Micros, Note, Place, What};
+use crate::domain::{AttemptReason, CallSpec, ErrorKind, Mask, MicroUsd, Micros, Note, Place, Spend, What};
 
 use super::{Command, Input, Limits, RetryPolicy, retry};
 
@@ -14,21 +14,34 @@ use super::{Command, Input, Limits, RetryPolicy, retry};
 pub(super) struct Room {
     late: bool,
     calls: u32,
-    money: Option<MicroUsd>,
+    usd: Option<MicroUsd>,
+    tokens: Option<u64>,
 }
 
 impl Room {
     /// Takes one call of this worst case.
-    pub(super) fn take(&mut self, worst: MicroUsd) -> Result<(), Mask> {
+    pub(super) fn take(&mut self, worst: Spend) -> Result<(), Mask> {
         if self.late {
             return Err(Mask::Deadline);
         }
         let calls = self.calls.checked_sub(1).ok_or(Mask::Calls)?;
-        if let Some(money) = &mut self.money {
-            *money = money.checked_sub(worst).ok_or(Mask::Budget)?;
-        }
-        self.calls = calls;
+        let usd = self.usd.map(|usd| usd.checked_sub(worst.usd).ok_or(Mask::Budget)).transpose()?;
+        let tokens = self.tokens.map(|tokens| tokens.checked_sub(worst.tokens).ok_or(Mask::Tokens)).transpose()?;
+        *self = Self { late: false, calls, usd, tokens };
         Ok(())
+    }
+
+    /// Reserves the worst case of a call that begins.
+    fn reserve(&mut self, worst: Spend) {
+        self.calls = self.calls.saturating_sub(1);
+        self.usd = self.usd.map(|usd| usd.saturating_sub(worst.usd));
+        self.tokens = self.tokens.map(|tokens| tokens.saturating_sub(worst.tokens));
+    }
+
+    /// Puts what a call cost in the place of what was reserved for it.
+    fn settle(&mut self, reserved: Spend, cost: Spend) {
+        self.usd = self.usd.map(|usd| usd.saturating_add(reserved.usd).saturating_sub(cost.usd));
+        self.tokens = self.tokens.map(|tokens| tokens.saturating_add(reserved.tokens).saturating_sub(cost.tokens));
     }
 }
 
@@ -43,9 +56,9 @@ pub(super) struct Scope {
     seed: u64,
     calls: u32,
     room: Room,
-    worst: BTreeMap<String, MicroUsd>,
+    worst: BTreeMap<String, Spend>,
     /// What is reserved for each running call.
-    running: BTreeMap<u32, MicroUsd>,
+    running: BTreeMap<u32, Spend>,
     /// Models that were called.
     tried: Vec<String>,
     retries: u32,
@@ -56,7 +69,7 @@ impl Scope {
     pub(super) fn new(
         retry: RetryPolicy,
         limits: Limits,
-        worst: BTreeMap<String, MicroUsd>,
+        worst: BTreeMap<String, Spend>,
         seed: u64,
         now: Micros,
     ) -> Self {
@@ -67,7 +80,7 @@ impl Scope {
             deadline: limits.deadline.map(|d| now.saturating_add(d)),
             seed,
             calls: 0,
-            room: Room { late: false, calls: limits.max_calls.max(1), money: limits.budget },
+            room: Room { late: false, calls: limits.max_calls.max(1), usd: limits.budget, tokens: limits.tokens },
             worst,
             running: BTreeMap::new(),
             tried: Vec::new(),
@@ -98,8 +111,8 @@ impl Scope {
     }
 
     /// The most that the call can cost.
-    pub(super) fn worst(&self, spec: &CallSpec) -> MicroUsd {
-        self.worst.get(&spec.model).copied().unwrap_or(MicroUsd::MAX)
+    pub(super) fn worst(&self, spec: &CallSpec) -> Spend {
+        self.worst.get(&spec.model).copied().unwrap_or(Spend::MAX)
     }
 
     /// Whether the request may make this call now.
@@ -112,8 +125,7 @@ impl Scope {
         let call = self.calls;
         self.calls += 1;
         let worst = self.worst(spec);
-        self.room.calls = self.room.calls.saturating_sub(1);
-        self.room.money = self.room.money.map(|money| money.saturating_sub(worst));
+        self.room.reserve(worst);
         self.running.insert(call, worst);
         if !self.tried.contains(&spec.model) {
             self.tried.push(spec.model.clone());
@@ -137,9 +149,9 @@ impl Scope {
     }
 
     /// A running call has ended and cost this.
-    pub(super) fn settle(&mut self, call: u32, cost: MicroUsd) {
+    pub(super) fn settle(&mut self, call: u32, cost: Spend) {
         let Some(reserved) = self.running.remove(&call) else { return };
-        self.room.money = self.room.money.map(|money| money.saturating_add(reserved).saturating_sub(cost));
+        self.room.settle(reserved, cost);
     }
 
     /// Whether the model has been called in this request.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{Facts, Hash};
+use crate::domain::{Facts, Hash, Spend};
 
 fn spec(model: &str) -> CallSpec {
     CallSpec::bare(model)
@@ -35,7 +35,7 @@ fn drain(machine: &mut Machine) -> Vec<Command> {
 }
 
 fn failed(call: u32, kind: ErrorKind) -> Event {
-    Event::Failed { call, kind, retry_after: None, cost: 0 }
+    Event::Failed { call, kind, retry_after: None, cost: Spend::default() }
 }
 
 fn done(call: u32) -> Event {
@@ -198,7 +198,7 @@ prop_compose! {
             fallback: names[1..].iter().map(|m| spec(m)).collect(),
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
-            limits: Limits { deadline: Some(60_000_000), max_calls, budget: None },
+            limits: Limits { deadline: Some(60_000_000), max_calls, budget: None, tokens: None },
             worst: Default::default(),
             seed,
         }
@@ -245,7 +245,10 @@ fn run(setup: &Setup, answers: &[Answer]) -> (Vec<(Event, Micros)>, Vec<Command>
                         tell(done(call), now + 1);
                     }
                     Answer::Fails(kind, retry_after) => {
-                        tell(Event::Failed { call, kind: *kind, retry_after: *retry_after, cost: 0 }, now);
+                        tell(
+                            Event::Failed { call, kind: *kind, retry_after: *retry_after, cost: Spend::default() },
+                            now,
+                        );
                     }
                     Answer::CutAfterDelta(kind) => {
                         tell(Event::Delta { call }, now);

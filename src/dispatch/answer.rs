@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use crate::{
     backend::BackendError,
     cascade::{Answered, Command, Event, Machine, Timer},
-    domain::{Chunk, DecisionId, ErrorKind, MicroUsd, Micros, OutcomeStatus},
+    domain::{Chunk, DecisionId, ErrorKind, Micros, OutcomeStatus, Spend},
     gateway::GatewayError,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Answering {
 }
 
 /// The machine's view of a failed call that cost so much all the same.
-pub(super) fn failure(call: u32, error: &BackendError, cost: MicroUsd) -> Event {
+pub(super) fn failure(call: u32, error: &BackendError, cost: Spend) -> Event {
     let retry_after = error.retry_after.map(|wait| i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
     Event::Failed { call, kind: error.kind, retry_after, cost }
 }

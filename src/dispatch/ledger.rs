@@ -17,7 +17,8 @@ use crate::{
     backend::{BackendError, tally::Tally, wire},
     domain::{
         Attempt, AttemptReason, CallSpec, Chunk, Completion, DecisionId, ErrorKind, Event, EventBody, Facts,
-        FinishReason, Fleet, Hash, MicroUsd, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Usage,
+        FinishReason, Fleet, Hash, MicroUsd, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Spend,
+        Usage,
     },
 };
 
@@ -117,10 +118,14 @@ impl Ledger {
         open.or_else(ended).cloned().unwrap_or_default()
     }
 
-    /// What a call that has ended cost, in whole millionths of a US dollar, rounded up.
-    pub(super) fn cost(&self, call: u32) -> MicroUsd {
+    /// What a call that has ended cost, with its price rounded up.
+    pub(super) fn cost(&self, call: u32) -> Spend {
         let ended = self.ended.iter().find(|ended| ended.index == call);
-        ended.map_or(0, |ended| (ended.cost_usd * 1e6).ceil() as MicroUsd)
+        let spend = |ended: &Ended| Spend {
+            usd: (ended.cost_usd * 1e6).ceil() as MicroUsd,
+            tokens: u64::from(ended.usage.prompt_tokens) + u64::from(ended.usage.completion_tokens),
+        };
+        ended.map(spend).unwrap_or_default()
     }
 
     /// A call begins: what it is shown, and where in the plan it stands.

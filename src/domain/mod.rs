@@ -19,6 +19,7 @@ mod note;
 mod plan;
 mod plan_tree;
 mod request;
+mod spend;
 
 pub use completion::{
     Choice, Chunk, ChunkReuse, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource,
@@ -39,8 +40,9 @@ pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptK
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
 pub use note::{Abort, BestBecause, Left, Mask, Note, Place, Unscored, What};
 pub use plan::{CallSpec, Sampling};
-pub use plan_tree::{Aggregate, MicroUsd, Plan, PlanError, Stage};
+pub use plan_tree::{Aggregate, Plan, PlanError, Stage};
 pub use request::{ContentPart, Message, Request, Role, sharing};
+pub use spend::{MicroUsd, Spend};
 
 #[cfg(test)]
 mod tests;

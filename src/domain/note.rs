@@ -112,8 +112,10 @@ pub enum Mask {
     Deadline,
     /// The request's calls.
     Calls,
-    /// The request's budget: what is spent, what running calls may yet cost and what this one may.
+    /// The request's money: what is spent, what running calls may yet cost and what this one may.
     Budget,
+    /// Likewise its tokens.
+    Tokens,
 }
 
 impl Mask {
@@ -121,7 +123,7 @@ impl Mask {
     pub fn error(self) -> ErrorKind {
         match self {
             Mask::Deadline => ErrorKind::Timeout,
-            Mask::Calls | Mask::Budget => ErrorKind::RateLimited,
+            Mask::Calls | Mask::Budget | Mask::Tokens => ErrorKind::RateLimited,
         }
     }
 }
@@ -246,6 +248,7 @@ impl fmt::Display for Mask {
             Mask::Deadline => "the deadline",
             Mask::Calls => "the bound on calls",
             Mask::Budget => "the budget",
+            Mask::Tokens => "the bound on tokens",
         })
     }
 }

@@ -8,10 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CallSpec, Condition, Score};
-
-/// Whole millionths of a US dollar. Sums saturate, so that the largest value means "more than can be said".
-pub type MicroUsd = u64;
+use super::{CallSpec, Condition, MicroUsd, Score};
 
 /// What may be run for a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -8,6 +8,11 @@ use crate::domain::{Aggregate, Bound, Condition, Note, Score, Stage};
 const MODELS: usize = 6;
 
 /// Most that one call of model `m<i>` costs.
+/// Three tokens for each millionth.
+fn spend(usd: u64) -> Spend {
+    Spend { usd, tokens: 3 * usd }
+}
+
 fn worst_of(model: usize) -> u64 {
     1 << model
 }
@@ -98,6 +103,7 @@ prop_compose! {
         (max_retries, budget) in (0u32..3, 0u32..4),
         max_calls in prop_oneof![Just(64u32), 0u32..12],
         money in proptest::option::of(0u64..120),
+        tokens in proptest::option::of(0u64..360),
         deadline in 1i64..60_000_000,
         seed in any::<u64>(),
     ) -> Setup {
@@ -106,8 +112,8 @@ prop_compose! {
             fallback,
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
-            limits: Limits { deadline: Some(deadline), max_calls, budget: money },
-            worst: (0..MODELS).map(|m| (format!("m{m}"), worst_of(m))).collect(),
+            limits: Limits { deadline: Some(deadline), max_calls, budget: money, tokens },
+            worst: (0..MODELS).map(|m| (format!("m{m}"), spend(worst_of(m)))).collect(),
             seed,
         }
     }
@@ -138,8 +144,8 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
             match command {
                 Command::Start { call, spec, .. } => {
                     let fate = &fates[*call as usize % fates.len()];
-                    let worst = setup.worst[&spec.model];
-                    let (call, cost) = (*call, worst * fate.cost / 10);
+                    let worst = setup.worst[&spec.model].usd;
+                    let (call, cost) = (*call, spend(worst * fate.cost / 10));
                     let at = now + fate.after;
                     // An event of a call that never was.
                     expect(&mut coming, now, done(call + 1000));
@@ -233,7 +239,7 @@ proptest! {
         let mut running = BTreeSet::new();
         let mut answers = BTreeSet::new();
         let mut starts = Vec::new();
-        let mut actual = 0;
+        let mut actual = Spend::default();
         let mut forwarded = None;
         let mut emitted = None;
         let mut stopped = false;
@@ -241,11 +247,11 @@ proptest! {
             let mut relevant = false;
             match event {
                 Some(Event::Done { call, answer }) if running.remove(call) => {
-                    actual += answer.cost;
+                    actual = actual.saturating_add(answer.cost);
                     answers.insert(*call);
                 }
                 Some(Event::Failed { call, cost, .. }) if running.remove(call) => {
-                    actual += cost;
+                    actual = actual.saturating_add(*cost);
                     relevant = true;
                 }
                 Some(Event::ClientGone | Event::Timer(Timer::Deadline)) => stopped = true,
@@ -269,7 +275,7 @@ proptest! {
                     }
                     Command::Cancel { call } => {
                         prop_assert!(running.remove(call));
-                        actual += setup.worst[starts[*call as usize].0];
+                        actual = actual.saturating_add(setup.worst[starts[*call as usize].0]);
                     }
                     Command::Forward { call } => {
                         prop_assert!(running.contains(call));
@@ -322,13 +328,16 @@ proptest! {
 
         // Cost likewise.
         let dearest = worst_of(MODELS - 1);
-        let worst = |spec: &CallSpec| setup.worst[&spec.model];
+        let worst = |spec: &CallSpec| setup.worst[&spec.model].usd;
         let bound = setup.plan.worst_cost(&worst)
             + retries * dearest
             + setup.fallback.iter().map(worst).sum::<u64>();
-        prop_assert!(actual <= bound, "{} > {}", actual, bound);
+        prop_assert!(actual.usd <= bound, "{:?} > {}", actual, bound);
         if let Some(budget) = setup.limits.budget {
-            prop_assert!(actual <= budget, "{} > {}", actual, budget);
+            prop_assert!(actual.usd <= budget, "{:?} > {}", actual, budget);
+        }
+        if let Some(tokens) = setup.limits.tokens {
+            prop_assert!(actual.tokens <= tokens, "{:?} > {}", actual, tokens);
         }
 
         // Restrictions bind: only models that the plan or the fallback names.

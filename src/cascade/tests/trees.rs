@@ -45,7 +45,7 @@ fn tell(machine: &mut Machine, event: Event) -> Vec<Command> {
 
 /// A complete answer of one token with this entropy that costs 10.
 fn said(call: u32, text: &str, entropy: Option<f32>) -> Event {
-    Event::Done { call, answer: Arc::new(Answered { facts: facts(text, entropy), cost: 10 }) }
+    Event::Done { call, answer: Arc::new(Answered { facts: facts(text, entropy), cost: Spend::usd(10) }) }
 }
 
 fn begins(call: u32, model: &str, why: AttemptReason, at: &[u32]) -> Command {
@@ -97,7 +97,10 @@ fn a_rejected_answer_escalates_and_the_last_stage_is_forwarded() {
 fn an_answer_without_log_probabilities_escalates_with_its_reason() {
     let (mut machine, _) = begin(of(cascade(vec![call("s"), call("l")], &[SURE, AGREED])));
     let without = Facts { scores: readings(&[], []), ..Facts::default() };
-    let commands = tell(&mut machine, Event::Done { call: 0, answer: Arc::new(Answered { facts: without, cost: 0 }) });
+    let commands = tell(
+        &mut machine,
+        Event::Done { call: 0, answer: Arc::new(Answered { facts: without, cost: Spend::default() }) },
+    );
     let unscored = |c: Condition, why| What::GateUnscored { call: 0, condition: c, why };
     assert_eq!(commands[0], note(&[0], unscored(SURE, Unscored::NoLogprobs)));
     assert_eq!(commands[1], note(&[0], unscored(AGREED, Unscored::NoVote)));
@@ -248,7 +251,7 @@ fn a_refining_call_streams() {
 fn the_budget_masks_an_escalation_and_the_answer_so_far_has_to_do() {
     let mut setup = of(cascade(vec![call("s"), call("l"), call("m")], &[SURE]));
     setup.limits.budget = Some(100);
-    setup.worst = [("s", 30), ("l", 91), ("m", 90)].map(|(m, c)| (m.to_owned(), c)).into();
+    setup.worst = [("s", 30), ("l", 91), ("m", 90)].map(|(m, c)| (m.to_owned(), Spend::usd(c))).into();
     let (mut machine, _) = begin(setup.clone());
     // 10 of the 100 are spent: `l` does not fit, `m` just does.
     let commands = tell(&mut machine, said(0, "x", Some(2.0)));
