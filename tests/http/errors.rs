@@ -144,6 +144,7 @@ async fn failures_of_the_gateway() {
         ("bad_request", 400, "invalid_request_error", "bad_request", None),
         ("model_not_found", 404, "invalid_request_error", "model_not_found", Some("model")),
         ("unsupported", 400, "invalid_request_error", "unsupported", None),
+        ("breaker_open", 503, "server_error", "model_unavailable", None),
         ("cancelled", 499, "server_error", "cancelled", None),
         ("internal", 500, "server_error", "internal", None),
         ("upstream_html", 400, "invalid_request_error", "bad_request", None),
