@@ -44,6 +44,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         refusal: None,
         no_embedding: None,
         split: None,
+        bounds: None,
     };
     let record = DecisionRecord {
         decision,

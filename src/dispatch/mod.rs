@@ -25,7 +25,7 @@ use crate::{
     cascade::{self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer},
     domain::{
         AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
-        ModelState, OutcomeStatus, Place, Plan, Request, Score, Usage, What,
+        ModelState, OutcomeStatus, Place, Plan, Request, RequestBounds, Score, Usage, What,
     },
     gateway::{AnswerBody, Caller, GatewayError},
 };
@@ -86,6 +86,19 @@ impl Dispatcher {
         Self { backends, journal, fleet: Arc::new(fleet), options }
     }
 
+    /// weir's own limits, with room for every call of the plan, or the policy's where they are narrower.
+    fn limits(&self, plan: &Plan, bounds: Option<&RequestBounds>) -> Limits {
+        let own = self.options.limits;
+        let max_calls = own.max_calls.saturating_add(plan.most_calls().saturating_sub(1));
+        let Some(bounds) = bounds else { return Limits { max_calls, ..own } };
+        Limits {
+            deadline: own.deadline.into_iter().chain(bounds.time_us).min(),
+            max_calls: bounds.calls.map_or(max_calls, |calls| calls.min(max_calls)),
+            budget: own.budget.into_iter().chain(bounds.usd).min(),
+            tokens: own.tokens.into_iter().chain(bounds.tokens).min(),
+        }
+    }
+
     /// Load and availability of every backend, by fleet name.
     pub fn states(&self) -> BTreeMap<String, ModelState> {
         self.backends.iter().map(|(name, backend)| (name.clone(), backend.state())).collect()
@@ -119,8 +132,8 @@ impl Dispatcher {
                 max_retries: decision.retries.unwrap_or(self.options.retry.max_retries),
                 ..self.options.retry.clone()
             },
-            limits: self.options.limits,
-            worst: BTreeMap::new(),
+            limits: self.limits(plan, decision.bounds.as_deref()),
+            worst: decision.bounds.as_ref().map(|bounds| bounds.worst.clone()).unwrap_or_default(),
             seed: id.0.as_u64_pair().1,
         };
         let machine = Machine::new(setup, ledger.now());

@@ -144,6 +144,7 @@ fn decision(models: &[&str], on: &[&str]) -> Decision {
         refusal: models.is_empty().then(|| "not from here".to_owned()),
         no_embedding: None,
         split: None,
+        bounds: None,
     }
 }
 

@@ -1,8 +1,10 @@
 //! A policy's verdict on one context, with everything that explains it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::{CallSpec, Hash, Plan};
+use super::{CallSpec, Hash, MicroUsd, Plan, Spend};
 
 /// What decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,26 @@ pub enum Elimination {
     Condition(String),
     /// The call may cost more than a budget has left; which, and how much.
     Budget(String),
+}
+
+/// What one request may use, over all of its calls. What would overrun it is not begun, and the best answer so far is given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RequestBounds {
+    /// What the budgets had left, where the plan makes several calls; of one call it is known before the draw.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd: Option<MicroUsd>,
+    /// Of prompts and answers together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Retries and fallback counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<u32>,
+    /// Microseconds from the start to the end of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_us: Option<i64>,
+    /// The most that one call of a model is reckoned with, by fleet name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub worst: BTreeMap<String, Spend>,
 }
 
 /// One arm as it stood before the draw.
@@ -123,6 +145,9 @@ pub struct Decision {
     /// The split in whose share this request is: it has chosen the arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
+    /// Absent where nothing bounds it but weir's own limits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bounds: Option<Box<RequestBounds>>,
     /// Why the embedding was missing, where the policy wanted one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub no_embedding: Option<String>,

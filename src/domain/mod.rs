@@ -27,7 +27,7 @@ pub use completion::{
 pub use context::{
     Context, Counters, EmbedderIdentity, Embedding, KeyView, ModelState, PiiSignals, RequestView, SessionView, Signals,
 };
-pub use decision::{Candidate, DecidedBy, Decision, Elimination, RuleOutcome, RuleTrace};
+pub use decision::{Candidate, DecidedBy, Decision, Elimination, RequestBounds, RuleOutcome, RuleTrace};
 pub use error_kind::ErrorKind;
 pub use event::{
     Admin, Attempt, AttemptReason, DecisionRecord, Event, EventBody, EventKind, Feedback, Outcome, OutcomeStatus,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Policy, Target,
     choose::{Chosen, Out},
+    reckon::Tokens,
     select::{Offer, price::estimated_cost},
     spec::{Per, WhenSpent},
 };
@@ -113,13 +114,16 @@ impl Spent {
 }
 
 /// One bound.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Budget {
     pub per: Per,
+    /// Infinite where money is not bounded.
     pub usd: f64,
     /// Meaningless per request.
     pub every: Micros,
     pub when_spent: WhenSpent,
+    /// Per request: tokens, calls and time.
+    pub limits: RequestBounds,
 }
 
 impl Budget {
@@ -130,6 +134,11 @@ impl Budget {
             Per::Key => context.key.spent_usd,
             Per::Tenant => context.key.tenant_spent_usd,
         }
+    }
+
+    /// USD that are left of it.
+    fn left(&self, context: &Context) -> f64 {
+        (self.usd - self.spent(context)).max(0.0)
     }
 
     /// Whether the context has somebody whom the budget is for.
@@ -146,7 +155,7 @@ impl Budget {
 impl Policy {
     /// What is counted per session, key and tenant, and over what time.
     pub fn spending(&self) -> impl Iterator<Item = (Per, Micros)> + '_ {
-        self.budgets.iter().filter(|b| b.per != Per::Request).map(|b| (b.per, b.every))
+        self.budgets.iter().filter(|b| b.per != Per::Request && b.usd.is_finite()).map(|b| (b.per, b.every))
     }
 
     /// Gives its budgets of a kind another sum; whether it has one.
@@ -164,7 +173,7 @@ impl Policy {
 
     /// The budgets that a call of this cost may overrun, each with what is left of it.
     fn overrun<'a>(&'a self, cost: f64, context: &'a Context) -> impl Iterator<Item = (&'a Budget, f64)> {
-        let left = |b: &'a Budget| (b, (b.usd - b.spent(context)).max(0.0));
+        let left = |b: &'a Budget| (b, b.left(context));
         self.budgets.iter().filter(|b| b.applies(context)).map(left).filter(move |(_, left)| cost > 0.0 && cost > *left)
     }
 
@@ -178,14 +187,82 @@ impl Policy {
         self.beyond(cost, context, || format!("a call of {}", card.name))
     }
 
-    /// Why the calls of a plan are, all together: what one run may cost has to be left before it begins.
+    /// Why a plan of several calls is: not even its beginning, the first stage that would do and a quorum of branches, is
+    /// within what is left. What comes later is masked as it runs ([`Policy::request_bounds`]).
     pub(super) fn plan_over_budget(&self, target: &Target, chosen: &[usize], context: &Context) -> Option<Elimination> {
         if self.budgets.is_empty() {
             return None;
         }
-        let offer = Offer::Tree { plan: &target.plan, models: chosen, cards: &self.cards };
-        let cost = estimated_cost(&offer, context);
-        self.beyond(cost, context, || format!("the {} calls of {}", chosen.len(), target.name))
+        let mut models = chosen.iter().filter_map(|model| self.cards.get(*model));
+        let mut costs = Vec::new();
+        let tokens = Tokens::of(context);
+        tokens.whole(&target.plan, |a, b| a + b, &mut |call, shown| {
+            let cost = models.next().map_or(0.0, |card| tokens.cost(&card.price, call.sampling.max_tokens, shown));
+            costs.push(micros_up(cost));
+            cost
+        });
+        for budget in self.budgets.iter().filter(|b| b.applies(context)) {
+            let left = budget.left(context);
+            if !begins(&target.plan, &mut micros_down(left), &mut costs.iter().copied()) {
+                let (usd, per) = (budget.usd, budget.per.as_str());
+                return Some(Elimination::Budget(format!(
+                    "what {} begins with may cost more than the budget of ${usd} per {per} has left, ${left:.6}",
+                    target.name
+                )));
+            }
+        }
+        None
+    }
+
+    /// What a request with this plan and fallback may use; `None` where no budget says.
+    pub(super) fn request_bounds(
+        &self,
+        plan: &Plan,
+        fallback: &[CallSpec],
+        context: &Context,
+    ) -> Option<Box<RequestBounds>> {
+        let per_request = self.budgets.iter().find(|b| b.per == Per::Request);
+        let mut bounds = per_request.map(|b| b.limits.clone()).unwrap_or_default();
+        let tokens = Tokens::of(context);
+        let mut costs = Vec::new();
+        let mut worst = BTreeMap::new();
+        let mut reckon = |call: &CallSpec, shown: f64| {
+            let card = self.cards.iter().find(|card| card.name == call.model);
+            let usd = card.map_or(0.0, |card| tokens.cost(&card.price, call.sampling.max_tokens, shown));
+            let answer = u64::from(tokens.answer(call.sampling.max_tokens));
+            let spend = Spend { usd: micros_up(usd), tokens: u64::from(tokens.prompt) + shown as u64 + answer };
+            let most: &mut Spend = worst.entry(call.model.clone()).or_default();
+            *most = Spend { usd: most.usd.max(spend.usd), tokens: most.tokens.max(spend.tokens) };
+            costs.push(spend.usd);
+            usd
+        };
+        if !matches!(plan, Plan::Call(_)) {
+            tokens.whole(plan, |a, b| a + b, &mut reckon);
+            let left = self.budgets.iter().filter(|b| b.applies(context)).map(|b| b.left(context));
+            let left = left.fold(f64::INFINITY, f64::min);
+            // What is taken although it is spent (`when_spent: cheapest`) is taken whole.
+            let begun = begins(plan, &mut micros_down(left), &mut costs.iter().copied());
+            bounds.usd = (left.is_finite() && begun).then(|| micros_down(left));
+        } else if bounds.tokens.is_some() {
+            let mut reckon = |call: &CallSpec| reckon(call, 0.0);
+            plan.calls().into_iter().for_each(|call| {
+                reckon(call);
+            });
+        }
+        if bounds == RequestBounds::default() {
+            return None;
+        }
+        if bounds.usd.is_some() || bounds.tokens.is_some() {
+            fallback.iter().for_each(|call| {
+                let card = self.cards.iter().find(|card| card.name == call.model);
+                let usd = card.map_or(0.0, |card| tokens.cost(&card.price, call.sampling.max_tokens, 0.0));
+                let answer = u64::from(tokens.answer(call.sampling.max_tokens));
+                let spend = Spend { usd: micros_up(usd), tokens: u64::from(tokens.prompt) + answer };
+                worst.entry(call.model.clone()).or_insert(spend);
+            });
+            bounds.worst = worst;
+        }
+        Some(Box::new(bounds))
     }
 
     fn beyond(&self, cost: f64, context: &Context, what: impl FnOnce() -> String) -> Option<Elimination> {
@@ -234,6 +311,52 @@ impl Policy {
         let out = |model: usize| self.eliminated(model, call.sampling.max_tokens, restricting, context);
         let models = target.calls.iter().flatten().copied();
         models.filter(|m| matches!(out(*m), Some(Elimination::Budget(_)))).map(Chosen::Call).collect()
+    }
+}
+
+/// USD in millionths: a cost rounded up, and what is left of a budget rounded down. What is infinite is more than any.
+fn micros_up(usd: f64) -> MicroUsd {
+    (usd * 1e6).ceil() as MicroUsd
+}
+
+fn micros_down(usd: f64) -> MicroUsd {
+    (usd * 1e6).floor() as MicroUsd
+}
+
+/// Whether a plan can be begun with what is left, as the machine begins it ([`crate::cascade`]): the first stage of a cascade
+/// that fits, as many branches as fit and at least a quorum. Takes what that may cost; `costs`: of each call, in order.
+fn begins(plan: &Plan, left: &mut MicroUsd, costs: &mut impl Iterator<Item = MicroUsd>) -> bool {
+    let full = *left;
+    match plan {
+        Plan::Call(_) => match left.checked_sub(costs.next().unwrap_or(0)) {
+            Some(rest) => {
+                *left = rest;
+                true
+            }
+            None => false,
+        },
+        Plan::Cascade(stages) => {
+            let mut first = None;
+            for stage in stages {
+                let mut rest = full;
+                if begins(&stage.plan, &mut rest, costs) {
+                    first = first.or(Some(rest));
+                }
+            }
+            *left = first.unwrap_or(full);
+            first.is_some()
+        }
+        Plan::Parallel { branches, aggregate } => {
+            let fitting = branches.iter().filter(|branch| begins(branch, left, costs)).count();
+            if aggregate.call().is_some() {
+                costs.next();
+            }
+            let fits = fitting >= aggregate.quorum(branches.len());
+            if !fits {
+                *left = full;
+            }
+            fits
+        }
     }
 }
 

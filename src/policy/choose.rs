@@ -1,7 +1,8 @@
 //! Which entries of the fleet the calls of a plan go to, or why the plan is out.
 //!
-//! Each call goes to the first entry of its model that nothing eliminates. Restrictions, capabilities, context length and
-//! budgets bind every call that a plan can make, a judge's included: one call without an entry takes the plan out. A model
+//! Each call goes to the first entry of its model that nothing eliminates. Restrictions, capabilities and context
+//! length bind every call that a plan can make, a judge's included: one call without an entry takes the plan out. Budgets take
+//! it out where not even its beginning is within them; later calls are masked as it runs. A model
 //! that is down does so only where the plan could not answer without it: a cascade answers while one of its stages can, a
 //! parallel plan while its quorum can. Calls of models that are down stay where they are; the machine goes around them.
 
@@ -202,19 +203,24 @@ impl Walk<'_> {
         let limit = call.sampling.max_tokens;
         let tokens = u64::from(bound(limit, context));
         let entries = self.target.calls.get(self.chosen.len()).map(Vec::as_slice).unwrap_or_default();
-        let (mut first, mut down) = (None, None);
+        let (mut first, mut down, mut dear) = (None, None, None);
         for &model in entries {
-            let reason = policy
-                .barred(model, limit, shown, restricting, context)
-                .or_else(|| policy.over_budget(model, limit, context).filter(|_| self.budgets));
-            match reason {
+            match policy.barred(model, limit, shown, restricting, context) {
                 Some(reason) => first = first.or(Some(Out { reason, model: Some(model) })),
                 None if policy.is_down(model, context) => down = down.or(Some(model)),
+                // Where the budget has an end, the machine goes around the call.
+                None if self.budgets && policy.over_budget(model, limit, context).is_some() => {
+                    dear = dear.or(Some(model));
+                }
                 None => {
                     self.chosen.push(model);
                     return Ok(Visited { answers: true, tokens });
                 }
             }
+        }
+        if let Some(model) = dear {
+            self.chosen.push(model);
+            return Ok(Visited { answers: true, tokens });
         }
         let Some(model) = down else {
             return Err(first.unwrap_or_else(|| Elimination::Unavailable(call.model.clone()).into()));

@@ -99,6 +99,7 @@ impl Policy {
             refusal: None,
             no_embedding: None,
             split: None,
+            bounds: None,
         }
     }
 
@@ -132,6 +133,9 @@ impl Policy {
                     }
                 }
             }
+        }
+        if !self.budgets.is_empty() {
+            decision.bounds = self.request_bounds(&plan, &decision.fallback, context);
         }
         decision.plan = Some(plan);
     }

@@ -227,6 +227,7 @@ impl Service for Fake {
             refusal: None,
             no_embedding: None,
             split: None,
+            bounds: None,
         };
         Ok(Explained { id: id(), decision, context: Context::default() })
     }

@@ -302,3 +302,30 @@ async fn a_client_that_leaves_cancels_every_call() {
     let states = house.dispatcher.states();
     assert_eq!((states["a"].running, states["b"].running), (0, 0));
 }
+
+#[tokio::test]
+async fn what_the_policy_bounds_is_masked_and_the_answer_so_far_has_to_do() {
+    // Each of one token of answer and three of prompt, at a dollar a token of answer.
+    let worst = |model: &str| (model.to_owned(), crate::domain::Spend { usd: 1_000_100, tokens: 4 });
+    let bounds = RequestBounds { worst: ["small", "large"].map(worst).into(), ..RequestBounds::default() };
+    for (bounds, because) in [
+        (RequestBounds { usd: Some(1_900_000), ..bounds.clone() }, "more would overrun the budget"),
+        (RequestBounds { tokens: Some(7), ..bounds.clone() }, "more would overrun the bound on tokens"),
+        (RequestBounds { calls: Some(1), ..bounds }, "more would overrun the bound on calls"),
+    ] {
+        let house = arena(&[("small", "five", 0.55), ("large", "4", 0.9)]);
+        let decision = Decision { bounds: Some(Box::new(bounds)), ..with(frugal()) };
+        let (text, dispatched) = house.whole(&decision).await;
+        assert_eq!((&*text, dispatched.because.unwrap().to_string()), ("five", because.to_owned()));
+        assert_eq!(house.reasons(), ["gate_fails", "masked", "best_so_far"]);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_of_many_calls_has_room_for_all_of_them() {
+    let house = arena(&[("a", "42", 0.9)]);
+    let plan = parallel(&["a"; 12], Aggregate::Vote);
+    house.whole(&with(plan)).await;
+    assert!(house.notes().iter().all(|note| !matches!(note.what, What::BranchLeftOut { .. })));
+    assert!(house.journal.outcome().attempts >= 7, "more than half decide a vote");
+}

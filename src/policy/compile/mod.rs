@@ -454,7 +454,23 @@ impl<'a> Compiler<'a> {
                 1
             });
             let when_spent = spec.when_spent.unwrap_or(WhenSpent::Refuse);
-            out.push(Budget { per: spec.per, usd: spec.usd, every, when_spent });
+            let given = [
+                ("tokens", spec.tokens.is_some()),
+                ("calls", spec.calls.is_some()),
+                ("seconds", spec.seconds.is_some()),
+            ];
+            for (key, _) in given.into_iter().filter(|(_, given)| *given && spec.per != Per::Request) {
+                let message = format!("`{key}` are counted per request only; per {}, money is", spec.per.as_str());
+                let d = self.source.key(&step(&at, key), Kind::NotYet, message);
+                self.findings.push(d.help("give `usd`, or make it a budget `per: request`"));
+            }
+            if spec.usd.is_none() && given.iter().all(|(_, given)| !given) {
+                let help = "give `usd`; per request also `tokens`, `calls` or `seconds`";
+                self.wrong(&at, Kind::Value, "this budget bounds nothing", Some(help.into()));
+            }
+            let seconds = spec.seconds.map(|seconds| (seconds * 1e6) as i64);
+            let limits = RequestBounds { tokens: spec.tokens, calls: spec.calls, time_us: seconds, ..Default::default() };
+            out.push(Budget { per: spec.per, usd: spec.usd.unwrap_or(f64::INFINITY), every, when_spent, limits });
         }
         out
     }

@@ -209,9 +209,23 @@ pub struct ScaledSpec {
 #[serde(deny_unknown_fields)]
 pub struct BudgetSpec {
     pub per: Per,
-    /// USD per request, or within `every`.
+    /// USD per request, or within `every`. A plan of several calls is begun where its beginning is within it; what would
+    /// overrun it later is left out, and the best answer so far is given.
+    #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
-    pub usd: f64,
+    pub usd: Option<f64>,
+    /// Tokens of all prompts and answers of a request together. For `per: request` only.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub tokens: Option<u64>,
+    /// Calls of a request, retries and fallback counted. For `per: request` only.
+    #[serde(default)]
+    #[schemars(range(min = 1))]
+    pub calls: Option<u32>,
+    /// Seconds from a request's start to the end of its answer. For `per: request` only.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub seconds: Option<f64>,
     /// Length of the time that the budget is for, counted in UTC from the epoch: `1d` begins at midnight. Default: 1d. Not
     /// for `per: request`.
     #[serde(default)]
