@@ -1,6 +1,7 @@
 //! `weir policy`: write, check, explain and test policy files. Nothing here starts a model: signals are measured on the
 //! text, and where a policy asks for an embedding its `no_embedding` branch decides, unless a test gives similarities.
 
+mod calibrate;
 mod diff;
 mod explain;
 pub(super) mod fit;

@@ -1,7 +1,7 @@
 //! What a stage of a cascade asks of an answer before it accepts it: a score and the side of a threshold on which it has to
 //! lie. How a score is computed is `cascade/gate.rs`; here is only what can be named.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +71,9 @@ pub struct Condition {
     /// The artifact that the threshold was calibrated with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<Hash>,
+    /// The share of accepted answers that may be wrong, where the calibration guarantees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_error: Option<f64>,
     #[serde(default, skip_serializing_if = "escalates")]
     pub if_unscored: IfUnscored,
 }
@@ -82,11 +85,16 @@ fn escalates(if_unscored: &IfUnscored) -> bool {
 impl Condition {
     /// A condition whose threshold somebody chose; an answer without the score is escalated.
     pub fn new(score: Score, bound: Bound) -> Self {
-        Self { score, bound, calibration: None, if_unscored: IfUnscored::Escalate }
+        Self { score, bound, calibration: None, max_error: None, if_unscored: IfUnscored::Escalate }
     }
 }
 
 impl Score {
+    /// Whether a high value speaks for an answer.
+    pub fn high_is_sure(&self) -> bool {
+        matches!(self, Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_))
+    }
+
     /// What a backend has to give with its answer for this score: `None` nothing, else log-probabilities with that many
     /// alternatives per token. 20 is the most that OpenAI's API gives; engines of ours give whole distributions' entropy.
     pub fn logprobs(&self) -> Option<u8> {
@@ -107,6 +115,25 @@ impl fmt::Display for Score {
             Score::MeanLogprob => "mean_logprob",
             Score::LogprobQuantile(q) => return write!(f, "logprob_quantile {q}"),
             Score::Disagreement => "disagreement",
+        })
+    }
+}
+
+/// As [`Score`] is displayed.
+impl FromStr for Score {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(match text {
+            "mean_token_entropy" => Score::MeanTokenEntropy,
+            "first_token_entropy" => Score::FirstTokenEntropy,
+            "mean_margin" => Score::MeanMargin,
+            "mean_logprob" => Score::MeanLogprob,
+            "disagreement" => Score::Disagreement,
+            _ => {
+                let q = text.strip_prefix("logprob_quantile ").and_then(|q| q.parse().ok());
+                Score::LogprobQuantile(q.ok_or_else(|| format!("there is no score `{text}`"))?)
+            }
         })
     }
 }

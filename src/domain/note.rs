@@ -227,7 +227,9 @@ fn about(exact: bool) -> &'static str {
 }
 
 fn calibrated(condition: &Condition) -> String {
-    condition.calibration.map(|hash| format!(", calibrated by {}", hash.short())).unwrap_or_default()
+    let guarantee = condition.max_error.map(|error| format!(" for at most {} % wrong", error * 100.0));
+    let by = condition.calibration.map(|hash| format!(", calibrated by {}", hash.short()));
+    by.map(|by| by + &guarantee.unwrap_or_default()).unwrap_or_default()
 }
 
 impl fmt::Display for Unscored {

@@ -7,6 +7,7 @@
 mod algebra;
 mod cluster;
 pub mod embed;
+pub mod gate;
 mod graph;
 pub mod report;
 mod scale;

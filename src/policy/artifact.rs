@@ -1,4 +1,4 @@
-//! What a fit leaves behind: one safetensors file whose metadata holds a [`Card`]. A policy names it by path and hash, and
+//! What a fit leaves behind: one safetensors file whose metadata holds a [`Card`], or the JSON of a gate's calibration. A policy names it by path and hash, and
 //! its hash is part of the policy's.
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -6,12 +6,17 @@ use std::{borrow::Cow, collections::BTreeMap};
 use safetensors::{Dtype, SafeTensors, View, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{EmbedderIdentity, Hash};
+use crate::{
+    cascade::calibration::Calibration,
+    domain::{EmbedderIdentity, Hash},
+};
 
 /// The version of the form; another one is refused.
 const FORM: u32 = 1;
 /// The key of the card in the file's metadata.
 const CARD: &str = "weir";
+/// What the card of a calibration calls its selector.
+pub(super) const CALIBRATION: &str = "calibration";
 
 /// What an artifact is and where it is from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,6 +64,8 @@ pub struct Tensor {
 pub struct Artifact {
     pub card: Card,
     pub tensors: BTreeMap<String, Tensor>,
+    /// Of a `*.calibration.json`, whose card says `calibration`.
+    pub calibration: Option<Calibration>,
     /// BLAKE3 of the file.
     pub hash: Hash,
 }
@@ -74,6 +81,8 @@ pub enum ArtifactError {
     Card(#[from] serde_json::Error),
     #[error("its form is {0}, this weir reads {FORM}; fit it again")]
     OtherForm(u32),
+    #[error("it is no calibration that this weir reads: {0}")]
+    Calibration(serde_json::Error),
     #[error("its tensor `{0}` is not of 32-bit numbers")]
     Numbers(String),
     #[error("its tensor `{name}` {what}")]
@@ -132,6 +141,17 @@ impl Artifact {
     /// # Errors
     /// When these are not an artifact of this form.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ArtifactError> {
+        // Eight bytes of length come first in the other form, of which the last ones are 0.
+        if bytes.trim_ascii_start().starts_with(b"{") && !bytes.iter().take(8).any(|b| *b == 0) {
+            let calibration: Calibration = serde_json::from_slice(bytes).map_err(ArtifactError::Calibration)?;
+            let card = Card::new(CALIBRATION, calibration.models().to_vec());
+            return Ok(Artifact {
+                card,
+                tensors: BTreeMap::new(),
+                calibration: Some(calibration),
+                hash: Hash::of(bytes),
+            });
+        }
         let (_, metadata) = SafeTensors::read_metadata(bytes)?;
         let card = metadata.metadata().as_ref().and_then(|m| m.get(CARD)).ok_or(ArtifactError::NoCard)?;
         let card: Card = serde_json::from_str(card)?;
@@ -142,7 +162,7 @@ impl Artifact {
         for (name, view) in SafeTensors::deserialize(bytes)?.tensors() {
             tensors.insert(name.clone(), floats(name, &view)?);
         }
-        Ok(Artifact { card, tensors, hash: Hash::of(bytes) })
+        Ok(Artifact { card, tensors, calibration: None, hash: Hash::of(bytes) })
     }
 
     /// A tensor of this shape; 0 stands for any length.

@@ -55,9 +55,12 @@ pub use self::{
     split::SplitBy,
     state::{FoldError, State},
 };
-use crate::domain::{
-    Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, Plan, PolicyVersion,
-    StateUpdate,
+use crate::{
+    cascade::calibration::Guarantee,
+    domain::{
+        Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, Plan, PolicyVersion,
+        StateUpdate,
+    },
 };
 
 /// Reads a policy file: YAML, shape and types, with every error at once.
@@ -183,6 +186,18 @@ struct Fallback {
     retries: Option<u32>,
 }
 
+/// A gate whose threshold a calibration has found for a bound on what it may accept wrongly.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Guaranteed {
+    /// Where the condition stands in the file.
+    pub at: String,
+    /// The score that is read, and its threshold.
+    pub condition: String,
+    pub calibration: Hash,
+    #[serde(flatten)]
+    pub guarantee: Guarantee,
+}
+
 /// A compiled policy: immutable, cheap to share.
 #[derive(Debug)]
 pub struct Policy {
@@ -210,6 +225,7 @@ pub struct Policy {
     no_embedding: Option<usize>,
     reward: Option<reward::Reward>,
     budgets: Vec<budget::Budget>,
+    guarantees: Vec<Guaranteed>,
     fallback: Option<Fallback>,
     examples: BTreeMap<String, Vec<Arc<[f32]>>>,
     embedder: Option<Arc<EmbedderIdentity>>,
@@ -245,6 +261,11 @@ impl Policy {
     /// All that it takes to compile this policy again.
     pub fn version(&self) -> PolicyVersion {
         self.version.clone()
+    }
+
+    /// The gates that keep a bound on what they may accept wrongly, and what their calibrations said.
+    pub fn guarantees(&self) -> &[Guaranteed] {
+        &self.guarantees
     }
 
     /// What is allowed but will surprise.

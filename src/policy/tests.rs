@@ -1,6 +1,7 @@
 //! What every decision must hold, on random contexts and states; and that learning is what it says.
 
 mod budget;
+mod calibrated;
 mod laws;
 mod learning;
 mod plans;

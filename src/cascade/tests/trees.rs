@@ -11,7 +11,7 @@ const SURE: Condition = condition(Score::MeanTokenEntropy, Bound::Below(0.9));
 const AGREED: Condition = condition(Score::Disagreement, Bound::Below(0.4));
 
 const fn condition(score: Score, bound: Bound) -> Condition {
-    Condition { score, bound, calibration: None, if_unscored: IfUnscored::Escalate }
+    Condition { score, bound, calibration: None, max_error: None, if_unscored: IfUnscored::Escalate }
 }
 
 /// A cascade of these plans, all but the last behind these conditions.

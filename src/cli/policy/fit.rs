@@ -7,9 +7,11 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::calibrate::{self, GateArgs};
 use crate::{
     app,
     cli::DataDir,
+    domain::Score,
     fit::{self, Family, embed, report::Report},
     policy::{self, Artifact},
     replay::matrix::{Columns, How, Matrix, Prices},
@@ -42,8 +44,14 @@ impl InputArgs {
 #[derive(Debug, Args)]
 pub(super) struct FitArgs {
     /// What to fit
-    #[arg(long, value_enum, required_unless_present_any = ["warm_start", "extend"], conflicts_with_all = ["warm_start", "extend"])]
+    #[arg(long, value_enum, required_unless_present_any = ["warm_start", "extend", "cascade"], conflicts_with_all = ["warm_start", "extend", "cascade"])]
     selector: Option<Family>,
+    /// Calibrate a gate on this score of answers, e.g. mean_token_entropy or "logprob_quantile 0.1"; --data is JSON lines
+    /// with model, scores ([{score, value}]) and correct
+    #[arg(long, value_name = "SCORE", conflicts_with_all = ["warm_start", "extend", "test", "seeds"])]
+    cascade: Option<Score>,
+    #[command(flatten)]
+    gate: GateArgs,
     /// Fit what the bandit of this policy begins with
     #[arg(long, value_name = "POLICY", conflicts_with = "extend")]
     warm_start: Option<PathBuf>,
@@ -76,6 +84,9 @@ pub(super) struct FitArgs {
 }
 
 pub(super) fn run(args: &FitArgs) -> anyhow::Result<ExitCode> {
+    if let Some(score) = args.cascade {
+        return calibrate::run(score, &args.data, &args.out, args.seed, &args.gate, args.json);
+    }
     anyhow::ensure!((0.05..=0.9).contains(&args.hold_out), "--hold-out is a share between 0.05 and 0.9");
     let how = args.inputs.how()?;
     let matrix = Matrix::read(&args.data, &how)?;

@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::ExitCode};
 use serde::Serialize;
 
 use super::{Common, fancy, load};
-use crate::policy::{BOUNDS_TOKENS, Bounds, Diagnostic, Diagnostics, Policy, Severity};
+use crate::{
+    cascade::calibration::Guarantee,
+    policy::{BOUNDS_TOKENS, Bounds, Diagnostic, Diagnostics, Guaranteed, Policy, Severity},
+};
 
 /// One file's result, for `--json`.
 #[derive(Serialize)]
@@ -22,6 +25,9 @@ struct Checked {
     /// Of the file's `plans`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     plans: Vec<Planned>,
+    /// Of gates that keep a bound on what they accept wrongly.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    guarantees: Vec<Guaranteed>,
 }
 
 /// What a plan may come to.
@@ -59,6 +65,7 @@ pub(super) fn check(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCo
             unreadable: None,
             diagnostics: Vec::new(),
             plans: Vec::new(),
+            guarantees: Vec::new(),
         };
         match load(file, common) {
             Ok(Ok(policy)) => {
@@ -66,6 +73,7 @@ pub(super) fn check(files: &[PathBuf], common: &Common) -> anyhow::Result<ExitCo
                 checked.hash = Some(policy.hash().to_string());
                 checked.diagnostics.clone_from(&policy.warnings().0);
                 checked.plans = planned(&policy, common.config.is_some());
+                checked.guarantees = policy.guarantees().to_vec();
             }
             Ok(Err(Diagnostics(found))) => {
                 checked.ok = false;
@@ -121,6 +129,17 @@ fn print(report: &Report) {
                 .as_ref()
                 .map_or_else(String::new, |c| format!(", ${:.6} for a prompt of {} tokens", c.at_most_usd, c.tokens));
             say!("  {:width$}  {}: at most {}{cost}", p.name, p.plan, plural(p.calls_at_most as usize, "call"));
+        }
+        for g in &file.guarantees {
+            let Guarantee { max_error, confidence, accepted, wrong, of, coverage, .. } = &g.guarantee;
+            say!(
+                "  {}: {} keeps at most {} % of what it accepts wrong, with confidence {confidence}: it accepts {:.0} % of answers, \
+                 {accepted} of the {of} that tested it, {wrong} of them wrong",
+                g.at,
+                g.condition,
+                max_error * 100.0,
+                coverage * 100.0
+            );
         }
     }
 }

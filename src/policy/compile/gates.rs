@@ -45,7 +45,11 @@ impl Compiler<'_> {
     }
 
     fn gate(&mut self, at: &str, spec: &ConditionSpec, tree: Option<&Tree>) -> Option<Condition> {
-        let score = self.score(at, spec);
+        if spec.score == Some(ScoreName::PWrong) {
+            return self.calibrated(at, spec, tree);
+        }
+        let uncalibrated = self.is_uncalibrated(at, spec);
+        let score = self.score(at, spec).filter(|_| uncalibrated);
         let bound = match (spec.below, spec.above) {
             (Some(below), None) => Some(Bound::Below(below)),
             (None, Some(above)) => Some(Bound::Above(above)),
@@ -87,6 +91,8 @@ impl Compiler<'_> {
             ScoreName::MeanLogprob => Score::MeanLogprob,
             ScoreName::LogprobQuantile => Score::LogprobQuantile(spec.q.unwrap_or_default()),
             ScoreName::Disagreement => Score::Disagreement,
+            // Has a calibration, which names the score; see `calibrated`.
+            ScoreName::PWrong => return None,
         })
     }
 
@@ -94,8 +100,8 @@ impl Compiler<'_> {
     fn threshold(&mut self, at: &str, score: Score, bound: Bound) -> bool {
         let (least, most, range) = range(score);
         let (key, holds, accepts_unsure) = match bound {
-            Bound::Below(below) => ("below", below > least && below <= most, high_is_sure(score)),
-            Bound::Above(above) => ("above", above >= least && above < most, !high_is_sure(score)),
+            Bound::Below(below) => ("below", below > least && below <= most, score.high_is_sure()),
+            Bound::Above(above) => ("above", above >= least && above < most, !score.high_is_sure()),
         };
         let (at, threshold) = (step(at, key), bound.threshold());
         if !holds {
@@ -114,7 +120,7 @@ impl Compiler<'_> {
     }
 
     /// Whether the stage's answers can have the score.
-    fn can_be_scored(&mut self, at: &str, spec: &ConditionSpec, score: Score, tree: &Tree) -> bool {
+    pub(super) fn can_be_scored(&mut self, at: &str, spec: &ConditionSpec, score: Score, tree: &Tree) -> bool {
         if score == Score::Disagreement {
             return self.can_disagree(at, &tree.plan);
         }
@@ -168,12 +174,8 @@ fn range(score: Score) -> (f64, f64, &'static str) {
     }
 }
 
-fn high_is_sure(score: Score) -> bool {
-    matches!(score, Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_))
-}
-
 /// Per call of a plan, in order, whether its answer can become the plan's. A judge's cannot.
-fn answering(plan: &Plan) -> Vec<bool> {
+pub(super) fn answering(plan: &Plan) -> Vec<bool> {
     match plan {
         Plan::Call(_) => vec![true],
         Plan::Cascade(stages) => stages.iter().flat_map(|stage| answering(&stage.plan)).collect(),

@@ -1,6 +1,7 @@
 //! From what a file says to what it means: names resolved against file and fleet, conditions checked, parts that
 //! contradict each other found. Every error at once, each with its place.
 
+mod calibrated;
 mod cases;
 mod gates;
 mod plans;
@@ -14,7 +15,7 @@ use std::{
 use serde::Serialize;
 
 use super::{
-    Artifacts, Fallback, Inputs, Policy, Target,
+    Artifacts, Fallback, Guaranteed, Inputs, Policy, Target,
     budget::Budget,
     cel::{self, Condition, Names, Program},
     diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
@@ -24,7 +25,9 @@ use super::{
     source::{Source, step},
     spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
-use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, canonical};
+use crate::domain::{
+    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, RequestBounds, canonical,
+};
 
 /// Error kinds that another try elsewhere may well cure.
 const TRANSIENT: &[ErrorKind] = &[
@@ -50,6 +53,8 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
         logprobs: inputs.fleet.0.values().map(|card| card.capabilities.logprobs).collect(),
         targets: Vec::new(),
         models: BTreeMap::new(),
+        artifacts: &inputs.artifacts,
+        guarantees: Vec::new(),
         findings: Vec::new(),
     };
     c.name();
@@ -103,6 +108,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
             no_embedding,
             reward,
             budgets,
+            guarantees: c.guarantees,
             fallback,
             examples: inputs.examples.clone(),
             embedder: inputs.embedder.clone(),
@@ -160,6 +166,8 @@ struct Compiler<'a> {
     targets: Vec<Target>,
     /// This file's model names, and the places in the fleet that they stand for.
     models: BTreeMap<&'a str, Vec<usize>>,
+    artifacts: &'a Artifacts,
+    guarantees: Vec<Guaranteed>,
     findings: Vec<Diagnostic>,
 }
 
@@ -469,7 +477,8 @@ impl<'a> Compiler<'a> {
                 self.wrong(&at, Kind::Value, "this budget bounds nothing", Some(help.into()));
             }
             let seconds = spec.seconds.map(|seconds| (seconds * 1e6) as i64);
-            let limits = RequestBounds { tokens: spec.tokens, calls: spec.calls, time_us: seconds, ..Default::default() };
+            let limits =
+                RequestBounds { tokens: spec.tokens, calls: spec.calls, time_us: seconds, ..Default::default() };
             out.push(Budget { per: spec.per, usd: spec.usd.unwrap_or(f64::INFINITY), every, when_spent, limits });
         }
         out

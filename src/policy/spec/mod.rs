@@ -91,7 +91,10 @@ impl Spec {
     /// The artifacts that the file names: path as written, and hash.
     pub fn artifacts(&self) -> Vec<(&str, &str)> {
         let warm = self.select.warm_start.as_ref().map(|w| (w.artifact.as_str(), w.hash.as_str()));
-        self.select.fitted().map(|(_, spec)| (spec.artifact.as_str(), spec.hash.as_str())).chain(warm).collect()
+        let fitted = self.select.fitted().map(|(_, spec)| (spec.artifact.as_str(), spec.hash.as_str()));
+        let mut calibrations = Vec::new();
+        self.plans.values().for_each(|plan| plan.node().calibrations(&mut calibrations));
+        fitted.chain(warm).chain(calibrations.into_iter().map(|path| (path, ""))).collect()
     }
 
     /// The policy as it is before a warm start, for fitting one.

@@ -142,6 +142,18 @@ pub(in crate::policy) struct Node<'a> {
     pub plan: Option<&'a str>,
 }
 
+impl<'a> Node<'a> {
+    /// The calibrations that its gates name, by path.
+    pub fn calibrations(&self, into: &mut Vec<&'a str>) {
+        for stage in self.cascade.into_iter().flatten() {
+            let conditions = stage.accept_when.iter().flatten();
+            into.extend(conditions.filter_map(|condition| condition.calibration.as_deref()));
+            stage.node().calibrations(into);
+        }
+        self.parallel.into_iter().flatten().for_each(|branch| branch.node().calibrations(into));
+    }
+}
+
 /// How branches become one answer: by a word, or with a parameter.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged)]
@@ -181,7 +193,7 @@ pub enum AskSpec {
 }
 
 /// One condition on an answer: a score, and the side of a threshold on which it has to lie. Exactly one of `below` and
-/// `above`.
+/// `above`; of `p_wrong` instead `max_error`, from which the calibration finds the threshold.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["score"]))]
@@ -196,6 +208,15 @@ pub struct ConditionSpec {
     pub below: Option<f64>,
     /// The score has to be more than this, in its own unit.
     pub above: Option<f64>,
+    /// For `p_wrong`: the file of a calibration (`weir policy fit --cascade`), beside this one. It says which score is read.
+    pub calibration: Option<String>,
+    /// For `p_wrong`: the share of accepted answers that may be wrong. The threshold is the one that keeps it with this
+    /// `confidence`, over draws of the calibration's answers; for as long as answers come from where these came from.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub max_error: Option<f64>,
+    /// Beside `max_error`. Default: 0.95.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub confidence: Option<f64>,
     /// What follows where an answer carries too little for the score. Default: escalate.
     pub if_unscored: Option<IfUnscored>,
 }
@@ -216,4 +237,6 @@ pub enum ScoreName {
     LogprobQuantile,
     /// How far the branches of a parallel stage disagree: 0 when all answers are the same, 1 when no two are.
     Disagreement,
+    /// How probably the answer is wrong, 0 to 1, by a `calibration`.
+    PWrong,
 }

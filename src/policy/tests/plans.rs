@@ -237,7 +237,9 @@ fn budgets_bind_what_a_plan_begins_with_and_the_rest_is_for_the_machine_to_mask(
     assert_eq!(bounds.worst["small-a"], Spend { usd: 900, tokens: 700 });
     assert_eq!(bounds.worst["large-1"], Spend { usd: 9_000, tokens: 700 });
     assert_eq!(d.candidates[1].eliminated, None, "three probes are within it");
-    let tight = checked(&format!("{TREES}{RULES}budget: [{{per: request, usd: 0.0008, tokens: 900, calls: 3, seconds: 2.5}}]\n"));
+    let tight = checked(&format!(
+        "{TREES}{RULES}budget: [{{per: request, usd: 0.0008, tokens: 900, calls: 3, seconds: 2.5}}]\n"
+    ));
     let d = decide(&tight.unwrap(), &c);
     let why = "what frugal begins with may cost more than the budget of $0.0008 per request has left, $0.000800";
     assert_eq!((&d.plan, &d.candidates[0].eliminated), (&None, &Some(Elimination::Budget(why.into()))));

@@ -1,0 +1,154 @@
+//! A gate's calibration from answers that are known to be right or wrong: JSON lines, of `weir bench cascade --generate` or of
+//! anybody else. What stands before the gate is applied first, so that it is calibrated on what it will see.
+
+use std::{collections::BTreeSet, str::FromStr};
+
+use serde::Deserialize;
+
+use crate::{
+    cascade::calibration::{Calibration, CalibrationError, Direction, Point},
+    domain::{Bound, Reading, Score},
+};
+
+/// One answer. Further fields are not looked at.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Answer {
+    /// As the fleet names it.
+    pub model: String,
+    /// What was measured of it.
+    pub scores: Vec<Reading>,
+    pub correct: bool,
+}
+
+impl Answer {
+    fn score(&self, score: Score) -> Option<f64> {
+        let reading = self.scores.iter().find(|reading| reading.score == score)?;
+        Some(reading.read.ok()?.value)
+    }
+}
+
+/// A gate that an answer has to pass: `mean_margin > 0.2`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Passed {
+    pub score: Score,
+    pub bound: Bound,
+}
+
+impl FromStr for Passed {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let side: fn(f64) -> Bound = if text.contains('<') { Bound::Below } else { Bound::Above };
+        let (score, threshold) =
+            text.split_once(['<', '>']).ok_or("a condition is a score, `<` or `>`, and a number")?;
+        let threshold = threshold.trim().parse::<f64>().map_err(|e| format!("`{}`: {e}", threshold.trim()))?;
+        Ok(Self { score: score.trim().parse()?, bound: side(threshold) })
+    }
+}
+
+/// Why answers give no calibration.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    #[error(
+        "line {line}: {error}; a line is {{\"model\": …, \"scores\": [{{\"score\": …, \"value\": …}}], \"correct\": …}}"
+    )]
+    Line { line: usize, error: serde_json::Error },
+    #[error("there is no answer of `{model}`; there are answers of {}", known.join(", "))]
+    NoModel { model: String, known: Vec<String> },
+    #[error(transparent)]
+    Calibration(#[from] CalibrationError),
+}
+
+/// A calibration, and how many answers had no such score or did not pass the gates before.
+#[derive(Debug)]
+pub struct Calibrated {
+    pub calibration: Calibration,
+    pub left_out: usize,
+}
+
+/// Reads JSON lines; empty lines are skipped.
+///
+/// # Errors
+/// The first line that is no answer.
+pub fn read(text: &str) -> Result<Vec<Answer>, GateError> {
+    let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(line, json)| serde_json::from_str(json).map_err(|error| GateError::Line { line, error })).collect()
+}
+
+/// Calibrates a gate on `score` with the answers of these models, all where none is named, that pass what stands before it.
+///
+/// # Errors
+/// A model without answers, or too few answers.
+pub fn calibrate(
+    score: Score,
+    answers: &[Answer],
+    models: &[String],
+    passed: &[Passed],
+    seed: u64,
+) -> Result<Calibrated, GateError> {
+    let known: BTreeSet<&str> = answers.iter().map(|answer| answer.model.as_str()).collect();
+    if let Some(model) = models.iter().find(|model| !known.contains(model.as_str())) {
+        let known = known.into_iter().map(str::to_owned).collect();
+        return Err(GateError::NoModel { model: model.clone(), known });
+    }
+    let counts = |answer: &&Answer| models.is_empty() || models.contains(&answer.model);
+    let passes = |answer: &Answer| {
+        passed.iter().all(|gate| answer.score(gate.score).is_some_and(|value| gate.bound.holds(value)))
+    };
+    let (mut points, mut left_out, mut of) = (Vec::new(), 0, BTreeSet::new());
+    for answer in answers.iter().filter(counts) {
+        match answer.score(score).filter(|_| passes(answer)) {
+            Some(value) => {
+                points.push(Point { score: value, wrong: !answer.correct });
+                of.insert(answer.model.clone());
+            }
+            None => left_out += 1,
+        }
+    }
+    let direction = if score.high_is_sure() { Direction::HighIsSure } else { Direction::LowIsSure };
+    let calibration = Calibration::fit(score.to_string(), direction, of.into_iter().collect(), seed, points)?;
+    Ok(Calibrated { calibration, left_out })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(n: usize) -> Vec<Answer> {
+        let line = |i: usize| {
+            let (score, model) = (i as f64 / n as f64, if i.is_multiple_of(2) { "a" } else { "b" });
+            format!(
+                r#"{{"model":"{model}","scores":[{{"score":"mean_margin","value":{score}}},{{"score":"mean_logprob","unscored":"no_logprobs"}}],"correct":{},"task":"x"}}"#,
+                i > n / 4
+            )
+        };
+        read(&(0..n).map(line).collect::<Vec<_>>().join("\n")).unwrap()
+    }
+
+    #[test]
+    fn a_gate_is_calibrated_on_what_it_will_see() {
+        let answers = answers(1000);
+        let all = calibrate(Score::MeanMargin, &answers, &[], &[], 0).unwrap();
+        assert_eq!((all.calibration.models(), all.left_out), (&["a".to_owned(), "b".to_owned()][..], 0));
+        assert!(all.calibration.p_wrong(0.1) > 0.9 && all.calibration.p_wrong(0.9) < 0.1);
+        let gate: Passed = "mean_margin > 0.5".parse().unwrap();
+        let some = calibrate(Score::MeanMargin, &answers, &["a".into()], &[gate], 0).unwrap();
+        assert_eq!((some.calibration.points().len(), some.left_out), (249, 251));
+        assert!(some.calibration.points().iter().all(|point| !point.wrong));
+    }
+
+    #[test]
+    fn what_cannot_be_calibrated_is_named() {
+        let answers = answers(300);
+        let error = calibrate(Score::MeanMargin, &answers, &["c".into()], &[], 0).unwrap_err().to_string();
+        assert!(error.contains("no answer of `c`; there are answers of a, b"), "{error}");
+        let error = calibrate(Score::MeanLogprob, &answers, &[], &[], 0).unwrap_err().to_string();
+        assert!(error.contains("0 points are too few"), "{error}");
+        let error = read("{\"model\":\"a\",\"scores\":[],\"correct\":true}\n{\"model\":1}").unwrap_err().to_string();
+        assert!(error.starts_with("line 2: "), "{error}");
+        for bad in ["mean_margin", "nothing < 1", "mean_margin < much"] {
+            assert!(bad.parse::<Passed>().is_err(), "{bad}");
+        }
+        assert_eq!("logprob_quantile 0.1 > -3".parse::<Passed>().unwrap().score, Score::LogprobQuantile(0.1));
+    }
+}
