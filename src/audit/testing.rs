@@ -8,6 +8,18 @@ use crate::domain::{
     RuleOutcome, RuleTrace, Sampling, StateUpdate, Usage, UsageSource, canonical,
 };
 
+/// What a store would show of a decision with these events.
+#[cfg(test)]
+pub(crate) fn view(events: Vec<Event>) -> super::query::DecisionView {
+    let mut prev = Hash::ZERO;
+    let place = |(i, event)| {
+        let logged = super::record::Draft::new(event).unwrap().place("r", b"\"r\"", i as u64 + 1, prev);
+        prev = logged.hash;
+        logged
+    };
+    super::query::DecisionView::new(events.into_iter().enumerate().map(place).collect()).unwrap()
+}
+
 /// A typical learned decision: two arms and one eliminated, 8 features, context and a 384-d embedding beside it.
 pub fn decision(id: DecisionId, at: Micros) -> Event {
     let decision = Decision {

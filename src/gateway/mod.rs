@@ -6,6 +6,7 @@ mod sessions;
 mod speeds;
 mod spending;
 mod types;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,8 +25,8 @@ use crate::{
     clock::now_micros,
     dispatch::{Dispatcher, Journal, LogJournal},
     domain::{
-        Context, DecidedBy, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind, Event,
-        EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
+        Admin, Context, DecidedBy, Decision, DecisionId, DecisionRecord, Elimination, EmbedderIdentity, ErrorKind,
+        Event, EventBody, Feedback, Fleet, Hash, Need, Request, SessionView, Signals, canonical,
     },
     learn::Published,
     policy::Policy,
@@ -39,6 +40,7 @@ pub use spending::Spending;
 pub use types::{
     Answer, AnswerBody, Caller, Embedded, Explained, FleetStatus, GatewayError, Readiness, Served, UnknownModel,
 };
+use watch::Watch;
 
 /// The name behind which the default policy decides.
 pub const AUTO: &str = "auto";
@@ -74,6 +76,7 @@ pub struct Gateway {
     parts: Parts,
     policies: ArcSwap<BTreeMap<String, Arc<Policy>>>,
     sessions: Sessions,
+    watch: Watch,
     started: i64,
     draining: AtomicBool,
 }
@@ -101,6 +104,7 @@ impl Gateway {
             parts,
             policies: ArcSwap::from_pointee(policies),
             sessions: Sessions::default(),
+            watch: Watch::default(),
             started: now_micros() / 1_000_000,
             draining: AtomicBool::new(false),
         }
@@ -228,14 +232,34 @@ impl Gateway {
         {
             return Ok(false);
         }
-        let value = feedback.value;
+        let (name, value) = (feedback.name.clone(), feedback.value);
         let event = Event::new(now_micros(), Some(id), EventBody::Feedback(feedback));
         self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
         let record = &judged.decision;
         if !record.session.is_empty() {
             self.sessions.judged(&record.session, &record.decision.arm, value);
         }
+        if self.judges(&record.decision.policy, &name) && judged.feedback.iter().all(|f| f.feedback.name != name) {
+            self.report(self.watch.judged(&judged, value)).await;
+        }
         Ok(true)
+    }
+
+    /// Whether feedback of this name says how good an answer under the policy was.
+    fn judges(&self, policy: &str, name: &str) -> bool {
+        let policies = self.policies.load();
+        let awaited = policies.get(policy).and_then(|policy| policy.awaits_feedback().map(|(name, _)| name.to_owned()));
+        awaited.as_deref().unwrap_or("score") == name
+    }
+
+    async fn report(&self, found: Vec<Admin>) {
+        for admin in found {
+            tracing::warn!(action = admin.action, detail = admin.detail, "a guarantee does not hold");
+            let event = Event::new(now_micros(), None, EventBody::Admin(admin));
+            if let Err(error) = self.parts.journal.append(vec![event]).await {
+                tracing::warn!(error, "a violated guarantee was not recorded");
+            }
+        }
     }
 
     /// Decisions as the store has them, newest first.

@@ -71,7 +71,10 @@ fn what_is_wrong_with_a_calibrated_gate_is_named_with_its_place() {
         ("{score: p_wrong, below: 0.2, confidence: 0.9, calibration: c.json}", "`confidence` only beside the latter"),
         ("{score: p_wrong, above: 0.2, calibration: c.json}", "`p_wrong` has no `above`"),
         ("{score: p_wrong, below: 1.5, calibration: c.json}", "1.5 is no probability"),
-        ("{score: p_wrong, max_error: 0.001, calibration: c.json}", "no threshold of `mean_token_entropy` keeps 0.001 wrong"),
+        (
+            "{score: p_wrong, max_error: 0.001, calibration: c.json}",
+            "no threshold of `mean_token_entropy` keeps 0.001 wrong",
+        ),
         ("{score: mean_margin, above: 0.2, calibration: c.json}", "`calibration` is of `p_wrong` alone"),
     ];
     for (condition, words) in cases {
