@@ -199,7 +199,7 @@ fn newcomer(
     let mut known = inputs.clone();
     known.models = others.iter().map(|m| std::sync::Arc::clone(&inputs.models[*m])).collect();
     let fitted = fit::fit(Family::Graph, &matrix.with_models(&others), &known, train, seed)?;
-    let artifact = Artifact { card: fitted.card, tensors: fitted.tensors, hash: Hash::ZERO };
+    let artifact = Artifact { card: fitted.card, tensors: fitted.tensors, calibration: None, hash: Hash::ZERO };
     let few: Vec<usize> = SplitMix(seed).order(train.len()).into_iter().take(OBSERVED).map(|i| train[i]).collect();
     let grown = fit::extend(&artifact, &matrix.subset(&few), &inputs.subset(&few))?;
     let place = |m: &String| grown.card.models.iter().position(|g| g == m).unwrap_or(0);

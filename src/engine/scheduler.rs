@@ -18,6 +18,7 @@ use std::{
 };
 
 use super::{
+    chunk_cache::Layout,
     kv_cache::Blocks,
     model::Kv,
     ops::attention::POSITIONS,
@@ -199,6 +200,13 @@ impl Scheduler {
 
     /// Admits what fits, in order of rank.
     pub fn admit(&mut self) {
+        let mut later = Vec::new();
+        self.admit_but(&mut later);
+        self.waiting.extend(later);
+    }
+
+    /// [`Scheduler::admit`]; `later` is who has a reason of its own to wait, and keeps nobody else from being admitted.
+    fn admit_but(&mut self, later: &mut Vec<(Rank, Waiting)>) {
         while let Some((rank, waiting)) = self.waiting.pop_first() {
             let (request, own, choices) = match &waiting {
                 Waiting::New(request) => (request, &request.prompt.own[..], request.choices as usize),
@@ -210,6 +218,10 @@ impl Scheduler {
                 true => self.blocks.prefixes.find(own, &prompt.seams, (own.len() - 1) / POSITIONS),
                 false => Vec::new(),
             };
+            if matches!(waiting, Waiting::New(_)) && self.is_under_way(prompt, found.len()) {
+                later.push((rank, waiting));
+                continue;
+            }
             let mut there: Vec<_> = prompt.chunks.iter().map(|c| self.blocks.chunks.find(c, &prompt.tokens)).collect();
             let missing = prompt.chunks.iter().zip(&there).filter(|(_, there)| there.is_none());
             let missing: usize = missing.map(|(chunk, _)| chunk.taken()).sum();
@@ -271,6 +283,19 @@ impl Scheduler {
             self.gather(&mut sequence);
             self.running.push(sequence);
         }
+    }
+
+    /// Whether a running sequence computes what a prompt begins with, beyond the `here` blocks of it that are here: as with
+    /// the probes of a vote, which come together and say the same. To wait for it is worth it where that is at least half of
+    /// what it computes.
+    fn is_under_way(&self, prompt: &Layout, here: usize) -> bool {
+        let of_use = |sequence: &Sequence| {
+            let theirs = &sequence.request.prompt;
+            let common = theirs.own.iter().zip(&prompt.own).take_while(|(a, b)| a == b).count();
+            let blocks = common.min(prompt.own.len() - 1) / POSITIONS;
+            blocks > here && 2 * common >= theirs.own.len() && theirs.seams == prompt.seams
+        };
+        self.limits.shares && self.running.iter().any(|sequence| sequence.generated() == 0 && of_use(sequence))
     }
 
     /// Takes the documents that are here by now, and begins once all are.

@@ -121,7 +121,12 @@ impl Fitted {
     /// # Errors
     /// Never for what was fitted; as for [`Predictor::of`].
     pub fn predictor(&self) -> Result<Predictor, ArtifactError> {
-        Predictor::of(&Artifact { card: self.card.clone(), tensors: self.tensors.clone(), hash: Hash::ZERO })
+        Predictor::of(&Artifact {
+            card: self.card.clone(),
+            tensors: self.tensors.clone(),
+            calibration: None,
+            hash: Hash::ZERO,
+        })
     }
 }
 

@@ -31,13 +31,9 @@ impl Watch {
         let mut out = Vec::new();
         for condition in guaranteed(view) {
             let (Some(calibration), Some(max_error)) = (condition.calibration, condition.max_error) else { continue };
-            let key = (calibration, max_error.to_bits());
-            if !monitors.contains_key(&key) {
-                // What compiled is a bound between 0 and 1.
-                let Ok(monitor) = Monitor::new(max_error, FALSE_ALARM) else { continue };
-                monitors.insert(key, monitor);
-            }
-            let Some(monitor) = monitors.get_mut(&key) else { continue };
+            // What compiled is a bound between 0 and 1.
+            let Ok(new) = Monitor::new(max_error, FALSE_ALARM) else { continue };
+            let monitor = monitors.entry((calibration, max_error.to_bits())).or_insert(new);
             let before = monitor.verdict();
             if monitor.observe(value < WRONG_BELOW) == Verdict::Violated && before == Verdict::Fine {
                 out.push(violated(&view.decision.decision.policy, &condition, monitor));

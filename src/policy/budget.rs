@@ -15,7 +15,9 @@ use super::{
     select::{Offer, price::estimated_cost},
     spec::{Per, WhenSpent},
 };
-use crate::domain::{Context, Elimination, KeyView, Micros, Plan, SessionView};
+use crate::domain::{
+    CallSpec, Context, Elimination, KeyView, MicroUsd, Micros, Plan, RequestBounds, SessionView, Spend,
+};
 
 /// Sums that are kept at most before those of times gone by are dropped.
 const SUMS: usize = 200_000;

@@ -131,6 +131,24 @@ fn ends(scheduler: &mut Scheduler, receivers: &mut [UnboundedReceiver<GenerateEv
 }
 
 #[test]
+fn prompts_that_begin_alike_are_computed_once_though_they_come_together() {
+    let mut scheduler = scheduler(LIMITS);
+    let mut events: Vec<_> = (0..3).map(|_| request(100, 3, 1)).collect();
+    events.iter().for_each(|(request, _)| scheduler.push(Arc::clone(request)));
+    // What only begins like them, and is shorter than half of them, does not wait.
+    let (short, _short) = request(40, 3, 1);
+    scheduler.push(short);
+    step(&mut scheduler);
+    assert_eq!(scheduler.running.len(), 2);
+    (0..40).for_each(|_| _ = step(&mut scheduler));
+    assert!(scheduler.running.is_empty() && scheduler.waiting.is_empty());
+    let counts = scheduler.counts();
+    // Three blocks of each are the first's; the short one came while its first block was not there yet.
+    assert_eq!((counts.prefilled, counts.reused), (100 + 4 + 4 + 40, 96 + 96), "{counts:?}");
+    events.clear();
+}
+
+#[test]
 fn who_came_last_gives_way_and_computes_again() {
     let mut scheduler = scheduler(LIMITS);
     let (mut kept, mut requests) = (Vec::new(), Vec::new());
