@@ -61,10 +61,11 @@ fn weir(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-const SHIPPED: [&str; 9] = [
+const SHIPPED: [&str; 10] = [
     "policies/balanced-bandit.yaml",
     "policies/cost-saver.yaml",
     "policies/default.yaml",
+    "policies/failover.yaml",
     "policies/frugal-cascade.yaml",
     "policies/graph.yaml",
     "policies/privacy-local.yaml",
@@ -176,9 +177,15 @@ fn a_failing_test_says_what_was_expected_and_what_came() {
 #[test]
 fn init_writes_a_policy_that_is_fine_and_never_overwrites() {
     let dir = tempfile::tempdir().unwrap();
-    for template in
-        ["cost-saver", "balanced-bandit", "privacy-local", "graph", "frugal-cascade", "self-consistency-arena"]
-    {
+    for template in [
+        "cost-saver",
+        "balanced-bandit",
+        "privacy-local",
+        "graph",
+        "frugal-cascade",
+        "self-consistency-arena",
+        "failover",
+    ] {
         let file = dir.path().join(format!("{template}.yaml"));
         let file = file.to_str().unwrap();
         assert_eq!(weir(&["init", file, "--template", template]).0, 0);

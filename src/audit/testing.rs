@@ -57,6 +57,7 @@ pub fn decision(id: DecisionId, at: Micros) -> Event {
         no_embedding: None,
         split: None,
         bounds: None,
+        failover: None,
     };
     let record = DecisionRecord {
         decision,

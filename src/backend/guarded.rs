@@ -182,8 +182,12 @@ impl Backend for Guarded {
 
     fn state(&self) -> ModelState {
         let state = self.inner.state();
-        let admits = self.guard.breaker().admits(self.guard.now());
-        ModelState { available: state.available && admits, ..state }
+        let (admits, (bad, all)) = {
+            let breaker = self.guard.breaker();
+            (breaker.admits(self.guard.now()), breaker.failed())
+        };
+        let failed_share = if all == 0 { 0.0 } else { bad as f64 / all as f64 };
+        ModelState { available: state.available && admits, failed_share, ..state }
     }
 
     async fn prompt(&self, request: &Arc<Request>) -> Option<PromptState> {

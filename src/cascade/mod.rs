@@ -27,6 +27,8 @@ pub mod calibration;
 mod call;
 pub mod canonical;
 mod facts;
+pub mod failover;
+mod fallback;
 pub mod gate;
 mod node;
 mod parallel;
@@ -39,14 +41,13 @@ pub mod vote;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
-
-use crate::domain::{Abort, AttemptReason, BestBecause, CallSpec, ErrorKind, Mask, Micros, Plan, What};
+use crate::domain::{Abort, AttemptReason, BestBecause, ErrorKind, Mask, Micros, Plan, What};
 
 pub use facts::{Forms, readings};
 pub use protocol::{Answered, Command, Event, Input, Limits, Setup, Timer};
 pub use retry::RetryPolicy;
 
+use fallback::Fallback;
 use node::{Got, Node, Position, Step};
 use scope::Scope;
 
@@ -56,8 +57,7 @@ pub struct Machine {
     plan: Node,
     /// The fallback's call that took over from the plan.
     instead: Option<Node>,
-    /// Calls that may still follow an error, with their indices.
-    fallback: VecDeque<(u32, CallSpec)>,
+    fallback: Fallback,
     fallback_on: Vec<ErrorKind>,
     /// The plan is one call.
     bare: bool,
@@ -69,7 +69,7 @@ impl Machine {
     /// A machine at its start; its first commands are ready at once. A plan that makes no sense ([`Plan::check`]) fails
     /// without a call.
     pub fn new(setup: Setup, now: Micros) -> Self {
-        let Setup { plan, fallback, fallback_on, retry, limits, worst, seed } = setup;
+        let Setup { plan, fallback, failover, fallback_on, retry, limits, worst, seed } = setup;
         let mut scope = Scope::new(retry, limits, worst, seed, now);
         if let Some(at) = scope.deadline() {
             scope.push(Command::SetTimer { timer: Timer::Deadline, at });
@@ -77,7 +77,7 @@ impl Machine {
         let mut machine = Self {
             plan: Node::of(&plan, Position::root()),
             instead: None,
-            fallback: (0..).zip(fallback).collect(),
+            fallback: Fallback::new(fallback, failover.as_ref()),
             fallback_on,
             bare: matches!(plan, Plan::Call(_)),
             scope,
@@ -112,7 +112,10 @@ impl Machine {
             Event::Started { .. } | Event::Delta { .. } => {}
             Event::Done { call, .. } | Event::Failed { call, .. } if !self.scope.is_running(*call) => return,
             Event::Done { call, answer } => self.scope.settle(*call, answer.cost),
-            Event::Failed { call, cost, .. } => self.scope.settle(*call, *cost),
+            Event::Failed { call, kind, cost, .. } => {
+                self.scope.settle(*call, *cost);
+                self.fallback.failed(&self.scope.models()[*call as usize], *kind);
+            }
         }
         let running = self.instead.as_mut().unwrap_or(&mut self.plan);
         let step = running.handle(&event, &mut self.scope);
@@ -122,6 +125,11 @@ impl Machine {
     /// The next thing to do, if there is one now.
     pub fn poll(&mut self) -> Option<Command> {
         self.scope.pop()
+    }
+
+    /// Why nothing was left to fall back to, where a failover graph says so.
+    pub fn no_path(&self) -> Option<&failover::NoPath> {
+        self.fallback.no_path()
     }
 
     /// Whether the last command has been given (it may still have to be polled).
@@ -144,15 +152,9 @@ impl Machine {
         }
         let mut late = false;
         if self.answers(kind) {
-            while let Some((index, spec)) = self.fallback.pop_front() {
-                if self.scope.tried(&spec.model) {
-                    continue;
-                }
-                if let Err(by) = self.scope.admits(&spec) {
-                    self.scope.note(&[], What::FallbackMasked { index, by });
-                    late |= by == Mask::Deadline;
-                    continue;
-                }
+            let (next, masked) = self.fallback.next(kind, &mut self.scope);
+            late = masked == Some(Mask::Deadline);
+            if let Some(spec) = next {
                 let mut instead = Node::of(&Plan::Call(spec), Position::root());
                 let step = instead.start(AttemptReason::Fallback, &mut self.scope);
                 self.instead = Some(instead);

@@ -3,7 +3,9 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use crate::domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place, Plan, Spend};
+use crate::domain::{
+    AttemptReason, CallSpec, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place, Plan, Spend,
+};
 
 use super::RetryPolicy;
 
@@ -100,6 +102,8 @@ pub struct Setup {
     pub plan: Plan,
     /// Calls that may follow an error, in order.
     pub fallback: Vec<CallSpec>,
+    /// In which the next of them is sought; absent: they follow in order.
+    pub failover: Option<FailoverGraph>,
     /// The kinds of error that the fallback answers.
     pub fallback_on: Vec<ErrorKind>,
     pub retry: RetryPolicy,

@@ -59,8 +59,8 @@ pub(super) struct Scope {
     worst: BTreeMap<String, Spend>,
     /// What is reserved for each running call.
     running: BTreeMap<u32, Spend>,
-    /// Models that were called.
-    tried: Vec<String>,
+    /// Models that were called, by call.
+    models: Vec<String>,
     retries: u32,
     commands: VecDeque<Command>,
 }
@@ -83,7 +83,7 @@ impl Scope {
             room: Room { late: false, calls: limits.max_calls.max(1), usd: limits.budget, tokens: limits.tokens },
             worst,
             running: BTreeMap::new(),
-            tried: Vec::new(),
+            models: Vec::new(),
             retries: 0,
             commands: VecDeque::with_capacity(4),
         }
@@ -127,9 +127,7 @@ impl Scope {
         let worst = self.worst(spec);
         self.room.reserve(worst);
         self.running.insert(call, worst);
-        if !self.tried.contains(&spec.model) {
-            self.tried.push(spec.model.clone());
-        }
+        self.models.push(spec.model.clone());
         self.push(Command::Start { call, spec: spec.clone(), why, input: input.clone(), at: at.clone() });
         call
     }
@@ -154,9 +152,19 @@ impl Scope {
         self.room.settle(reserved, cost);
     }
 
+    /// The models of the request's calls, by call.
+    pub(super) fn models(&self) -> &[String] {
+        &self.models
+    }
+
+    /// Microseconds and USD that are left, where they are bounded.
+    pub(super) fn left(&self) -> (Option<i64>, Option<f64>) {
+        (self.deadline.map(|deadline| deadline - self.now), self.room.usd.map(|usd| usd as f64 / 1e6))
+    }
+
     /// Whether the model has been called in this request.
     pub(super) fn tried(&self, model: &str) -> bool {
-        self.tried.iter().any(|tried| tried == model)
+        self.models.iter().any(|tried| tried == model)
     }
 
     /// When the same call may be made again; `None`: not at all. Draws from the seed's place for the failed call.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{Facts, Hash, Spend};
+use crate::domain::{CallSpec, Facts, Hash, Spend};
 
 fn spec(model: &str) -> CallSpec {
     CallSpec::bare(model)
@@ -22,6 +22,7 @@ fn setup(models: &[&str], on: &[ErrorKind]) -> Setup {
     Setup {
         plan: Plan::Call(spec(models[0])),
         fallback: models[1..].iter().map(|m| spec(m)).collect(),
+        failover: None,
         fallback_on: on.to_vec(),
         retry: RetryPolicy::default(),
         limits: Limits::default(),
@@ -196,6 +197,7 @@ prop_compose! {
         Setup {
             plan: Plan::Call(spec(&names[0])),
             fallback: names[1..].iter().map(|m| spec(m)).collect(),
+            failover: None,
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
             limits: Limits { deadline: Some(60_000_000), max_calls, budget: None, tokens: None },

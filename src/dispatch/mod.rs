@@ -127,6 +127,7 @@ impl Dispatcher {
         let setup = Setup {
             plan: plan.clone(),
             fallback: decision.fallback.clone(),
+            failover: decision.failover.as_deref().cloned(),
             fallback_on: decision.fallback_on.iter().filter_map(named).collect(),
             retry: RetryPolicy {
                 max_retries: decision.retries.unwrap_or(self.options.retry.max_retries),
@@ -430,7 +431,7 @@ impl<'a> Run<'a> {
 
     async fn fail(&mut self, kind: ErrorKind, call: Option<u32>) -> GatewayError {
         let of_call = call.and_then(|call| self.errors.remove(&call));
-        let (model, error) = of_call.filter(|(_, error)| error.kind == kind).unwrap_or_else(|| {
+        let (model, mut error) = of_call.filter(|(_, error)| error.kind == kind).unwrap_or_else(|| {
             let message = match kind {
                 ErrorKind::Timeout => "the request's deadline passed before an answer came",
                 ErrorKind::RateLimited => "what the request may cost or call is spent, and no answer has come",
@@ -438,6 +439,9 @@ impl<'a> Run<'a> {
             };
             (call.map(|call| self.ledger.model(call)).unwrap_or_default(), BackendError::new(kind, message))
         });
+        if let Some(no_path) = self.machine.no_path() {
+            error.message = format!("{}; {no_path}", error.message);
+        }
         self.ledger.close(OutcomeStatus::Error, Some(kind.as_str()));
         match self.ledger.recorded().await {
             Ok(()) => GatewayError::Backend { id: self.id, model, error },

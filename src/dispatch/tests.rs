@@ -145,6 +145,7 @@ fn decision(models: &[&str], on: &[&str]) -> Decision {
         no_embedding: None,
         split: None,
         bounds: None,
+        failover: None,
     }
 }
 

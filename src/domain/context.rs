@@ -113,6 +113,9 @@ pub struct ModelState {
     /// Recent mean rate of answer tokens per second of a call; 0 where nothing was measured yet.
     #[serde(default, skip_serializing_if = "zero")]
     pub tokens_per_s: f64,
+    /// Share of its last calls that failed, 0 to 1, where a breaker counts them.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub failed_share: f64,
     /// Tokens of prompts that are still to be computed, of calls under way and of those that wait; of in-process models.
     #[serde(default, skip_serializing_if = "none")]
     pub pending_tokens: u32,
@@ -139,6 +142,7 @@ impl ModelState {
             waiting: 1,
             ttft_ms: 1.0,
             tokens_per_s: 1.0,
+            failed_share: 1.0,
             pending_tokens: 1,
             prefill_tokens_per_s: 1.0,
             decode_tokens_per_s: 1.0,

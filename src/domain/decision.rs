@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CallSpec, Hash, MicroUsd, Plan, Spend};
+use super::{CallSpec, FailoverGraph, Hash, MicroUsd, Plan, Spend};
 
 /// What decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,6 +145,9 @@ pub struct Decision {
     /// The split in whose share this request is: it has chosen the arm.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub split: Option<String>,
+    /// Which call of the fallback follows which error is sought in this graph; absent: in their order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failover: Option<Box<FailoverGraph>>,
     /// Absent where nothing bounds it but weir's own limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bounds: Option<Box<RequestBounds>>,

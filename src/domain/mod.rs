@@ -11,6 +11,7 @@ mod decision;
 mod error_kind;
 mod event;
 mod facts;
+mod failover;
 mod gate;
 mod ids;
 mod kv;
@@ -34,6 +35,7 @@ pub use event::{
     PolicyVersion, StateUpdate,
 };
 pub use facts::{Facts, Reading, Scored};
+pub use failover::{Availability, Edge, FailoverGraph, FailoverWeights, Health};
 pub use gate::{Bound, Condition, IfUnscored, Score};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};

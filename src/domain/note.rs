@@ -62,6 +62,10 @@ pub enum What {
     Masked { by: Mask },
     /// A call of the request's fallback would; its index there.
     FallbackMasked { index: u32, by: Mask },
+    /// A call of the request's fallback follows, by the shortest path; its index there, and the path's weight.
+    FailedOver { index: u32, weight: f64 },
+    /// No call of the fallback can follow: of so many models each has failed, or is vetoed.
+    NoPath { models: u32 },
     /// A branch takes no part in the answer.
     BranchLeftOut { branch: u32, left: Left },
     /// Too few branches are left: the parallel node fails.
@@ -182,6 +186,8 @@ impl fmt::Display for What {
             }
             What::Masked { by } => write!(f, "not begun: it would overrun {by}"),
             What::FallbackMasked { index, by } => write!(f, "fallback {index} not begun: it would overrun {by}"),
+            What::FailedOver { index, weight } => write!(f, "failed over to fallback {index}, at weight {weight:.3}"),
+            What::NoPath { models } => write!(f, "no path: none of {models} models of the fallback can follow"),
             What::BranchLeftOut { branch, left: Left::Failed { error, call } } => {
                 write!(f, "branch {branch} left out: call {call} failed with {error}")
             }

@@ -2,15 +2,19 @@
 //! the floor, and one draw from exactly the vector that is recorded.
 
 use super::{
-    Policy, Target,
+    Fallback, Policy, Target,
     choose::{Chosen, Out},
     draw::{self, Purpose},
+    reckon::Tokens,
     rules::Ruling,
     select::{Offer, Selector, Situation, Weighed, linear::Linear},
     split,
     state::State,
 };
-use crate::domain::{CallSpec, Candidate, Context, DecidedBy, Decision, Elimination, Plan, RuleOutcome};
+use crate::domain::{
+    CallSpec, Candidate, Context, DecidedBy, Decision, Edge, Elimination, FailoverGraph, Health, ModelState, Plan,
+    RuleOutcome,
+};
 
 impl Policy {
     /// Decides. A refusal is a decision without a plan.
@@ -100,6 +104,7 @@ impl Policy {
             no_embedding: None,
             split: None,
             bounds: None,
+            failover: None,
         }
     }
 
@@ -122,7 +127,9 @@ impl Policy {
         if let Some(fallback) = &self.fallback {
             decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();
             decision.retries = fallback.retries;
-            for target in fallback.to.iter().filter(|_| others).map(|t| &self.targets[*t]) {
+            // Of each call of the decision's fallback, its place in the policy's.
+            let mut places = Vec::new();
+            for (place, target) in fallback.to.iter().map(|t| &self.targets[*t]).enumerate().filter(|_| others) {
                 if let Plan::Call(call) = &target.plan
                     && let Ok(Chosen::Call(model)) = self.available(target, &ruling.restricting, context)
                 {
@@ -130,14 +137,47 @@ impl Policy {
                     let planned = matches!(&plan, Plan::Call(call) if *call == next);
                     if !planned && !decision.fallback.contains(&next) {
                         decision.fallback.push(next);
+                        places.push((place, model));
                     }
                 }
             }
+            decision.failover = self.graph(fallback, &decision.fallback, &places, context);
         }
         if !self.budgets.is_empty() {
             decision.bounds = self.request_bounds(&plan, &decision.fallback, context);
         }
         decision.plan = Some(plan);
+    }
+
+    /// The graph in which the next of these calls is sought; `places`: of each, its place in the policy's fallback and in the
+    /// fleet. What cannot be called is not in it: who follows that follows the planned call.
+    fn graph(
+        &self,
+        fallback: &Fallback,
+        calls: &[CallSpec],
+        places: &[(usize, usize)],
+        context: &Context,
+    ) -> Option<Box<FailoverGraph>> {
+        let weights = fallback.weights.filter(|_| !calls.is_empty())?;
+        let tokens = Tokens::of(context);
+        let health = |(call, (_, model)): (&CallSpec, &(usize, usize))| {
+            let card = &self.cards[*model];
+            let idle = ModelState::default();
+            let state = context.fleet.get(&card.name).unwrap_or(&idle);
+            Health {
+                cost_usd: tokens.cost(&card.price, call.sampling.max_tokens, 0.0),
+                latency_us: (state.ttft_ms * 1000.0 * (1.0 + f64::from(state.waiting))) as i64,
+                reliability: 1.0 - state.failed_share,
+                ..Health::default()
+            }
+        };
+        let name = |place: usize| places.iter().position(|(p, _)| *p == place).map(|at| calls[at].model.clone());
+        let edge = |(after, to): &(Option<usize>, usize)| Some(Edge { after: after.and_then(name), to: name(*to)? });
+        Some(Box::new(FailoverGraph {
+            weights,
+            edges: fallback.edges.iter().filter_map(edge).collect(),
+            health: calls.iter().zip(places).map(health).collect(),
+        }))
     }
 
     fn select(&self, state: &State, context: &Context, ruling: Ruling) -> (Decision, Vec<f64>) {

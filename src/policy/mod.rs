@@ -58,8 +58,8 @@ pub use self::{
 use crate::{
     cascade::calibration::Guarantee,
     domain::{
-        Context, EmbedderIdentity, ErrorKind, Fleet, Hash, Micros, ModelCard, OutcomeStatus, Plan, PolicyVersion,
-        StateUpdate,
+        Context, EmbedderIdentity, ErrorKind, FailoverWeights, Fleet, Hash, Micros, ModelCard, OutcomeStatus, Plan,
+        PolicyVersion, StateUpdate,
     },
 };
 
@@ -184,6 +184,9 @@ struct Fallback {
     to: Vec<usize>,
     /// Of the failed call itself, before `to`.
     retries: Option<u32>,
+    weights: Option<FailoverWeights>,
+    /// Places in `to`: after which, which.
+    edges: Vec<(Option<usize>, usize)>,
 }
 
 /// A gate whose threshold a calibration has found for a bound on what it may accept wrongly.

@@ -228,6 +228,7 @@ impl Service for Fake {
             no_embedding: None,
             split: None,
             bounds: None,
+            failover: None,
         };
         Ok(Explained { id: id(), decision, context: Context::default() })
     }

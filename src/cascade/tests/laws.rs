@@ -110,6 +110,7 @@ prop_compose! {
         Setup {
             plan,
             fallback,
+            failover: None,
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
             limits: Limits { deadline: Some(deadline), max_calls, budget: money, tokens },

@@ -354,3 +354,44 @@ fn a_plan_that_makes_no_sense_fails_without_a_call() {
         assert_eq!(commands, [Command::Fail { kind: ErrorKind::Internal, call: None }]);
     }
 }
+
+#[test]
+fn the_failover_graph_names_what_follows_and_says_when_nothing_can() {
+    use crate::domain::{FailoverGraph, FailoverWeights, Health};
+    let mut setup = of(call("planned"));
+    setup.fallback = ["dear", "slow", "good"].map(spec).to_vec();
+    setup.fallback_on = vec![ErrorKind::ServerError, ErrorKind::Timeout];
+    let health = [
+        Health { cost_usd: 1.0, ..Health::default() },
+        Health { latency_us: 60_000_000, ..Health::default() },
+        Health::default(),
+    ];
+    let weights = FailoverWeights { order: 0.1, ..FailoverWeights::default() };
+    setup.failover = Some(FailoverGraph { weights, edges: Vec::new(), health: health.to_vec() });
+    let (mut machine, _) = begin(setup.clone());
+    let follows = |commands: &[Command]| match commands {
+        [Command::Note(Note { what: What::FailedOver { index, .. }, .. }), Command::Start { spec, why, .. }] => {
+            assert_eq!(*why, AttemptReason::Fallback);
+            (*index, spec.model.clone())
+        }
+        other => panic!("{other:?}"),
+    };
+    let commands = tell(&mut machine, failed(0, ErrorKind::ServerError));
+    assert_eq!(follows(&commands), (2, "good".to_owned()), "neither dear nor slow");
+    let commands = tell(&mut machine, failed(1, ErrorKind::Timeout));
+    assert_eq!(follows(&commands), (1, "slow".to_owned()), "a minute weighs less than a dollar");
+    let commands = tell(&mut machine, failed(2, ErrorKind::Timeout));
+    assert_eq!(follows(&commands), (0, "dear".to_owned()));
+    let commands = tell(&mut machine, failed(3, ErrorKind::ServerError));
+    let fails = Command::Fail { kind: ErrorKind::ServerError, call: Some(3) };
+    assert_eq!(commands, [note(&[], What::NoPath { models: 3 }), fails]);
+    let said = machine.no_path().unwrap().to_string();
+    for words in ["`planned` failed (server_error)", "`good` failed (timeout)", "`dear` failed (server_error)"] {
+        assert!(said.contains(words), "{said}");
+    }
+    // With order alone it is the policy's order.
+    let order = FailoverWeights { cost: 0.0, latency: 0.0, errors: 0.0, rate_limit: 0.0, order: 1.0 };
+    setup.failover = Some(FailoverGraph { weights: order, ..setup.failover.unwrap() });
+    let (mut machine, _) = begin(setup);
+    assert_eq!(follows(&tell(&mut machine, failed(0, ErrorKind::ServerError))).1, "dear");
+}

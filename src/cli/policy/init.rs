@@ -41,6 +41,8 @@ enum Template {
     FrugalCascade,
     /// Three probes answer where they agree, else larger models and a judge
     SelfConsistencyArena,
+    /// One model answers; when it fails, the best that is left does
+    Failover,
 }
 
 impl Template {
@@ -54,6 +56,7 @@ impl Template {
             Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
             Template::FrugalCascade => include_str!("../../../policies/frugal-cascade.yaml"),
             Template::SelfConsistencyArena => include_str!("../../../policies/self-consistency-arena.yaml"),
+            Template::Failover => include_str!("../../../policies/failover.yaml"),
         }
     }
 
@@ -67,6 +70,7 @@ impl Template {
             Template::TenantTiers => "tenant-tiers",
             Template::FrugalCascade => "frugal-cascade",
             Template::SelfConsistencyArena => "self-consistency-arena",
+            Template::Failover => "failover",
         }
     }
 }

@@ -121,6 +121,7 @@ pub(super) const FLEET: &[Field] = &[
     ("waiting", || Ty::Int, "calls waiting for a place"),
     ("ttft_ms", || Ty::Double, "recent mean time to the first token in milliseconds; 0 where nothing was measured yet"),
     ("tokens_per_s", || Ty::Double, "recent mean rate of answer tokens of a call; 0 where nothing was measured yet"),
+    ("failed_share", || Ty::Double, "share of its last calls that failed, 0 to 1, where a breaker counts them"),
     (
         "pending_tokens",
         || Ty::Int,
@@ -195,10 +196,11 @@ impl Slot {
                     2 => int(state.waiting),
                     3 => double(state.ttft_ms),
                     4 => double(state.tokens_per_s),
-                    5 => int(state.pending_tokens),
-                    6 => double(state.prefill_tokens_per_s),
-                    7 => double(state.decode_tokens_per_s),
-                    8 => int(state.prompt_tokens),
+                    5 => double(state.failed_share),
+                    6 => int(state.pending_tokens),
+                    7 => double(state.prefill_tokens_per_s),
+                    8 => double(state.decode_tokens_per_s),
+                    9 => int(state.prompt_tokens),
                     _ => int(state.resident_tokens),
                 }
             }

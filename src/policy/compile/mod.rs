@@ -3,6 +3,7 @@
 
 mod calibrated;
 mod cases;
+mod failover;
 mod gates;
 mod plans;
 mod select;
@@ -519,7 +520,8 @@ impl<'a> Compiler<'a> {
             let help = Some("give `to`, or `retries`".to_owned());
             self.wrong("/fallback", Kind::Conflict, "this fallback leads nowhere", help);
         }
-        Some(Fallback { on: on.into_iter().collect(), to, retries: spec.retries })
+        let edges = self.failover();
+        Some(Fallback { on: on.into_iter().collect(), to, retries: spec.retries, weights: spec.weights, edges })
     }
 
     fn version(&mut self, inputs: &Inputs<'_>) -> Option<PolicyVersion> {

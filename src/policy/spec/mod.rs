@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{chunks::ChunksSpec, source::Source};
+use crate::domain::{Edge, FailoverWeights};
 
 mod bandit;
 mod plan;
@@ -279,6 +280,13 @@ pub struct FallbackSpec {
     /// Plans or models to call then, in order.
     #[serde(default)]
     pub to: Vec<String>,
+    /// Seek the next model by weights of expected cost, latency, errors, rate limits and order, instead of in order: the shortest
+    /// path through the models that are left, anew after each error.
+    #[serde(default)]
+    pub weights: Option<FailoverWeights>,
+    /// Which model follows which; names of `to`. Default: each may follow the planned call and every other.
+    #[serde(default)]
+    pub edges: Vec<Edge>,
     /// How often the failed call itself is repeated first, after errors that may pass. Default: 2.
     #[serde(default)]
     #[schemars(range(max = 5))]

@@ -15,7 +15,10 @@ fn fleet() -> Fleet {
 
 /// Entropies from 0 to 2, of which few below 1 and most above are wrong.
 fn calibration(model: &str) -> Arc<Artifact> {
-    let point = |i: u32| Point { score: f64::from(i) / 500.0, wrong: if i < 500 { i.is_multiple_of(50) } else { !i.is_multiple_of(4) } };
+    let point = |i: u32| Point {
+        score: f64::from(i) / 500.0,
+        wrong: if i < 500 { i.is_multiple_of(50) } else { !i.is_multiple_of(4) },
+    };
     let fitted =
         Calibration::fit("mean_token_entropy", Direction::LowIsSure, vec![model.into()], 1, (0..1000).map(point));
     Arc::new(Artifact::from_bytes(&serde_json::to_vec(&fitted.unwrap()).unwrap()).unwrap())
