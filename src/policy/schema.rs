@@ -13,11 +13,7 @@ use super::{
 };
 
 /// Keys of the design that this version refuses by name, and the part of a file where each belongs.
-const LATER: &[(&str, &[&str])] =
-    &[("/plans/**/accept_when/*", &["max_error", "confidence", "calibration"]), ("/plans/**", &["steps", "graph"])];
-
-/// Values likewise.
-const LATER_VALUES: &[(&str, &str)] = &[("/plans/**/accept_when/*/score", "p_wrong")];
+const LATER: &[(&str, &[&str])] = &[("/plans/**", &["steps", "graph"])];
 
 /// Keys that belong to another part of a plan.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -32,23 +28,21 @@ pub fn schema() -> &'static Value {
 
 /// The shape of policy files, generated once.
 pub(super) fn policies() -> &'static Shape {
-    static SHAPE: LazyLock<Shape> =
-        LazyLock::new(|| Shape { later: LATER, values: LATER_VALUES, ..Shape::of::<Spec>() });
+    static SHAPE: LazyLock<Shape> = LazyLock::new(|| Shape { later: LATER, ..Shape::of::<Spec>() });
     &SHAPE
 }
 
-/// A schema, and the keys and values that are refused by name.
+/// A schema, and the keys that are refused by name.
 pub(super) struct Shape {
     schema: Value,
     later: &'static [(&'static str, &'static [&'static str])],
-    values: &'static [(&'static str, &'static str)],
 }
 
 impl Shape {
     /// The shape of `T`, with nothing refused by name. Types that contain themselves are references (`$ref`) within it.
     pub fn of<T: schemars::JsonSchema>() -> Self {
         let settings = schemars::generate::SchemaSettings::draft2020_12().with(|s| s.inline_subschemas = true);
-        Shape { schema: settings.into_generator().into_root_schema_for::<T>().to_value(), later: &[], values: &[] }
+        Shape { schema: settings.into_generator().into_root_schema_for::<T>().to_value(), later: &[] }
     }
 }
 
@@ -151,16 +145,8 @@ impl Words<'_> {
         let node = schema_at(&shape.schema, at);
         let options: Vec<&str> = shapes(&shape.schema, node).iter().filter_map(|s| s.get("const")?.as_str()).collect();
         if let (Some(text), false) = (got.as_str(), options.is_empty()) {
-            let finding = match shape.values.iter().any(|(place, value)| fits(place, at) && *value == text) {
-                true => {
-                    let message = format!("this version of weir does not have `{text}` yet");
-                    self.source.value(at, DiagnosticKind::NotYet, message).label("not yet")
-                }
-                false => {
-                    let message = format!("{} is not one of the values that are allowed here", found(got));
-                    self.source.value(at, DiagnosticKind::Value, message)
-                }
-            };
+            let message = format!("{} is not one of the values that are allowed here", found(got));
+            let finding = self.source.value(at, DiagnosticKind::Value, message);
             let help = match properties(&shape.schema, node).contains(&text) {
                 true => Some(format!("it needs a value: `{{{text}: …}}`")),
                 false => suggest("values", text, options.iter().copied()),
