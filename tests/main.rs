@@ -12,6 +12,7 @@ mod bench;
 mod documents;
 mod embedder;
 mod engine_model;
+mod faults;
 mod fit;
 mod floors;
 mod http;

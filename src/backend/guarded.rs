@@ -26,7 +26,7 @@ pub struct BreakerChange {
     pub detail: String,
 }
 
-/// Whom a change is told.
+/// Whom a change is told, in the order of the changes. It is told while the breaker is held, and so must not wait.
 pub type Listener = Arc<dyn Fn(BreakerChange) + Send + Sync>;
 
 /// A backend and its breaker.
@@ -61,14 +61,13 @@ impl Guard {
 
     /// Does something to the breaker, and tells what it has become.
     fn change<T>(&self, detail: &str, what: impl FnOnce(&mut Breaker, Micros) -> T) -> T {
+        let mut breaker = self.breaker();
+        // Not before: another call's end may have come between, and with it another moment.
         let now = self.now();
-        let (out, before, after) = {
-            let mut breaker = self.breaker();
-            // An open one whose time is up is told of when a call goes through.
-            let before = breaker.as_it_was();
-            let out = what(&mut breaker, now);
-            (out, before, breaker.as_it_was())
-        };
+        // An open one whose time is up is told of when a call goes through.
+        let before = breaker.as_it_was();
+        let out = what(&mut breaker, now);
+        let after = breaker.as_it_was();
         if before.as_str() != after.as_str() {
             let detail = match after {
                 BreakerState::Open { until } => {

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -199,16 +199,21 @@ pub fn finish_reasons(json: &[u8]) -> impl Iterator<Item = FinishReason> {
     })
 }
 
-/// The usage object at the top level of a chunk or a completion.
-pub fn usage(json: &[u8]) -> Option<Usage> {
-    if !values_of(json, &NEEDLES.usage).any(|value| value.starts_with(b"{")) {
-        return None;
-    }
-    let fields = fields(json).ok()?;
-    usage_in(&fields)
+/// Whether some field `usage`, of whatever depth, holds more than `null`. A sieve, as above.
+pub fn may_hold_usage(json: &[u8]) -> bool {
+    values_of(json, &NEEDLES.usage).any(|value| !value.starts_with(b"null"))
 }
 
-/// The same for a text whose fields are known.
+/// Whether a chunk says anything of usage, be it true or not.
+pub fn tells_usage(fields: &[Field<'_>]) -> bool {
+    fields.iter().any(|f| f.key == "usage" && f.value != "null")
+}
+
+/// No context holds so many tokens.
+const MOST_TOKENS: f64 = 1e9;
+
+/// The usage object at the top level of a chunk or a completion. One that holds no count, or what is none (negative, beyond
+/// all measure), is not believed: budgets and records live on it.
 pub fn usage_in(fields: &[Field<'_>]) -> Option<Usage> {
     #[derive(Deserialize)]
     struct Reported {
@@ -226,13 +231,18 @@ pub fn usage_in(fields: &[Field<'_>]) -> Option<Usage> {
     }
     let field = fields.iter().rfind(|f| f.key == "usage" && f.value.starts_with('{'))?;
     let reported: Reported = serde_json::from_str(field.value).ok()?;
-    // Some servers count in floating point; what is no count at all (negative, huge) is clipped, not believed.
-    let count = |n: Option<f64>| n.unwrap_or(0.0) as u32;
-    let prompt_tokens = count(reported.prompt_tokens);
+    reported.prompt_tokens.or(reported.completion_tokens)?;
+    // Some servers count in floating point.
+    let count = |n: Option<f64>| {
+        let n = n.unwrap_or(0.0);
+        (0.0..=MOST_TOKENS).contains(&n).then_some(n as u32)
+    };
+    let prompt_tokens = count(reported.prompt_tokens)?;
+    let cached_tokens = count(reported.prompt_tokens_details.and_then(|d| d.cached_tokens)).unwrap_or(0);
     Some(Usage {
         prompt_tokens,
-        cached_tokens: count(reported.prompt_tokens_details.and_then(|d| d.cached_tokens)).min(prompt_tokens),
-        completion_tokens: count(reported.completion_tokens),
+        cached_tokens: cached_tokens.min(prompt_tokens),
+        completion_tokens: count(reported.completion_tokens)?,
         source: UsageSource::Reported,
         ..Usage::default()
     })
@@ -241,6 +251,17 @@ pub fn usage_in(fields: &[Field<'_>]) -> Option<Usage> {
 /// Whether a chunk carries no choice at all, as the one that only reports usage does.
 pub fn has_no_choices(fields: &[Field<'_>]) -> bool {
     fields.iter().any(|f| f.key == "choices" && f.value[1..].trim_start().starts_with(']'))
+}
+
+/// Whether a chunk or a completion carries a choice: `choices` is a list that begins with an object.
+pub fn has_choice(fields: &[Field<'_>]) -> bool {
+    let choices = fields.iter().rfind(|f| f.key == "choices").and_then(|f| f.value.strip_prefix('['));
+    choices.is_some_and(|list| list.trim_start().starts_with('{'))
+}
+
+/// Whether this is JSON from beginning to end, and UTF-8. Nothing of it is kept.
+pub fn is_json(json: &[u8]) -> bool {
+    std::str::from_utf8(json).is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok())
 }
 
 /// The generated text of each choice in a chunk (`delta`) or a completion (`message`), by choice index.
@@ -312,16 +333,52 @@ mod tests {
             source: UsageSource::Reported,
             ..Usage::default()
         };
+        let usage = |json: &[u8]| usage_in(&fields(json).unwrap());
         assert_eq!(
             usage(
                 br#"{"usage": {"prompt_tokens":3,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":1}}}"#
             ),
             Some(reported(3, 2, 1))
         );
-        assert_eq!(usage(br#"{"usage":{"prompt_tokens":3.0,"completion_tokens":-1}}"#), Some(reported(3, 0, 0)));
+        assert_eq!(usage(br#"{"usage":{"prompt_tokens":3.0}}"#), Some(reported(3, 0, 0)));
         assert_eq!(usage(br#"{"usage":null}"#), None);
+        assert!(!tells_usage(&fields(br#"{"usage":null,"x":{"usage":{}}}"#).unwrap()));
         assert_eq!(usage(br#"{"x":{"usage":{"prompt_tokens":3}}}"#), None);
         assert_eq!(usage(br#"{"x":"\"usage\":{"}"#), None);
+    }
+
+    #[test]
+    fn what_is_no_count_of_tokens_is_not_believed() {
+        for lie in [
+            "{}",
+            "[]",
+            r#"{"prompt_tokens":3,"completion_tokens":-1}"#,
+            r#"{"prompt_tokens":1e30,"completion_tokens":1}"#,
+            r#"{"prompt_tokens":4294967295,"completion_tokens":4294967295}"#,
+            r#"{"prompt_tokens":1e999,"completion_tokens":1}"#,
+            r#"{"prompt_tokens":"three"}"#,
+            r#"{"prompt_tokens_details":{"cached_tokens":5}}"#,
+        ] {
+            let json = format!(r#"{{"usage":{lie}}}"#);
+            let fields = fields(json.as_bytes()).unwrap();
+            assert_eq!(usage_in(&fields), None, "{lie}");
+            assert!(tells_usage(&fields) && may_hold_usage(json.as_bytes()), "{lie}");
+        }
+        let more_cached = r#"{"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":-1}}}"#;
+        assert_eq!(usage_in(&fields(more_cached.as_bytes()).unwrap()).unwrap().cached_tokens, 0);
+    }
+
+    #[test]
+    fn an_answer_has_a_choice_and_is_json() {
+        let one = |json: &str| has_choice(&fields(json.as_bytes()).unwrap());
+        assert!(one(r#"{"choices": [ {}]}"#));
+        for none in [r#"{"choices":[]}"#, r#"{"choices":[ null]}"#, r#"{"choices":{}}"#, "{}"] {
+            assert!(!one(none), "{none}");
+        }
+        assert!(is_json("{\"a\":\"é\"}".as_bytes()) && is_json(br#"{"a":1e999}"#));
+        for none in [&b"{\"a\":[}"[..], b"{\"a\":\"\xff\"}", b"{\"a\":\"\n\"}", b"{} {}", b""] {
+            assert!(!is_json(none), "{none:?}");
+        }
     }
 
     #[test]

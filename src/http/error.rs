@@ -155,8 +155,8 @@ impl ApiError {
 
     fn after(mut self, wait: Option<Duration>) -> Self {
         // Whole seconds, rounded up: sooner would be too soon.
-        self.retry_after =
-            wait.map(|wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX - 1) + u32::from(wait.subsec_nanos() > 0));
+        let whole = |wait: Duration| wait.as_secs().saturating_add(u64::from(wait.subsec_nanos() > 0));
+        self.retry_after = wait.map(|wait| u32::try_from(whole(wait)).unwrap_or(u32::MAX));
         self
     }
 }
@@ -297,5 +297,17 @@ impl IntoResponse for ApiError {
 pub fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_bytes(value.as_bytes()) {
         headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_whole_seconds_however_long() {
+        let told = |wait: f64| ApiError::internal("").after(Some(Duration::from_secs_f64(wait))).retry_after;
+        assert_eq!([told(0.0), told(0.2), told(3.0)], [Some(0), Some(1), Some(3)]);
+        assert_eq!([told(4_294_967_294.5), told(4_294_967_295.5), told(1e15)], [Some(u32::MAX); 3]);
     }
 }

@@ -1,5 +1,6 @@
 //! What several integration tests share.
 
+pub mod faulty;
 pub mod hub;
 pub mod postgres;
 pub mod store;

@@ -122,6 +122,16 @@ impl Weir {
         self.stderr.lock().unwrap().clone()
     }
 
+    /// Its memory in use and the most that it ever was, in KiB.
+    pub fn memory(&self) -> (u64, u64) {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let of = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        (of("VmRSS:"), of("VmHWM:"))
+    }
+
     /// kill -9, and waits for the end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

@@ -71,6 +71,38 @@ async fn a_model_whose_calls_fail_is_left_alone_and_tried_again() {
     assert!(heard[0].contains("1 of its last 2 calls failed, this one by cut; left alone for 0 s"), "{heard:?}");
 }
 
+/// Whoever is slow to tell of a change is not overtaken by who makes the next.
+#[test]
+fn changes_are_told_in_their_order() {
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (begun, begins) = std::sync::mpsc::channel();
+    let listener = {
+        let told = Arc::clone(&told);
+        move |change: BreakerChange| {
+            if matches!(change.state, BreakerState::Open { .. }) {
+                begun.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            told.lock().unwrap().push(change.state.as_str());
+        }
+    };
+    let policy = BreakerPolicy { least: 1, open: 1, ..POLICY };
+    let guard = Arc::new(Guard {
+        model: "m".to_owned(),
+        breaker: Mutex::new(Breaker::new(policy)),
+        started: Instant::now(),
+        listener: Arc::new(listener),
+    });
+    let opening = std::thread::spawn({
+        let guard = Arc::clone(&guard);
+        move || guard.enter(None).unwrap().failed(&BackendError::new(ErrorKind::Cut, ""))
+    });
+    begins.recv().unwrap();
+    guard.enter(None).unwrap().end(Verdict::Good, "");
+    opening.join().unwrap();
+    assert_eq!(*told.lock().unwrap(), ["open", "half_open", "closed"]);
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_gives_the_place_of_a_probe_back() {
     let rules =

@@ -246,6 +246,9 @@ impl RemoteBackend {
         if !field("choices").is_some_and(|f| f.value.starts_with('[')) {
             return Err(self.error(ErrorKind::Garbage, "answered something that is no completion"));
         }
+        if !wire::has_choice(&fields) {
+            return Err(self.error(ErrorKind::Garbage, "answered a completion without a choice"));
+        }
         let model_reported = field("model").and_then(|f| serde_json::from_str(f.value).ok());
         let usage = wire::usage_in(&fields).unwrap_or_else(|| estimated(&call.request, &body));
         let body = wire::rewrite_id_in(&body, &fields, &call.id.completion_id());

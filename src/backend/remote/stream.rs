@@ -2,6 +2,7 @@
 //! an event that begins like the ones before it is searched for three field names and copied once.
 
 use std::{
+    ops::Range,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -20,7 +21,7 @@ use crate::{
         slots::Slot,
         status::{self, ErrorObject},
         tally::Tally,
-        wire,
+        wire::{self, Field},
     },
     domain::{Chunk, ErrorKind, Request, Usage},
 };
@@ -55,6 +56,8 @@ pub(super) struct RemoteStream {
     model_reported: Option<String>,
     usage: Option<Usage>,
     tally: Tally,
+    /// Whether any choice has come.
+    chosen: bool,
     /// Choices that have said why they ended.
     finished: u32,
     /// A chunk that was read ahead.
@@ -93,6 +96,7 @@ impl RemoteStream {
             model_reported: None,
             usage: None,
             tally: Tally::default(),
+            chosen: false,
             finished: 0,
             ahead: None,
             times,
@@ -189,7 +193,7 @@ impl RemoteStream {
                 Poll::Ready(None) => {
                     self.body = None;
                     if self.splitter.ends_with_done() || self.finished >= self.request.n.max(1) {
-                        if self.splitter.ends_with_done() && self.finished == 0 && self.tally.is_empty() {
+                        if !self.chosen {
                             let error = self.fail(ErrorKind::Garbage, "streamed no completion");
                             return Poll::Ready(Some(Err(error)));
                         }
@@ -243,7 +247,7 @@ impl RemoteStream {
             self.heard = Some(Instant::now());
         }
         if data.starts_with(b"[DONE]") {
-            if self.tally.is_empty() {
+            if !self.chosen {
                 return Err(self.fail(ErrorKind::Garbage, "streamed no completion"));
             }
             self.at = At::Done;
@@ -253,30 +257,39 @@ impl RemoteStream {
             return Ok(None);
         }
         let known = self.upstream_id.as_deref().and_then(|id| wire::leading_id(&data, id));
-        let Some(span) = known.filter(|_| !wire::may_hold_error(&data)) else {
+        let like_the_others = |_: &Range<usize>| self.chosen && !wire::may_hold_error(&data);
+        let Some(span) = known.filter(like_the_others) else {
             return self.unlike_the_others(data);
         };
-        self.tally.wire(data.len());
-        self.finished += wire::finish_reasons(&data).count() as u32;
-        if let Some(usage) = wire::usage(&data) {
-            self.usage = Some(usage);
-            if self.is_only_usage(&data) {
+        if wire::may_hold_usage(&data) {
+            let Ok(fields) = wire::fields(&data) else { return Err(self.no_json()) };
+            if self.is_only_usage(&fields) {
                 return Ok(None);
             }
+        } else if !wire::is_json(&data) {
+            return Err(self.no_json());
         }
+        self.tally.wire(data.len());
+        self.finished += wire::finish_reasons(&data).count() as u32;
         Ok(Some(Chunk::Wire(wire::splice_id(&data, span, &self.new_id))))
     }
 
-    /// The usage chunk that weir asked for and the client did not.
-    fn is_only_usage(&self, data: &[u8]) -> bool {
-        !self.request.include_usage && wire::fields(data).is_ok_and(|fields| wire::has_no_choices(&fields))
+    fn no_json(&mut self) -> BackendError {
+        self.fail(ErrorKind::Garbage, "streamed an event that is no JSON object")
+    }
+
+    /// Takes what an event says of usage. Whether it is the one that weir asked for and the client did not.
+    fn is_only_usage(&mut self, fields: &[Field<'_>]) -> bool {
+        if !wire::tells_usage(fields) {
+            return false;
+        }
+        self.usage = wire::usage_in(fields).or(self.usage);
+        !self.request.include_usage && wire::has_no_choices(fields)
     }
 
     /// An event that has to be parsed: the first, one with another id, one that is no chunk.
     fn unlike_the_others(&mut self, data: Bytes) -> Result<Option<Chunk>, BackendError> {
-        let Ok(fields) = wire::fields(&data) else {
-            return Err(self.fail(ErrorKind::Garbage, "streamed an event that is no JSON object"));
-        };
+        let Ok(fields) = wire::fields(&data) else { return Err(self.no_json()) };
         if let Some(object) = ErrorObject::in_fields(&fields, &data) {
             let error = status::reported_inside(&self.whose, &object, data.clone());
             self.end();
@@ -295,14 +308,12 @@ impl RemoteStream {
         if self.model_reported.is_none() {
             self.model_reported = text("model").filter(|m| !m.is_empty());
         }
+        self.chosen |= wire::has_choice(&fields);
+        if self.is_only_usage(&fields) {
+            return Ok(None);
+        }
         self.tally.wire(data.len());
         self.finished += wire::finish_reasons(&data).count() as u32;
-        if let Some(usage) = wire::usage_in(&fields) {
-            self.usage = Some(usage);
-            if !self.request.include_usage && wire::has_no_choices(&fields) {
-                return Ok(None);
-            }
-        }
         Ok(Some(Chunk::Wire(wire::rewrite_id_in(&data, &fields, &self.new_id))))
     }
 

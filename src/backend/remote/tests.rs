@@ -206,6 +206,21 @@ async fn a_forgotten_mark_is_forgiven_only_after_every_choice_has_finished() {
     assert_eq!(error.unwrap().kind, ErrorKind::Cut);
 }
 
+/// Some servers begin with a chunk that carries no choice; where nothing else comes there is no answer.
+#[tokio::test]
+async fn a_stream_without_a_choice_is_no_answer() {
+    let empty = "data: {\"id\":\"up-1\",\"choices\":[]}\n\n";
+    for none in [empty.to_owned(), format!("{empty}{empty}"), empty.replace("[]", "[ null ]")] {
+        for end in ["data: [DONE]\n\n", "data: [DONE]"] {
+            let (_, error) = stream_of(events(&format!("{none}{end}")), BODY).await;
+            assert_eq!(error.unwrap().kind, ErrorKind::Garbage, "{none}{end}");
+        }
+    }
+    let (chunks, error) = stream_of(events(&format!("{empty}{TRANSCRIPT}")), BODY).await;
+    assert!(error.is_none());
+    assert_eq!((wires(&chunks).len(), usage_of(&chunks)), (4, reported(9, 4, 8)));
+}
+
 #[tokio::test]
 async fn usage_is_estimated_where_the_server_tells_none() {
     let silent: String = TRANSCRIPT.split_inclusive("\n\n").filter(|e| !e.contains("\"choices\":[]")).collect();
@@ -214,6 +229,11 @@ async fn usage_is_estimated_where_the_server_tells_none() {
     let usage = usage_of(&chunks);
     assert_eq!(usage.source, UsageSource::Estimated);
     assert!(usage.prompt_tokens > 0 && usage.completion_tokens > 0, "{usage:?}");
+    // Nor where it tells what is none; and the client, who has not asked, is not told of it either.
+    let lying = TRANSCRIPT.replace("\"prompt_tokens\":9", "\"prompt_tokens\":-9");
+    let (chunks, error) = stream_of(events(&lying), BODY).await;
+    assert!(error.is_none());
+    assert_eq!((wires(&chunks).len(), usage_of(&chunks)), (3, usage));
 }
 
 #[tokio::test]
@@ -249,6 +269,7 @@ async fn what_is_no_completion_is_garbage_or_the_error_that_it_is() {
         (events("data: {\"x\":1}\n\n"), ErrorKind::Garbage),
         (events("data: [1]\n\n"), ErrorKind::Garbage),
         (events("data: [DONE]\n\n"), ErrorKind::Garbage),
+        (events("data: [DONE]"), ErrorKind::Garbage),
         (events(""), ErrorKind::Cut),
         (events(&format!("data: {error_body}\n\n")), ErrorKind::RateLimited),
         (events("event: error\ndata: {\"error\":\"boom\"}\n\n"), ErrorKind::ServerError),
@@ -274,12 +295,18 @@ async fn an_error_in_the_middle_of_a_stream_is_that_error() {
             ErrorKind::ServerError,
         ),
         (r#"{"id":"up-1","choices":[{"index":0"#, ErrorKind::Garbage),
+        (r#"{"id":"up-1","choices":[}"#, ErrorKind::Garbage),
+        (r#"{"id":"up-1","choices":[{}],"usage":{]}"#, ErrorKind::Garbage),
         ("<html>", ErrorKind::Garbage),
     ] {
         let (chunks, error) = stream_of(events(&format!("{head}data: {event}\n\ndata: [DONE]\n\n")), BODY).await;
         assert_eq!(wires(&chunks).len(), 2);
         assert_eq!(error.unwrap().kind, kind, "{event}");
     }
+    let no_text =
+        [head.as_bytes(), b"data: {\"id\":\"up-1\",\"choices\":[{\"text\":\"\xff\"}]}\n\ndata: [DONE]\n\n"].concat();
+    let (chunks, error) = stream_of([events("").as_bytes(), &no_text].concat(), BODY).await;
+    assert_eq!((wires(&chunks).len(), error.unwrap().kind), (2, ErrorKind::Garbage));
     // A field of that name that is empty, or text that speaks of it, is none.
     let harmless =
         r#"{"id":"up-1","error":null,"choices":[{"index":0,"delta":{"content":"\"error\":{}"},"finish_reason":null}]}"#;
@@ -308,6 +335,8 @@ async fn a_whole_answer_that_is_none_fails() {
     let kind = |answer: String| async { whole_of(answer).await.unwrap_err().kind };
     assert_eq!(kind(json("200 OK", "", "nonsense")).await, ErrorKind::Garbage);
     assert_eq!(kind(json("200 OK", "", "{}")).await, ErrorKind::Garbage);
+    assert_eq!(kind(json("200 OK", "", r#"{"id":"x","choices":[]}"#)).await, ErrorKind::Garbage);
+    assert_eq!(kind(json("200 OK", "", r#"{"id":"x","choices":[ null]}"#)).await, ErrorKind::Garbage);
     assert_eq!(kind(events(TRANSCRIPT)).await, ErrorKind::Garbage);
     assert_eq!(kind(json("200 OK", "", r#"{"error":{"message":"m"}}"#)).await, ErrorKind::ServerError);
     let whole = json("200 OK", "", r#"{"id":"x","choices":[{"message":{"content":"hey you"}}]}"#);
@@ -504,7 +533,7 @@ async fn connections_are_kept_although_the_bodys_end_comes_late() {
 
 #[tokio::test]
 async fn keys_and_headers_go_where_they_are_configured_to() {
-    let answer = json("200 OK", "", r#"{"id":"x","choices":[]}"#);
+    let answer = json("200 OK", "", r#"{"id":"x","choices":[{}]}"#);
     let ask = |config: RemoteConfig, client: Option<&str>| {
         let client_authorization = client.map(str::to_owned);
         let answer = answer.clone();
