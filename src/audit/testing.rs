@@ -147,6 +147,7 @@ pub fn attempt(id: DecisionId, at: Micros) -> Event {
         finish: Some(FinishReason::Stop),
         error: None,
         error_detail: None,
+        retry_after_us: None,
         facts: None,
     };
     Event::new(at, Some(id), EventBody::Attempt(Box::new(attempt)))

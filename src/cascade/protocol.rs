@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::domain::{
-    AttemptReason, CallSpec, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place, Plan, Spend,
+    AttemptReason, CallSpec, Decision, DecisionId, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place, Plan,
+    RequestBounds, Spend,
 };
 
 use super::RetryPolicy;
@@ -96,6 +97,20 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Those of one call, with room for every call of the plan, or the policy's bounds where they are narrower.
+    fn of(self, plan: &Plan, bounds: Option<&RequestBounds>) -> Self {
+        let max_calls = self.max_calls.saturating_add(plan.most_calls().saturating_sub(1));
+        let Some(bounds) = bounds else { return Self { max_calls, ..self } };
+        Self {
+            deadline: self.deadline.into_iter().chain(bounds.time_us).min(),
+            max_calls: bounds.calls.map_or(max_calls, |calls| calls.min(max_calls)),
+            budget: self.budget.into_iter().chain(bounds.usd).min(),
+            tokens: self.tokens.into_iter().chain(bounds.tokens).min(),
+        }
+    }
+}
+
 /// What a machine runs.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -113,4 +128,25 @@ pub struct Setup {
     pub worst: BTreeMap<String, Spend>,
     /// Of the jitter.
     pub seed: u64,
+}
+
+impl Setup {
+    /// What a decision is run with: its plan, its fallback, its number of retries where it says one, and the limits with
+    /// room for every call of the plan, or the policy's bounds where they are narrower. `None` where it refuses. The seed is
+    /// a part of the decision's id, so that the record gives it again.
+    pub fn of(id: DecisionId, decision: &Decision, retry: &RetryPolicy, limits: Limits) -> Option<Self> {
+        let named = |label: &String| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
+        let plan = decision.plan.clone()?;
+        let bounds = decision.bounds.as_deref();
+        Some(Self {
+            limits: limits.of(&plan, bounds),
+            plan,
+            fallback: decision.fallback.clone(),
+            failover: decision.failover.as_deref().cloned(),
+            fallback_on: decision.fallback_on.iter().filter_map(named).collect(),
+            retry: RetryPolicy { max_retries: decision.retries.unwrap_or(retry.max_retries), ..retry.clone() },
+            worst: bounds.map(|bounds| bounds.worst.clone()).unwrap_or_default(),
+            seed: id.0.as_u64_pair().1,
+        })
+    }
 }

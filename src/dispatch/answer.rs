@@ -9,7 +9,7 @@ use std::{
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use tokio::time::{Instant, Sleep};
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, micros};
 use crate::{
     backend::BackendError,
     cascade::{Answered, Command, Event, Machine, Timer},
@@ -36,7 +36,7 @@ pub(super) struct Answering {
 
 /// The machine's view of a failed call that cost so much all the same.
 pub(super) fn failure(call: u32, error: &BackendError, cost: Spend) -> Event {
-    let retry_after = error.retry_after.map(|wait| i64::try_from(wait.as_micros()).unwrap_or(i64::MAX));
+    let retry_after = error.retry_after.map(micros);
     Event::Failed { call, kind: error.kind, retry_after, cost }
 }
 

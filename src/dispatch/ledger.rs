@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::BoxFuture;
@@ -59,7 +59,6 @@ struct Open {
     request: Arc<Request>,
     backend: &'static str,
     sampling: Sampling,
-    began: Instant,
     started: Micros,
     ttft_us: Option<i64>,
     model_reported: Option<String>,
@@ -108,7 +107,7 @@ impl Ledger {
 
     /// The moment at which [`Ledger::now`] will be `at`.
     pub(super) fn instant(&self, at: Micros) -> Instant {
-        self.clock + std::time::Duration::from_micros(u64::try_from(at - self.began).unwrap_or(0))
+        self.clock + Duration::from_micros(u64::try_from(at - self.began).unwrap_or(0))
     }
 
     /// The model of a call; empty for one that never was.
@@ -147,7 +146,6 @@ impl Ledger {
             backend,
             sampling: spec.sampling_for(&request.sampling),
             request,
-            began: Instant::now(),
             started: self.now(),
             ttft_us: None,
             model_reported: None,
@@ -176,8 +174,9 @@ impl Ledger {
 
     /// The first piece of the call's answer is there.
     pub(super) fn arrived(&mut self, call: u32) {
+        let now = self.now();
         if let Some(open) = self.running(call) {
-            open.ttft_us = Some(since(open.began));
+            open.ttft_us = Some(now - open.started);
         }
     }
 
@@ -239,7 +238,7 @@ impl Ledger {
     /// The call has failed.
     pub(super) fn failed(&mut self, call: u32, error: &BackendError) {
         let usage = self.partial_usage(call);
-        self.end(call, usage, Some((error.kind.as_str(), error.message.clone())));
+        self.end(call, usage, Some(error));
     }
 
     /// The machine has stopped a call that was running: by the deadline, or because its answer is no longer wanted.
@@ -275,7 +274,7 @@ impl Ledger {
         }
     }
 
-    fn end(&mut self, call: u32, usage: Usage, error: Option<(&str, String)>) {
+    fn end(&mut self, call: u32, usage: Usage, error: Option<&BackendError>) {
         let Some(place) = self.open.iter().position(|open| open.index == call) else { return };
         let open = self.open.remove(place);
         let card = self.fleet.get(&open.model);
@@ -283,7 +282,6 @@ impl Ledger {
         let joules = card.and_then(|card| Some(card.energy?.joules(&usage)));
         self.cost_usd += cost_usd;
         self.joules = self.joules.zip(joules).map(|(sum, more)| sum + more);
-        let (error, error_detail) = error.map(|(label, detail)| (label.to_owned(), detail)).unzip();
         self.ended.push(Ended { index: call, model: open.model.clone(), usage, cost_usd, answer: open.answer });
         let attempt = Attempt {
             index: open.index,
@@ -295,13 +293,15 @@ impl Ledger {
             sampling: open.sampling,
             started: open.started,
             ttft_us: open.ttft_us,
-            latency_us: since(open.began),
+            // By the request's own clock, so that ends of calls are in the order in which the machine was told of them.
+            latency_us: self.now() - open.started,
             usage,
             cost_usd,
             joules,
             finish: open.finish,
-            error,
-            error_detail,
+            error: error.map(|error| error.kind.as_str().to_owned()),
+            error_detail: error.map(|error| error.message.clone()),
+            retry_after_us: error.and_then(|error| error.retry_after).map(micros),
             facts: open.facts,
         };
         self.entries.push(Event::new(self.now(), Some(self.id), EventBody::Attempt(Box::new(attempt))));
@@ -423,10 +423,14 @@ impl AnswerText {
 }
 
 fn since(moment: Instant) -> i64 {
-    i64::try_from(moment.elapsed().as_micros()).unwrap_or(i64::MAX)
+    micros(moment.elapsed())
+}
+
+/// In microseconds.
+pub(super) fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
 }
 
 fn wall_clock() -> Micros {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX)
+    micros(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

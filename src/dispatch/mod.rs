@@ -86,19 +86,6 @@ impl Dispatcher {
         Self { backends, journal, fleet: Arc::new(fleet), options }
     }
 
-    /// weir's own limits, with room for every call of the plan, or the policy's where they are narrower.
-    fn limits(&self, plan: &Plan, bounds: Option<&RequestBounds>) -> Limits {
-        let own = self.options.limits;
-        let max_calls = own.max_calls.saturating_add(plan.most_calls().saturating_sub(1));
-        let Some(bounds) = bounds else { return Limits { max_calls, ..own } };
-        Limits {
-            deadline: own.deadline.into_iter().chain(bounds.time_us).min(),
-            max_calls: bounds.calls.map_or(max_calls, |calls| calls.min(max_calls)),
-            budget: own.budget.into_iter().chain(bounds.usd).min(),
-            tokens: own.tokens.into_iter().chain(bounds.tokens).min(),
-        }
-    }
-
     /// Load and availability of every backend, by fleet name.
     pub fn states(&self) -> BTreeMap<String, ModelState> {
         self.backends.iter().map(|(name, backend)| (name.clone(), backend.state())).collect()
@@ -117,25 +104,12 @@ impl Dispatcher {
         caller: &Caller,
     ) -> Result<Dispatched, GatewayError> {
         let mut ledger = Ledger::new(id, Arc::clone(&self.journal), Arc::clone(&self.fleet), self.options.hash_bodies);
-        let Some(plan) = &decision.plan else {
+        let setup = Setup::of(id, decision, &self.options.retry, self.options.limits);
+        let (Some(plan), Some(setup)) = (&decision.plan, setup) else {
             let reason = decision.refusal.clone().unwrap_or_else(|| "the policy refuses this request".to_owned());
             ledger.close(OutcomeStatus::Refused, Some("refused"));
             ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
             return Err(GatewayError::Refused { id, reason });
-        };
-        let named = |label: &String| ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
-        let setup = Setup {
-            plan: plan.clone(),
-            fallback: decision.fallback.clone(),
-            failover: decision.failover.as_deref().cloned(),
-            fallback_on: decision.fallback_on.iter().filter_map(named).collect(),
-            retry: RetryPolicy {
-                max_retries: decision.retries.unwrap_or(self.options.retry.max_retries),
-                ..self.options.retry.clone()
-            },
-            limits: self.limits(plan, decision.bounds.as_deref()),
-            worst: decision.bounds.as_ref().map(|bounds| bounds.worst.clone()).unwrap_or_default(),
-            seed: id.0.as_u64_pair().1,
         };
         let machine = Machine::new(setup, ledger.now());
         let run = Run {

@@ -186,6 +186,9 @@ pub struct Attempt {
     pub error: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_detail: Option<String>,
+    /// How long the server asked to be left alone, in microseconds, where the call failed and it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_us: Option<i64>,
     /// What gates, votes and judges knew of the answer; absent where none of them saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,
