@@ -336,7 +336,15 @@ async fn derive_again(args: ReproduceArgs) -> anyhow::Result<ExitCode> {
             report.differences.len(),
             report.impossible.len()
         );
-        for difference in report.differences.iter().take(10) {
+        if report.plans.asked > 0 {
+            println!(
+                "{} plans of several calls: {} run again with the same decisions, {} otherwise",
+                report.plans.asked,
+                report.plans.same,
+                report.plans.differences.len()
+            );
+        }
+        for difference in report.differences.iter().take(10).chain(report.plans.differences.iter().take(10)) {
             println!("\n{}\n  recorded  {}\n  derived   {}", difference.id, difference.recorded, difference.derived);
         }
         for (id, reason) in report.impossible.iter().take(10) {

@@ -2,7 +2,7 @@
 //!
 //! [`reproduce`] derives recorded decisions a second time, from the record alone, and compares the bytes. [`log`] asks what
 //! another policy would have chosen for the same requests, and [`outcomes`] the same where every model's answer is known
-//! ([`matrix`]); [`diff`] what one policy would do otherwise than another. Values are estimated by [`estimate`], told by
+//! ([`matrix`]); plans of several calls are run over both by [`plan_run`]; [`diff`] what one policy would do otherwise than another. Values are estimated by [`estimate`], told by
 //! [`report`], compared between reports by [`compare`]; what is done of a long replay is kept by [`checkpoint`]. None calls a
 //! model.
 
@@ -16,6 +16,7 @@ mod log;
 pub mod matrix;
 pub mod metrics;
 pub mod outcomes;
+pub mod plan_run;
 pub mod report;
 mod reproduce;
 pub mod router;
@@ -25,7 +26,7 @@ pub use checkpoint::{CheckpointError, Checkpoints};
 pub use log::{
     BySession, Entry, Export, Measured, Page, Record, ReplayReport, ReplayedPolicy, Setting, Source, replay_log,
 };
-pub use reproduce::{Difference, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
+pub use reproduce::{Difference, PlanRuns, ReproduceReport, context_of, policy_of_version, recorded_policy, reproduce};
 pub use what_if::WhatIf;
 
 /// What keeps a record from being walked again.

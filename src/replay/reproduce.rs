@@ -1,4 +1,5 @@
-//! Deriving recorded decisions again, bit for bit: policy version, state, context and embedding all from the record.
+//! Deriving recorded decisions again, bit for bit: policy version, state, context and embedding all from the record; and
+//! what the machine then did of plans of several calls, from what came of their calls.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::ReplayError;
+use super::{ReplayError, plan_run::journal};
 use crate::{
     audit::{AuditStore, DecisionView},
     domain::{Context, DecidedBy, Decision, Embedding, Hash, PolicyVersion, StateUpdate, canonical},
@@ -34,11 +35,37 @@ pub struct ReproduceReport {
     pub differences: Vec<Difference>,
     /// Decisions that cannot be derived, with the reason: their context was erased or never kept.
     pub impossible: Vec<(String, String)>,
+    /// Runs of plans of several calls.
+    pub plans: PlanRuns,
+}
+
+/// Plans of several calls, run again over their own attempts: whether the machine decides the same, note by note, and gives
+/// out the same model's answer.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct PlanRuns {
+    pub asked: usize,
+    pub same: usize,
+    pub differences: Vec<Difference>,
+}
+
+impl PlanRuns {
+    fn take(&mut self, view: &DecisionView) {
+        let Some(again) = journal::again(view) else { return };
+        self.asked += 1;
+        match again.same {
+            true => self.same += 1,
+            false => self.differences.push(Difference {
+                id: view.id.to_string(),
+                recorded: again.recorded.json(),
+                derived: again.derived.json(),
+            }),
+        }
+    }
 }
 
 impl ReproduceReport {
     pub fn all_same(&self) -> bool {
-        self.differences.is_empty()
+        self.differences.is_empty() && self.plans.differences.is_empty()
     }
 }
 
@@ -87,6 +114,7 @@ pub async fn policy_of_version(store: &dyn AuditStore, version: &PolicyVersion) 
 /// When the store cannot be read or a policy is not in it; a decision that differs is no error but in the report.
 pub async fn reproduce(store: &dyn AuditStore, views: Vec<DecisionView>) -> Result<ReproduceReport, ReplayError> {
     let mut reproducer = Reproducer::default();
+    views.iter().for_each(|view| reproducer.report.plans.take(view));
     reproducer.take(store, views).await?;
     Ok(reproducer.report)
 }

@@ -329,3 +329,81 @@ async fn a_plan_of_many_calls_has_room_for_all_of_them() {
     assert!(house.notes().iter().all(|note| !matches!(note.what, What::BranchLeftOut { .. })));
     assert!(house.journal.outcome().attempts >= 7, "more than half decide a vote");
 }
+
+impl House {
+    /// Runs what is recorded of the only request again.
+    fn again(&self, decision: &Decision, options: &DispatchOptions) -> crate::replay::plan_run::journal::Again {
+        let events = self.journal.events();
+        let (id, at) = events.iter().find_map(|event| Some((event.decision?, event.at))).unwrap();
+        let setup = Setup::of(id, decision, &options.retry, options.limits).unwrap();
+        let mut attempts = self.journal.attempts();
+        attempts.sort_by_key(|attempt| attempt.index);
+        let outcome = self.journal.outcome();
+        crate::replay::plan_run::journal::run_again(&setup, at, &attempts, self.notes(), &outcome)
+    }
+}
+
+#[tokio::test]
+async fn what_is_recorded_of_a_run_gives_the_same_run_again() {
+    let wait = |ms: u64, text: &str| json!({"reply": {"text": text}, "first_token_ms": ms, "certainty": 0.6});
+    let fail = |kind: &str, after: u64| json!({"fail": {"kind": kind}, "first_token_ms": after});
+    let plans = [
+        frugal(),
+        parallel(&["small", "large", "other"], Aggregate::Vote),
+        parallel(&["small", "large", "other"], Aggregate::First),
+        parallel(&["small", "large"], Aggregate::Judge { call: CallSpec::bare("other") }),
+        parallel(&["small", "large", "broken"], Aggregate::Refine { call: CallSpec::bare("other") }),
+        parallel(&["broken", "unsteady", "small"], Aggregate::Vote),
+        Plan::Cascade(vec![
+            Stage {
+                plan: parallel(&["small", "large", "other"], Aggregate::Vote),
+                accept_when: vec![Condition::new(Score::Disagreement, Bound::Below(0.1))],
+            },
+            Stage { plan: call("unsteady"), accept_when: Vec::new() },
+        ]),
+    ];
+    for (n, plan) in plans.into_iter().enumerate() {
+        for stream in [false, true] {
+            let house = house(&[
+                ("small", wait(20, "41")),
+                ("large", wait(5, "42")),
+                ("other", wait(10, "The answer is 42.")),
+                ("broken", fail("bad_request", 0)),
+                ("unsteady", fail("rate_limited", 0)),
+            ]);
+            let decision = with(plan.clone());
+            let ended = match stream {
+                true => house.stream(&decision).await.1.is_ok(),
+                false => house.ask(&decision, false).await.is_ok(),
+            };
+            let again = house.again(&decision, &quick());
+            assert!(again.same, "{n}, {stream}, {ended}:\n{}\n{}", again.recorded.json(), again.derived.json());
+            assert!(!again.derived.notes.is_empty());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_was_stopped_gives_the_same_run_again_as_far_as_it_went() {
+    let slow = || {
+        vec![
+            ("small", scripted("small", json!({"reply": {"text": "unsure"}, "certainty": 0.5}))),
+            ("large", scripted("large", json!({"reply": {"text": "late"}, "first_token_ms": 60_000}))),
+        ]
+    };
+    let limits = Limits { deadline: Some(50_000), ..Limits::default() };
+    let options = DispatchOptions { limits, ..quick() };
+    let house = house_of(slow(), options.clone());
+    let decision = with(frugal());
+    assert_eq!(house.whole(&decision).await.0, "unsure");
+    let again = house.again(&decision, &options);
+    assert!(again.same, "{}\n{}", again.recorded.json(), again.derived.json());
+
+    // The client leaves while the second stage runs.
+    let house = house_of(slow(), quick());
+    let gone = tokio::time::timeout(std::time::Duration::from_millis(50), house.ask(&decision, false)).await;
+    assert!(gone.is_err());
+    assert_eq!(house.journal.settled().await.status, OutcomeStatus::Cancelled);
+    let again = house.again(&decision, &quick());
+    assert!(again.same && again.recorded.notes.len() == 2, "{}\n{}", again.recorded.json(), again.derived.json());
+}

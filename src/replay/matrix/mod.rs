@@ -1,7 +1,8 @@
 //! Outcomes of a fleet on a set of queries: the matrix of scores and costs from which routers are fitted and judged.
 //!
 //! Read from Parquet or JSON lines with one row per (query, model): `query, model, score` (0 to 1), and where they are known
-//! `query_id, task, cost_usd, latency_ms`, under these names or others. Costs that a file does not have come from a price
+//! `query_id, task, cost_usd, latency_ms, response`, under these names or others. Of responses only is kept which of them say
+//! the same ([`crate::cascade::Forms`]), which plans that compare answers ask for. Costs that a file does not have come from a price
 //! list.
 
 mod read;
@@ -13,6 +14,7 @@ use std::{
 
 pub use self::read::{COLUMNS, Columns, How};
 use super::metrics::{Frame, Point, SplitMix};
+use crate::cascade::Forms;
 
 /// Why outcomes cannot be used; names the file, and the column or what to do.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +68,9 @@ pub struct Matrix {
     costs: Vec<f64>,
     /// In milliseconds; empty unless all outcomes have one.
     latencies: Vec<f64>,
+    /// Numbers of what answers say: those of one query with the same number say the same. Empty where the file has no
+    /// responses; `None` for one that is not there.
+    forms: Vec<Option<u32>>,
     /// Rows and queries that could not be used, by reason.
     pub left_out: BTreeMap<String, usize>,
 }
@@ -114,21 +119,34 @@ impl Matrix {
             scores,
             costs,
             latencies: Vec::new(),
+            forms: Vec::new(),
             left_out: BTreeMap::new(),
         }
     }
 
+    /// The matrix with what was answered, queries x models.
+    pub fn with_responses(mut self, responses: &[Option<String>]) -> Self {
+        let number = |row: &[Option<String>]| {
+            let mut forms = Forms::default();
+            row.iter().map(|response| response.as_deref().map(|text| forms.number(text))).collect::<Vec<_>>()
+        };
+        self.forms = responses.chunks(self.models.len().max(1)).flat_map(number).collect();
+        self
+    }
+
     /// The matrix of the models at these places, in this order.
     pub fn with_models(&self, places: &[usize]) -> Self {
-        let pick = |of: &[f64]| -> Vec<f64> {
-            of.chunks_exact(self.models.len().max(1)).flat_map(|row| places.iter().map(|m| row[*m])).collect()
-        };
+        fn of_models<T: Copy>(of: &[T], models: usize, places: &[usize]) -> Vec<T> {
+            of.chunks_exact(models.max(1)).flat_map(|row| places.iter().map(|m| row[*m])).collect()
+        }
+        let pick = |of: &[f64]| of_models(of, self.models.len(), places);
         let models = places.iter().map(|m| self.models[*m].clone()).collect();
         Self {
             models,
             scores: pick(&self.scores),
             costs: pick(&self.costs),
             latencies: pick(&self.latencies),
+            forms: of_models(&self.forms, self.models.len(), places),
             ..self.clone()
         }
     }
@@ -159,6 +177,21 @@ impl Matrix {
         self.latencies.get(query * k..(query + 1) * k)
     }
 
+    /// The number of what a model's answer to a query says, among those to the same query.
+    pub fn form(&self, query: usize, model: usize) -> Option<u32> {
+        self.forms.get(query * self.models.len() + model).copied().flatten()
+    }
+
+    /// Whether it is known what was answered.
+    pub fn has_responses(&self) -> bool {
+        !self.forms.is_empty()
+    }
+
+    fn forms(&self, query: usize) -> &[Option<u32>] {
+        let k = self.models.len();
+        self.forms.get(query * k..(query + 1) * k).unwrap_or_default()
+    }
+
     /// Multiplies the costs of each model.
     pub(super) fn scale_costs(&mut self, factors: &[f64]) {
         self.costs.iter_mut().zip(factors.iter().cycle()).for_each(|(cost, factor)| *cost *= factor);
@@ -175,6 +208,7 @@ impl Matrix {
             scores: places.iter().flat_map(|q| self.scores(*q)).copied().collect(),
             costs: places.iter().flat_map(|q| self.costs(*q)).copied().collect(),
             latencies: places.iter().filter_map(|q| self.latencies(*q)).flatten().copied().collect(),
+            forms: places.iter().flat_map(|q| self.forms(*q)).copied().collect(),
             left_out: self.left_out.clone(),
         }
     }

@@ -16,9 +16,10 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::Value;
 
 use super::{Matrix, Prices, Query};
+use crate::cascade::Forms;
 
 /// What a file of outcomes may have; the first three it must have.
-pub const COLUMNS: [&str; 7] = ["query", "model", "score", "query_id", "task", "cost_usd", "latency_ms"];
+pub const COLUMNS: [&str; 8] = ["query", "model", "score", "query_id", "task", "cost_usd", "latency_ms", "response"];
 const NEEDED: usize = 3;
 /// Numbers; the others are texts.
 const NUMBERS: [&str; 3] = ["score", "cost_usd", "latency_ms"];
@@ -201,6 +202,8 @@ struct Answers {
     query: Query,
     at: usize,
     cells: BTreeMap<usize, Cell>,
+    /// Of what the answers say.
+    forms: Forms,
 }
 
 #[derive(Clone, Copy)]
@@ -209,6 +212,7 @@ struct Cell {
     score: f64,
     cost: Option<f64>,
     latency: Option<f64>,
+    form: Option<u32>,
 }
 
 impl Table {
@@ -253,18 +257,20 @@ impl Table {
         };
         let id = cells.texts.remove("query_id").unwrap_or_else(|| text.clone());
         let task = cells.texts.remove("task").unwrap_or_default();
+        let response = cells.texts.remove("response");
         let next = self.models.len();
         let number = *self.models.entry(model.clone()).or_insert(next);
         if !self.queries.contains_key(&id) {
             self.order.push(id.clone());
             let query = Query { id: id.clone(), task: task.clone(), text: text.clone() };
-            self.queries.insert(id.clone(), Answers { query, at, cells: BTreeMap::new() });
+            self.queries.insert(id.clone(), Answers { query, at, cells: BTreeMap::new(), forms: Forms::default() });
         }
         let Some(known) = self.queries.get_mut(&id) else { return Ok(()) };
         let first = known.at;
         let differs =
             if known.query.text != text { Some("query") } else { (known.query.task != task).then_some("task") };
-        let cell = Cell { at, score, cost, latency };
+        let form = response.map(|text| known.forms.number(&text));
+        let cell = Cell { at, score, cost, latency, form };
         let before = if differs.is_none() { known.cells.insert(number, cell) } else { None };
         if let Some(ours) = differs {
             let what = format!("the {ours} of {id} is another than in {} {first}", self.unit);
@@ -307,6 +313,7 @@ impl Table {
         };
         leave("rows without a query, a model or a score", self.skipped);
         let (mut queries, mut scores, mut costs, mut latencies) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut forms = Vec::new();
         for id in self.order {
             let Some(answers) = self.queries.remove(&id) else { continue };
             let row: Vec<Cell> = models.iter().filter_map(|(_, n)| answers.cells.get(n).copied()).collect();
@@ -326,6 +333,7 @@ impl Table {
             scores.extend(row.iter().map(|c| c.score));
             costs.extend(paid);
             latencies.extend(row.iter().filter_map(|c| c.latency));
+            forms.extend(row.iter().map(|c| c.form));
         }
         if queries.is_empty() {
             return Err(format!("no query has an outcome and a cost for each of the {} models", models.len()));
@@ -333,8 +341,11 @@ impl Table {
         if latencies.len() < scores.len() {
             latencies.clear();
         }
+        if forms.iter().all(Option::is_none) {
+            forms.clear();
+        }
         let models = models.into_iter().map(|(name, _)| name).collect();
-        Ok(Matrix { name, hash, rows: self.rows, models, queries, scores, costs, latencies, left_out })
+        Ok(Matrix { name, hash, rows: self.rows, models, queries, scores, costs, latencies, forms, left_out })
     }
 }
 

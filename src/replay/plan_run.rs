@@ -1,0 +1,217 @@
+//! Runs a plan again over recorded answers, by the very machine that serves ([`crate::cascade::Machine`]): no call is made,
+//! no clock is read, and nothing is drawn that the seed does not give.
+//!
+//! A source of answers ([`Answers`]) says of each call that the machine starts how it ended, after how long and at what
+//! cost. What it does not know is a miss: it ends the run, which is counted and never guessed at. Time is virtual:
+//! instants are the begin plus recorded latencies, timers run out when they were set for, and of what happens at the same
+//! instant comes first what was begun first.
+//!
+//! Sources: the attempts of one recorded decision ([`journal`]), and a row of a matrix of outcomes ([`outcomes`]).
+
+pub mod journal;
+pub mod outcomes;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use crate::{
+    cascade::{Answered, Command, Event, Input, Machine, Setup, Timer},
+    domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place},
+};
+
+/// A call whose answer is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Its number in the run, from 0.
+    pub call: u32,
+    pub spec: &'a CallSpec,
+    pub why: AttemptReason,
+    pub input: &'a Input,
+    /// The node that makes it.
+    pub at: &'a [u32],
+    pub now: Micros,
+}
+
+/// How a recorded call ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    Answers(Facts),
+    /// `retry_after`: how long the server asked to be left alone, in microseconds.
+    Fails {
+        kind: ErrorKind,
+        retry_after: Option<i64>,
+    },
+    /// Not within its record: it was cancelled, or the record breaks off.
+    Never,
+}
+
+/// A recorded answer, or error.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recorded {
+    /// Which one it is, in the source's own numbers.
+    pub answer: usize,
+    pub ending: Ending,
+    pub cost: MicroUsd,
+    /// Microseconds from the call's start to the first piece of its answer, where it came in pieces.
+    pub first: Option<i64>,
+    /// Microseconds from the call's start to its end.
+    pub latency: i64,
+}
+
+/// Where recorded answers are from.
+pub trait Answers {
+    /// What came of the call; `None` where such a call was never recorded.
+    fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded>;
+
+    /// When a timer that was set for `at` ran out; not before.
+    fn rings(&mut self, _timer: Timer, at: Micros) -> Micros {
+        at
+    }
+}
+
+/// One call of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Made {
+    pub model: String,
+    pub why: AttemptReason,
+    pub at: Place,
+    /// The recorded answer, in the source's numbers.
+    pub answer: usize,
+    /// A call that was cancelled costs what is recorded of it.
+    pub cost: MicroUsd,
+    /// Whether the machine wanted nothing more of it before it was through.
+    pub cancelled: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By the answer of this call, which is this recorded one.
+    Answered { call: u32, answer: usize },
+    /// With an error.
+    Failed { kind: ErrorKind },
+    /// A call of this model was never recorded, so that nobody knows.
+    Missed { call: u32, model: String },
+    /// The record ends before the plan does.
+    Open,
+}
+
+/// One run of a plan over recorded answers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PlanRun {
+    pub end: End,
+    /// In the order of their numbers; without the one that was missed.
+    pub calls: Vec<Made>,
+    /// Of all calls.
+    pub cost: MicroUsd,
+    /// Microseconds from the begin to the end.
+    pub latency: i64,
+    pub notes: Vec<Note>,
+}
+
+impl PlanRun {
+    /// The call that answered.
+    pub fn served(&self) -> Option<&Made> {
+        match self.end {
+            End::Answered { call, .. } => self.calls.get(call as usize),
+            _ => None,
+        }
+    }
+
+    /// Whether a call was wanted that was never recorded.
+    pub fn missed(&self) -> bool {
+        matches!(self.end, End::Missed { .. })
+    }
+}
+
+/// Runs a plan over recorded answers, from an instant on.
+pub fn run(setup: &Setup, begin: Micros, answers: &mut impl Answers) -> PlanRun {
+    Driver { answers, now: begin, coming: BTreeMap::new(), sequence: 0, calls: Vec::new(), notes: Vec::new() }
+        .drive(Machine::new(setup.clone(), begin), begin)
+}
+
+struct Driver<'a, A> {
+    answers: &'a mut A,
+    now: Micros,
+    /// What will happen, by its instant and then by when it was begun.
+    coming: BTreeMap<(Micros, u64), Event>,
+    sequence: u64,
+    calls: Vec<Made>,
+    notes: Vec<Note>,
+}
+
+impl<A: Answers> Driver<'_, A> {
+    fn drive(mut self, mut machine: Machine, begin: Micros) -> PlanRun {
+        let end = loop {
+            if let Some(end) = self.obey(&mut machine) {
+                break end;
+            }
+            let Some(((at, _), event)) = self.coming.pop_first() else { break End::Open };
+            self.now = self.now.max(at);
+            machine.handle(event, self.now);
+        };
+        let cost = self.calls.iter().fold(0, |sum: MicroUsd, made| sum.saturating_add(made.cost));
+        PlanRun { end, calls: self.calls, cost, latency: self.now.saturating_sub(begin), notes: self.notes }
+    }
+
+    /// Does what the machine says; how the run ended, where it has.
+    fn obey(&mut self, machine: &mut Machine) -> Option<End> {
+        while let Some(command) = machine.poll() {
+            match command {
+                Command::Start { call, spec, why, input, at } => {
+                    let asked = Asked { call, spec: &spec, why, input: &input, at: &at, now: self.now };
+                    let Some(recorded) = self.answers.answer(&asked) else {
+                        return Some(End::Missed { call, model: spec.model });
+                    };
+                    self.begin(call, &recorded);
+                    let Recorded { answer, cost, .. } = recorded;
+                    self.calls.push(Made { model: spec.model, why, at, answer, cost, cancelled: false });
+                }
+                Command::Cancel { call } => {
+                    if let Some(made) = self.calls.get_mut(call as usize) {
+                        made.cancelled = true;
+                    }
+                }
+                Command::SetTimer { timer, at } => {
+                    let at = self.answers.rings(timer, at).max(at);
+                    self.expect(at, Event::Timer(timer));
+                }
+                Command::Note(note) => self.notes.push(note),
+                // The end says whose answer it is.
+                Command::Forward { .. } | Command::Emit { .. } => {}
+                Command::Finish { call } => {
+                    let answer = self.calls.get(call as usize).map_or(0, |made| made.answer);
+                    return Some(End::Answered { call, answer });
+                }
+                Command::Fail { kind, .. } => return Some(End::Failed { kind }),
+            }
+        }
+        None
+    }
+
+    /// What will be heard of a call that begins now.
+    fn begin(&mut self, call: u32, recorded: &Recorded) {
+        let end = self.now.saturating_add(recorded.latency.max(0));
+        self.expect(self.now, Event::Started { call });
+        if let Some(first) = recorded.first {
+            self.expect(self.now.saturating_add(first.max(0)).min(end), Event::Delta { call });
+        }
+        match &recorded.ending {
+            Ending::Answers(facts) => {
+                let answer = Arc::new(Answered { facts: facts.clone(), cost: recorded.cost });
+                self.expect(end, Event::Done { call, answer });
+            }
+            Ending::Fails { kind, retry_after } => {
+                let (kind, retry_after) = (*kind, *retry_after);
+                self.expect(end, Event::Failed { call, kind, retry_after, cost: recorded.cost });
+            }
+            Ending::Never => {}
+        }
+    }
+
+    fn expect(&mut self, at: Micros, event: Event) {
+        self.coming.insert((at, self.sequence), event);
+        self.sequence += 1;
+    }
+}

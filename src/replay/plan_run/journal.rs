@@ -1,0 +1,116 @@
+//! A recorded decision's plan over its own attempts: the same machine must decide the same again.
+//!
+//! What is not in the record is what weir is started with: retries' waits and the bounds of a request. They are taken to be
+//! weir's own ([`RetryPolicy::default`], [`Limits::default`]).
+
+use serde::{Deserialize, Serialize};
+
+use super::{Answers, Asked, End, Ending, Recorded, run};
+use crate::{
+    audit::DecisionView,
+    cascade::{Limits, RetryPolicy, Setup, Timer},
+    domain::{Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, canonical},
+};
+
+/// The attempts of one decision, by their index.
+pub struct Journal<'a> {
+    attempts: &'a [Attempt],
+    /// What is not there was running when the record broke off.
+    broken_off: bool,
+}
+
+impl<'a> Journal<'a> {
+    pub fn new(attempts: &'a [Attempt], broken_off: bool) -> Self {
+        Self { attempts, broken_off }
+    }
+
+    fn attempt(&self, call: u32) -> Option<&'a Attempt> {
+        self.attempts.iter().find(|attempt| attempt.index == call)
+    }
+}
+
+impl Answers for Journal<'_> {
+    fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded> {
+        let never = Recorded { answer: 0, ending: Ending::Never, cost: 0, first: None, latency: 0 };
+        let Some(attempt) = self.attempt(asked.call) else { return self.broken_off.then_some(never) };
+        if attempt.model != asked.spec.model || attempt.why != asked.why || attempt.at != asked.at {
+            return None;
+        }
+        let ending = match &attempt.error {
+            Some(label) => {
+                let kind = ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
+                Ending::Fails { kind: kind.unwrap_or(ErrorKind::Internal), retry_after: attempt.retry_after_us }
+            }
+            None if attempt.finish == Some(FinishReason::Cancelled) => Ending::Never,
+            None => Ending::Answers(attempt.facts.clone().unwrap_or_default()),
+        };
+        let after = |more: i64| (attempt.started + more).saturating_sub(asked.now);
+        Some(Recorded {
+            answer: attempt.index as usize,
+            ending,
+            cost: (attempt.cost_usd * 1e6).ceil() as u64,
+            first: attempt.ttft_us.map(after),
+            latency: after(attempt.latency_us),
+        })
+    }
+
+    /// A retry began when its wait was over.
+    fn rings(&mut self, timer: Timer, at: Micros) -> Micros {
+        let Timer::Backoff { call } = timer else { return at };
+        let Some(failed) = self.attempt(call) else { return at };
+        let again = |a: &&Attempt| a.index > call && a.why == AttemptReason::Retry && a.at == failed.at;
+        self.attempts.iter().filter(again).map(|a| a.started).min().unwrap_or(at)
+    }
+}
+
+/// What the machine decided: the notes, and which model answered; empty where the request failed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    pub notes: Vec<Note>,
+    pub served_by: String,
+}
+
+impl Course {
+    /// Canonical JSON.
+    pub fn json(&self) -> String {
+        String::from_utf8(canonical::to_bytes(self).unwrap_or_default()).unwrap_or_default()
+    }
+}
+
+/// The recorded course, and the one that the machine takes again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Again {
+    pub recorded: Course,
+    pub derived: Course,
+    /// Whether they are the same; of a record that breaks off, as far as it goes.
+    pub same: bool,
+}
+
+/// Runs the plan of a recorded decision again. `None` where there is nothing to run: a plan of one call, whose attempts
+/// tell all, a refusal, a decision that was only asked for, or one without an end.
+pub fn again(view: &DecisionView) -> Option<Again> {
+    let outcome = view.outcome.as_ref().filter(|_| !view.decision.dry)?;
+    let setup = Setup::of(view.id, &view.decision.decision, &RetryPolicy::default(), Limits::default())?;
+    if matches!(setup.plan, Plan::Call(_)) {
+        return None;
+    }
+    let notes = view.notes.iter().map(|noted| noted.note.clone()).collect();
+    Some(run_again(&setup, view.at, &view.attempts, notes, outcome))
+}
+
+/// Runs a plan that began at `begin` again, over what is recorded of that run.
+pub fn run_again(setup: &Setup, begin: Micros, attempts: &[Attempt], notes: Vec<Note>, outcome: &Outcome) -> Again {
+    let broken_off = matches!(outcome.status, OutcomeStatus::Cancelled | OutcomeStatus::Interrupted);
+    let begin = attempts.iter().map(|attempt| attempt.started).fold(begin, Micros::min);
+    let run = run(setup, begin, &mut Journal::new(attempts, broken_off));
+    let answered = outcome.status == OutcomeStatus::Ok;
+    // An answer that was cut while it was given out has a model, too.
+    let recorded = Course { notes, served_by: if answered { outcome.served_by.clone() } else { String::new() } };
+    let served_by = run.served().map(|made| made.model.clone()).unwrap_or_default();
+    let derived = Course { notes: run.notes, served_by };
+    let same = match broken_off {
+        true => derived.notes.starts_with(&recorded.notes),
+        false => derived == recorded && (answered || matches!(run.end, End::Failed { .. })),
+    };
+    Again { recorded, derived, same }
+}
