@@ -99,7 +99,8 @@ impl<'a> Measure<'a> {
             aiq: self.aiq(&self.hull([point])),
             pair: self.recovered(&shares, point.score),
             latency_ms: self.latency(walk),
-            refused: (1.0 - shares.iter().sum::<f64>()).max(0.0),
+            refused: (1.0 - walk.missed() - shares.iter().sum::<f64>()).max(0.0),
+            missed: walk.missed(),
             shares: matrix.models.iter().cloned().zip(shares).filter(|(_, s)| *s > 0.0).collect(),
             deviation: None,
             calibration: None,
@@ -131,8 +132,11 @@ impl<'a> Measure<'a> {
         })
     }
 
-    /// Of all queries with all models, each as likely as the walk has it.
+    /// Of all queries with all models, each as likely as the walk has it; not told of plans of several calls.
     fn latency(&self, walk: &Walk) -> Option<Percentiles> {
+        if walk.composed() {
+            return None;
+        }
         let mut all: Vec<(f64, f64)> = Vec::new();
         for q in 0..self.matrix.len() {
             let latencies = self.matrix.latencies(q)?.iter().copied();

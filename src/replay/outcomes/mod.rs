@@ -1,6 +1,9 @@
 //! Policies on a matrix of outcomes, where what every model would have answered to every query is known: nothing is
 //! estimated, but for the spread over queries and orders.
 //!
+//! Plans of several calls are run by the machine that serves ([`super::plan_run`]): what they earn is the score of the answer
+//! that is given out, and what they cost is the sum of their calls.
+//!
 //! Every query is decided by the policy that would serve it, with all models available, in the order of the file; what it
 //! earns is weighed by the exact probabilities, so no draw adds noise. A policy that learns gets one draw per query, is
 //! told that model's score as the feedback that it waits for, and goes over the queries in several shuffled orders.
@@ -102,6 +105,10 @@ pub struct Line {
     pub shares: BTreeMap<String, f64>,
     /// Share of the queries that were refused; they score and cost nothing.
     pub refused: f64,
+    /// Share of the queries for which a plan asks for an answer that there is not. They score nothing, so that the figures
+    /// are lower bounds; what was paid until then counts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub missed: f64,
     /// Standard deviation of the mean score over orders, for a policy that learns.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deviation: Option<f64>,
@@ -115,6 +122,10 @@ pub struct Line {
     /// Mean score by task, where the file has tasks.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub tasks: BTreeMap<String, f64>,
+}
+
+fn is_zero(share: &f64) -> bool {
+    *share == 0.0
 }
 
 /// Between a weak and a strong model, at any share of calls of the strong one: what mixing the policy with either gives

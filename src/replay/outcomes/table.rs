@@ -35,11 +35,12 @@ impl OutcomesReport {
             shares.sort_by(|a, b| b.1.total_cmp(a.1));
             let shares: Vec<String> = shares.iter().take(3).map(|(m, s)| format!("{m} {:.0} %", 100.0 * **s)).collect();
             let refused = if l.refused > 0.0 { format!(", refused {:.1} %", 100.0 * l.refused) } else { String::new() };
+            let missed = if l.missed > 0.0 { format!(", no answer {:.1} %", 100.0 * l.missed) } else { String::new() };
             let curve: Vec<f64> =
                 l.regret.iter().step_by(l.regret.len().div_ceil(CURVE).max(1)).map(|(_, regret)| *regret).collect();
             let _ = writeln!(
                 out,
-                "{:width$}  {:>7.4}  {:>10.3e}  {:>7}  {:>7}  {:>7}  {gain:>25}  {:CURVE$}  {}{refused}",
+                "{:width$}  {:>7.4}  {:>10.3e}  {:>7}  {:>7}  {:>7}  {gain:>25}  {:CURVE$}  {}{refused}{missed}",
                 l.name,
                 l.mean_score,
                 l.mean_cost_usd,
