@@ -12,10 +12,12 @@
 //! `weir bench ope` ([`ope`]) holds off-policy estimates against the truth, `weir bench replay` ([`replay`]) says how fast
 //! a log is replayed, in how much memory, `weir bench engine` ([`engine`]) how fast a model reads and writes, `weir bench kernels` ([`kernels`]) whether a card's
 //! kernels compute what the processor does, `weir bench kv` ([`kv`]) what prompts of many
-//! documents take, by how these are reused, and `weir bench kv-fidelity` ([`kv_fidelity`]) what that costs on questions ([`questions`]).
+//! documents take, by how these are reused, and `weir bench kv-fidelity` ([`kv_fidelity`]) what that costs on questions ([`questions`]). `weir bench cascade` ([`cascade`]) says what gates of
+//! cascades are worth.
 
 pub mod bandits;
 pub mod bare_proxy;
+pub mod cascade;
 pub mod decide;
 pub mod engine;
 pub mod gateway;

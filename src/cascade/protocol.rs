@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::domain::{
-    AttemptReason, CallSpec, Decision, DecisionId, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place, Plan,
-    RequestBounds, Spend,
+    AttemptReason, CallSpec, Decision, DecisionId, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place,
+    Plan, RequestBounds, Spend,
 };
 
 use super::RetryPolicy;
@@ -131,6 +131,20 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// A plan and nothing else: no retry, no fallback, room for all of its calls.
+    pub fn bare(plan: Plan) -> Self {
+        Self {
+            limits: Limits::default().of(&plan, None),
+            plan,
+            fallback: Vec::new(),
+            failover: None,
+            fallback_on: Vec::new(),
+            retry: RetryPolicy::never(),
+            worst: BTreeMap::new(),
+            seed: 0,
+        }
+    }
+
     /// What a decision is run with: its plan, its fallback, its number of retries where it says one, and the limits with
     /// room for every call of the plan, or the policy's bounds where they are narrower. `None` where it refuses. The seed is
     /// a part of the decision's id, so that the record gives it again.

@@ -1,5 +1,6 @@
 //! `weir bench`: measurements. Tables and JSON on stdout, progress on stderr.
 
+mod cascade;
 mod kv;
 
 use std::{
@@ -72,6 +73,8 @@ enum What {
     KvFidelity(kv::KvFidelityArgs),
     /// What is computed again when memory is short, by which kept blocks go first
     KvEviction(kv::KvEvictionArgs),
+    /// What gates of cascades are worth, over recorded answers
+    Cascade(cascade::CascadeArgs),
     /// A server of fixed answers
     #[command(hide = true)]
     MockUpstream(ListenArgs),
@@ -313,6 +316,7 @@ pub fn run(args: BenchArgs) -> anyhow::Result<ExitCode> {
         What::Kv(args) => return kv::run(args),
         What::KvFidelity(args) => return kv::run_fidelity(args),
         What::KvEviction(args) => return kv::run_eviction(args),
+        What::Cascade(args) => return cascade::run(args),
         What::MockUpstream(args) => {
             let listen = subject::loopback(args.listen)?;
             super::runtime()?.block_on(mock_upstream::serve(listen))

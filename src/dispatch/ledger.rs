@@ -17,8 +17,7 @@ use crate::{
     backend::{BackendError, tally::Tally, wire},
     domain::{
         Attempt, AttemptReason, CallSpec, Chunk, Completion, DecisionId, ErrorKind, Event, EventBody, Facts,
-        FinishReason, Fleet, Hash, MicroUsd, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Spend,
-        Usage,
+        FinishReason, Fleet, Hash, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Spend, Usage,
     },
 };
 
@@ -120,11 +119,7 @@ impl Ledger {
     /// What a call that has ended cost, with its price rounded up.
     pub(super) fn cost(&self, call: u32) -> Spend {
         let ended = self.ended.iter().find(|ended| ended.index == call);
-        let spend = |ended: &Ended| Spend {
-            usd: (ended.cost_usd * 1e6).ceil() as MicroUsd,
-            tokens: u64::from(ended.usage.prompt_tokens) + u64::from(ended.usage.completion_tokens),
-        };
-        ended.map(spend).unwrap_or_default()
+        ended.map(|ended| Spend::of(ended.cost_usd, &ended.usage)).unwrap_or_default()
     }
 
     /// A call begins: what it is shown, and where in the plan it stands.

@@ -25,7 +25,7 @@ use crate::{
     cascade::{self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer},
     domain::{
         AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
-        ModelState, OutcomeStatus, Place, Plan, Request, RequestBounds, Score, Usage, What,
+        ModelState, OutcomeStatus, Place, Plan, Request, Score, Usage, What,
     },
     gateway::{AnswerBody, Caller, GatewayError},
 };

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Usage;
+
 /// Whole millionths of a US dollar. Sums saturate, so that the largest value means "more than can be said".
 pub type MicroUsd = u64;
 
@@ -21,6 +23,12 @@ impl Spend {
     /// Money alone.
     pub fn usd(usd: MicroUsd) -> Self {
         Self { usd, tokens: 0 }
+    }
+
+    /// What a call has used, with its price rounded up.
+    pub fn of(cost_usd: f64, usage: &Usage) -> Self {
+        let tokens = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
+        Self { usd: (cost_usd * 1e6).ceil() as MicroUsd, tokens }
     }
 
     pub fn saturating_add(self, other: Self) -> Self {

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     cascade::{Answered, Command, Event, Input, Machine, Setup, Timer},
-    domain::{AttemptReason, CallSpec, ErrorKind, Facts, MicroUsd, Micros, Note, Place},
+    domain::{AttemptReason, CallSpec, ErrorKind, Facts, Micros, Note, Place, Spend},
 };
 
 /// A call whose answer is asked for.
@@ -52,7 +52,7 @@ pub struct Recorded {
     /// Which one it is, in the source's own numbers.
     pub answer: usize,
     pub ending: Ending,
-    pub cost: MicroUsd,
+    pub cost: Spend,
     /// Microseconds from the call's start to the first piece of its answer, where it came in pieces.
     pub first: Option<i64>,
     /// Microseconds from the call's start to its end.
@@ -79,7 +79,7 @@ pub struct Made {
     /// The recorded answer, in the source's numbers.
     pub answer: usize,
     /// A call that was cancelled costs what is recorded of it.
-    pub cost: MicroUsd,
+    pub cost: Spend,
     /// Whether the machine wanted nothing more of it before it was through.
     pub cancelled: bool,
 }
@@ -104,7 +104,7 @@ pub struct PlanRun {
     /// In the order of their numbers; without the one that was missed.
     pub calls: Vec<Made>,
     /// Of all calls.
-    pub cost: MicroUsd,
+    pub cost: Spend,
     /// Microseconds from the begin to the end.
     pub latency: i64,
     pub notes: Vec<Note>,
@@ -151,7 +151,7 @@ impl<A: Answers> Driver<'_, A> {
             self.now = self.now.max(at);
             machine.handle(event, self.now);
         };
-        let cost = self.calls.iter().fold(0, |sum: MicroUsd, made| sum.saturating_add(made.cost));
+        let cost = self.calls.iter().fold(Spend::default(), |sum, made| sum.saturating_add(made.cost));
         PlanRun { end, calls: self.calls, cost, latency: self.now.saturating_sub(begin), notes: self.notes }
     }
 

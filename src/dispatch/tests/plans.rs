@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, Note, Stage};
+use crate::domain::{Aggregate, Bound, Condition, Note, RequestBounds, Stage};
 
 /// Scripted models that say these texts, a token each this certain.
 fn arena(models: &[(&str, &str, f64)]) -> House {

@@ -9,7 +9,9 @@ use super::{Answers, Asked, End, Ending, Recorded, run};
 use crate::{
     audit::DecisionView,
     cascade::{Limits, RetryPolicy, Setup, Timer},
-    domain::{Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, canonical},
+    domain::{
+        Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend, canonical,
+    },
 };
 
 /// The attempts of one decision, by their index.
@@ -31,7 +33,7 @@ impl<'a> Journal<'a> {
 
 impl Answers for Journal<'_> {
     fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded> {
-        let never = Recorded { answer: 0, ending: Ending::Never, cost: 0, first: None, latency: 0 };
+        let never = Recorded { answer: 0, ending: Ending::Never, cost: Spend::default(), first: None, latency: 0 };
         let Some(attempt) = self.attempt(asked.call) else { return self.broken_off.then_some(never) };
         if attempt.model != asked.spec.model || attempt.why != asked.why || attempt.at != asked.at {
             return None;
@@ -48,7 +50,7 @@ impl Answers for Journal<'_> {
         Some(Recorded {
             answer: attempt.index as usize,
             ending,
-            cost: (attempt.cost_usd * 1e6).ceil() as u64,
+            cost: Spend::of(attempt.cost_usd, &attempt.usage),
             first: attempt.ttft_us.map(after),
             latency: after(attempt.latency_us),
         })

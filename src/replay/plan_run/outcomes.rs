@@ -5,12 +5,12 @@
 //! are no log-probabilities, so that gates which ask for them have no score. Two answers of which one is not known say
 //! different things.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Answers, Asked, End, Ending, Recorded, run};
 use crate::{
-    cascade::{Input, Limits, RetryPolicy, Setup},
-    domain::{Aggregate, Facts, Plan},
+    cascade::{Input, Setup},
+    domain::{Aggregate, Facts, Plan, Spend},
     replay::matrix::Matrix,
 };
 
@@ -34,7 +34,7 @@ impl Answers for Row<'_> {
         Some(Recorded {
             answer: column,
             ending: Ending::Answers(Facts { form, ..Facts::default() }),
-            cost: (self.matrix.costs(self.query)[column] * 1e6).ceil() as u64,
+            cost: Spend::usd((self.matrix.costs(self.query)[column] * 1e6).ceil() as u64),
             first: None,
             latency: latency as i64,
         })
@@ -72,15 +72,7 @@ pub fn over(plan: &Plan, matrix: &Matrix, query: usize) -> Result<Came, String> 
             matrix.name
         ));
     }
-    let setup = Setup {
-        plan: plan.clone(),
-        fallback: Vec::new(),
-        fallback_on: Vec::new(),
-        retry: RetryPolicy::never(),
-        limits: Limits::default(),
-        worst: BTreeMap::new(),
-        seed: 0,
-    };
+    let setup = Setup::bare(plan.clone());
     let mut row = Row { matrix, query, given: BTreeSet::new() };
     let run = run(&setup, 0, &mut row);
     let served = match run.end {

@@ -1,7 +1,5 @@
 //! The driver against a machine that is run by hand, and what holds of every run.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -29,15 +27,7 @@ fn parallel(models: &[&str], aggregate: Aggregate) -> Plan {
 }
 
 fn setup(plan: Plan) -> Setup {
-    Setup {
-        plan,
-        fallback: Vec::new(),
-        fallback_on: Vec::new(),
-        retry: RetryPolicy::default(),
-        limits: Limits::default(),
-        worst: BTreeMap::new(),
-        seed: 7,
-    }
+    Setup { retry: RetryPolicy::default(), seed: 7, ..Setup::bare(plan) }
 }
 
 /// Recorded answers by model, the next one for each call of it.
@@ -49,6 +39,7 @@ struct Shelf {
 
 impl Shelf {
     fn with(mut self, model: &str, ending: Ending, cost: u64, latency: i64) -> Self {
+        let cost = Spend::usd(cost);
         let answer = self.answers.len();
         self.answers.push((model.to_owned(), Recorded { answer, ending, cost, first: None, latency }));
         self
@@ -78,7 +69,7 @@ fn a_rejected_answer_is_followed_by_the_next_recorded_one() {
     let shelf = || Shelf::default().with("small", says(0, -0.9), 3, 1_000).with("large", says(1, -0.1), 40, 5_000);
     let got = run(&setup(frugal()), 100, &mut shelf());
     assert_eq!(got.end, End::Answered { call: 1, answer: 1 });
-    assert_eq!((got.cost, got.latency, got.calls.len()), (43, 6_000, 2));
+    assert_eq!((got.cost.usd, got.latency, got.calls.len()), (43, 6_000, 2));
     assert_eq!((got.calls[1].why, &got.calls[1].at[..]), (AttemptReason::Escalation, &[1][..]));
 
     // The same by hand.
@@ -108,7 +99,7 @@ fn a_call_that_was_never_recorded_ends_the_run() {
     let mut shelf = Shelf::default().with("small", says(0, -0.9), 3, 1_000);
     let got = run(&setup(frugal()), 0, &mut shelf);
     assert_eq!(got.end, End::Missed { call: 1, model: "large".into() });
-    assert_eq!((got.missed(), got.cost, got.served()), (true, 3, None));
+    assert_eq!((got.missed(), got.cost.usd, got.served()), (true, 3, None));
     let mut shelf = Shelf::default().with("small", says(0, -0.1), 3, 1_000);
     let got = run(&setup(frugal()), 0, &mut shelf);
     assert_eq!(got.served().map(|made| &*made.model), Some("small"), "nobody asks for the other");
@@ -124,7 +115,7 @@ fn errors_are_retried_after_waits_and_rerouted() {
     let whys: Vec<AttemptReason> = got.calls.iter().map(|made| made.why).collect();
     assert_eq!(whys, [AttemptReason::Planned, AttemptReason::Retry, AttemptReason::Fallback]);
     assert!(got.latency > 120 + 100_000, "half of the wait at least: {}", got.latency);
-    assert_eq!((got.cost, got.end), (41, End::Answered { call: 2, answer: 2 }));
+    assert_eq!((got.cost.usd, got.end), (41, End::Answered { call: 2, answer: 2 }));
 }
 
 #[test]
@@ -134,7 +125,7 @@ fn votes_end_early_and_pay_for_what_they_cancel() {
         empty.with("a", says(4, 0.0), 1, 30).with("b", says(4, 0.0), 2, 20).with("c", says(5, 0.0), 4, 50)
     };
     let got = run(&setup(parallel(&["a", "b", "c"], Aggregate::Vote)), 0, &mut shelf());
-    assert_eq!((got.latency, got.cost, got.calls[2].cancelled), (30, 7, true));
+    assert_eq!((got.latency, got.cost.usd, got.calls[2].cancelled), (30, 7, true));
     let got = run(&setup(parallel(&["a", "b", "c"], Aggregate::First)), 0, &mut shelf());
     assert_eq!((got.end, got.latency), (End::Answered { call: 1, answer: 1 }, 20));
 }
@@ -195,7 +186,7 @@ proptest! {
         let (mut one, mut two) = (shelf.clone(), shelf.clone());
         let got = run(&setup(plan.clone()), 5, &mut one);
         prop_assert_eq!(&got, &run(&setup(plan), 5, &mut two));
-        prop_assert_eq!(got.cost, got.calls.iter().map(|made| made.cost).sum::<u64>());
+        prop_assert_eq!(got.cost.usd, got.calls.iter().map(|made| made.cost.usd).sum::<u64>());
         let given: Vec<usize> = got.calls.iter().map(|made| made.answer).collect();
         prop_assert_eq!(&given, &one.taken, "what was taken is what was made");
         for made in &got.calls {
