@@ -60,10 +60,10 @@ fn recorded(dir: &std::path::Path) -> (String, String) {
             for sample in 0..samples {
                 let right = sure || (temperature > 0.0 && sample != 1);
                 let answer = serde_json::json!({
-                    "task": format!("arithmetic-{i:03}"), "kind": "arithmetic", "prompt": "0", "reference": "4",
+                    "task": format!("arithmetic-{i:03}"), "kind": "arithmetic", "model": "small", "prompt": "0", "reference": "4",
                     "temperature": temperature, "sample": sample, "text": if right { "4" } else { "5" }, "correct": right,
                     "prompt_tokens": 20, "completion_tokens": 1,
-                    "scores": {"mean_token_entropy": if sure { 0.1 } else { 0.9 }},
+                    "scores": [{"score": "mean_token_entropy", "value": if sure { 0.1 } else { 0.9 }}],
                 });
                 answers += &format!("{answer}\n");
             }

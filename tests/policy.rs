@@ -14,7 +14,8 @@ fn card(name: &str, tags: &[&str]) -> ModelCard {
         context: 8192,
         price: Price::default(),
         energy: None,
-        capabilities: Capabilities::default(),
+        // As in life: models in the process go on from an answer that has begun.
+        capabilities: Capabilities { continuation: tags.contains(&"on-prem"), ..Capabilities::default() },
     }
 }
 
@@ -61,12 +62,13 @@ fn weir(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-const SHIPPED: [&str; 10] = [
+const SHIPPED: [&str; 11] = [
     "policies/balanced-bandit.yaml",
     "policies/cost-saver.yaml",
     "policies/default.yaml",
     "policies/failover.yaml",
     "policies/frugal-cascade.yaml",
+    "policies/glimpse-steps.yaml",
     "policies/graph.yaml",
     "policies/privacy-local.yaml",
     "policies/quality-first.yaml",
@@ -184,6 +186,7 @@ fn init_writes_a_policy_that_is_fine_and_never_overwrites() {
         "graph",
         "frugal-cascade",
         "self-consistency-arena",
+        "glimpse-steps",
         "failover",
     ] {
         let file = dir.path().join(format!("{template}.yaml"));

@@ -93,7 +93,10 @@ impl LocalBackend {
         let sampling = call.spec.sampling_for(&request.sampling);
         let seed = sampling.seed.map_or_else(|| derived_seed(call), |seed| seed as u64);
         Ok(Generate {
-            prompt: Prompt::Chat(self.messages(request, call.spec.system.as_deref())?),
+            prompt: match &request.begun {
+                None => Prompt::Chat(self.messages(request, call.spec.system.as_deref())?),
+                Some(begun) => Prompt::Begun(self.messages(request, call.spec.system.as_deref())?, begun.to_string()),
+            },
             choosing: Choosing {
                 temperature: sampling.temperature.unwrap_or(DEFAULT_TEMPERATURE),
                 top_p: sampling.top_p.unwrap_or(DEFAULT_TOP_P),
@@ -139,10 +142,11 @@ impl LocalBackend {
         call: &Call,
     ) -> Result<UnboundedReceiver<GenerateEvent>, BackendError> {
         let generate = self.generate(call)?;
-        let Prompt::Chat(messages) = &generate.prompt else {
+        let (Prompt::Chat(messages) | Prompt::Begun(messages, _)) = &generate.prompt else {
             return Err(BackendError::new(ErrorKind::Internal, "a chat call became another prompt"));
         };
-        let bytes: usize = messages.iter().flat_map(|m| &m.content).map(length).sum();
+        let begun = call.request.begun.as_ref().map_or(0, |begun| begun.len());
+        let bytes = begun + messages.iter().flat_map(|m| &m.content).map(length).sum::<usize>();
         let submitted = if bytes > LONG_TEXT {
             let engine = Arc::clone(engine);
             tokio::task::spawn_blocking(move || engine.generate(generate))

@@ -80,6 +80,14 @@ impl CallNode {
         }
     }
 
+    /// The call that is under way.
+    pub(super) fn running(&self) -> Option<u32> {
+        match self.at {
+            At::Running(call) => Some(call),
+            At::Idle | At::Waiting(..) | At::Answered(_) | At::Ended => None,
+        }
+    }
+
     fn fail(&mut self, call: u32, kind: ErrorKind) -> Step {
         self.at = At::Ended;
         Step::Failed { call, kind }

@@ -2,8 +2,8 @@
 //! ([`Event`]) and when, and says what is to be done ([`Command`]); dispatch does it.
 //!
 //! A plan is a tree of nodes: the call with its retries ([`call`]), stages behind gates ([`stages`], [`gate`]), branches
-//! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]). The fallback chain stands above
-//! the tree; it belongs to the request and not to the plan. Reasoning steps will be a further node.
+//! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]), reasoning step by step ([`steps`]).
+//! The fallback chain stands above the tree; it belongs to the request and not to the plan.
 //!
 //! Rules that every node keeps:
 //! - A call's stream is forwarded only where nothing after it can change the answer: a bare call, a stage without a gate, a
@@ -36,6 +36,7 @@ mod protocol;
 mod retry;
 mod scope;
 mod stages;
+mod steps;
 pub mod vote;
 
 #[cfg(test)]
@@ -108,8 +109,12 @@ impl Machine {
             Event::ClientGone => return self.stop(Abort::ClientGone),
             Event::Timer(Timer::Deadline) => return self.stop(Abort::Deadline),
             Event::Timer(Timer::Backoff { .. }) => {}
-            Event::Started { call } | Event::Delta { call } if !self.scope.is_running(*call) => return,
-            Event::Started { .. } | Event::Delta { .. } => {}
+            Event::Started { call } | Event::Delta { call } | Event::Early { call, .. }
+                if !self.scope.is_running(*call) =>
+            {
+                return;
+            }
+            Event::Started { .. } | Event::Delta { .. } | Event::Early { .. } => {}
             Event::Done { call, .. } | Event::Failed { call, .. } if !self.scope.is_running(*call) => return,
             Event::Done { call, answer } => self.scope.settle(*call, answer.cost),
             Event::Failed { call, kind, cost, .. } => {
@@ -142,7 +147,10 @@ impl Machine {
             Step::Running => {}
             Step::Succeeded(got) => self.answer(got),
             Step::Failed { call, kind } => self.fall_back(call, kind),
-            Step::Masked(by) => self.end(Command::Fail { kind: by.error(), call: None }),
+            Step::Masked(by) => match self.plan.best().filter(|_| !self.scope.forwarded) {
+                Some(best) => self.answer_with(best, BestBecause::Masked { by }),
+                None => self.end(Command::Fail { kind: by.error(), call: None }),
+            },
         }
     }
 

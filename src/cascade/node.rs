@@ -11,6 +11,7 @@ use super::{
     parallel::ParallelNode,
     scope::{Room, Scope},
     stages::CascadeNode,
+    steps::StepsNode,
 };
 
 /// The answer of a node.
@@ -76,6 +77,7 @@ pub(super) enum Node {
     Call(CallNode),
     Cascade(CascadeNode),
     Parallel(Box<ParallelNode>),
+    Steps(Box<StepsNode>),
 }
 
 impl Node {
@@ -87,6 +89,7 @@ impl Node {
             Plan::Parallel { branches, aggregate } => {
                 Node::Parallel(Box::new(ParallelNode::new(branches, aggregate.clone(), position)))
             }
+            Plan::Steps(steps) => Node::Steps(Box::new(StepsNode::new((**steps).clone(), position))),
         }
     }
 
@@ -98,6 +101,7 @@ impl Node {
             Node::Call(node) => node.fits(scope, &mut left),
             Node::Cascade(node) => node.fits(scope, &mut left),
             Node::Parallel(node) => node.fits(scope, &mut left),
+            Node::Steps(node) => node.fits(scope, &mut left),
         }?;
         *room = left;
         Ok(())
@@ -108,6 +112,7 @@ impl Node {
             Node::Call(node) => node.start(why, scope),
             Node::Cascade(node) => node.start(why, scope),
             Node::Parallel(node) => node.start(why, scope),
+            Node::Steps(node) => node.start(why, scope),
         }
     }
 
@@ -116,6 +121,7 @@ impl Node {
             Node::Call(node) => node.handle(event, scope),
             Node::Cascade(node) => node.handle(event, scope),
             Node::Parallel(node) => node.handle(event, scope),
+            Node::Steps(node) => node.handle(event, scope),
         }
     }
 
@@ -125,6 +131,7 @@ impl Node {
             Node::Call(node) => node.cancel(scope),
             Node::Cascade(node) => node.cancel(scope),
             Node::Parallel(node) => node.cancel(scope),
+            Node::Steps(node) => node.cancel(scope),
         }
     }
 
@@ -136,6 +143,7 @@ impl Node {
             Node::Call(node) => node.best(),
             Node::Cascade(node) => node.best(),
             Node::Parallel(node) => node.best(),
+            Node::Steps(node) => node.best(),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::domain::{
     AttemptReason, CallSpec, Decision, DecisionId, ErrorKind, Facts, FailoverGraph, MicroUsd, Micros, Note, Place,
-    Plan, RequestBounds, Spend,
+    Plan, Reading, RequestBounds, Spend,
 };
 
 use super::RetryPolicy;
@@ -25,6 +25,8 @@ pub enum Event {
     Started { call: u32 },
     /// The first piece of the call's answer is there.
     Delta { call: u32 },
+    /// What is known of an answer that is still coming, of the scores that are watched ([`Plan::watched_at`]).
+    Early { call: u32, readings: Vec<Reading> },
     /// The call's answer is complete. A call that may be forwarded needs none of its facts.
     Done { call: u32, answer: Arc<Answered> },
     /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds. `cost`: of what it
@@ -54,6 +56,10 @@ pub enum Input {
     Judge(Vec<u32>),
     /// Likewise; to be answered by one answer made of them.
     Refine(Vec<u32>),
+    /// The request, and the reasoning that these calls wrote, to go on from with one step.
+    Step(Vec<u32>),
+    /// Likewise, to be followed by the answer.
+    Reasoned(Vec<u32>),
 }
 
 /// What is to be done.

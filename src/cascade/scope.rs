@@ -38,6 +38,12 @@ impl Room {
         self.tokens = self.tokens.map(|tokens| tokens.saturating_sub(worst.tokens));
     }
 
+    /// Gives back what was reserved for a call that is not made.
+    fn release(&mut self, worst: Spend) {
+        self.calls = self.calls.saturating_add(1);
+        self.settle(worst, Spend::default());
+    }
+
     /// Puts what a call cost in the place of what was reserved for it.
     fn settle(&mut self, reserved: Spend, cost: Spend) {
         self.usd = self.usd.map(|usd| usd.saturating_add(reserved.usd).saturating_sub(cost.usd));
@@ -130,6 +136,15 @@ impl Scope {
         self.models.push(spec.model.clone());
         self.push(Command::Start { call, spec: spec.clone(), why, input: input.clone(), at: at.clone() });
         call
+    }
+
+    /// Keeps room for a call that is to be made later, which [`Scope::release`] gives back.
+    pub(super) fn hold(&mut self, spec: &CallSpec) {
+        self.room.reserve(self.worst(spec));
+    }
+
+    pub(super) fn release(&mut self, spec: &CallSpec) {
+        self.room.release(self.worst(spec));
     }
 
     pub(super) fn cancel(&mut self, call: u32) {

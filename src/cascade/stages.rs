@@ -5,7 +5,9 @@
 //! what is left of the request's bounds. Each stage is called with the client's request alone: a failed chain shown to the
 //! stronger model makes it worse.
 
-use crate::domain::{AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Score, Scored, Stage, What};
+use crate::domain::{
+    AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Reading, Score, Scored, Stage, What,
+};
 
 use super::{
     Event,
@@ -25,6 +27,7 @@ pub(super) struct CascadeNode {
 struct Running {
     node: Node,
     accept_when: Vec<Condition>,
+    stop_early: bool,
 }
 
 /// Why a stage is entered.
@@ -50,7 +53,7 @@ impl CascadeNode {
                 live: position.live && gate.is_empty(),
                 all_votes: position.all_votes || gate.iter().any(|c| c.score == Score::Disagreement),
             };
-            Running { node: Node::of(&stage.plan, position), accept_when: gate.clone() }
+            Running { node: Node::of(&stage.plan, position), accept_when: gate.clone(), stop_early: stage.stop_early }
         };
         let stages = stages.iter().enumerate().map(node).collect();
         Self { stages, current: 0, position }
@@ -74,8 +77,31 @@ impl CascadeNode {
 
     pub(super) fn handle(&mut self, event: &Event, scope: &mut Scope) -> Step {
         let Some(stage) = self.stages.get_mut(self.current) else { return Step::Running };
+        if let (Event::Early { call, readings }, Node::Call(node), true) = (event, &stage.node, stage.stop_early)
+            && node.running() == Some(*call)
+        {
+            return self.look(*call, readings, scope);
+        }
         let step = stage.node.handle(event, scope);
         self.settle(step, scope)
+    }
+
+    /// Stops the current stage's call where one of its conditions cannot hold any more and a later stage can begin.
+    fn look(&mut self, call: u32, readings: &[Reading], scope: &mut Scope) -> Step {
+        let Some(stage) = self.stages.get_mut(self.current) else { return Step::Running };
+        let fails = stage.accept_when.iter().filter(|condition| condition.is_early()).find_map(|condition| {
+            let reading = readings.iter().find(|reading| reading.score == condition.score)?;
+            let Scored { value, exact } = reading.read.ok().filter(|scored| !condition.bound.holds(scored.value))?;
+            Some(What::GateFails { call, condition: *condition, value, exact })
+        });
+        let Some(fails) = fails else { return Step::Running };
+        let mut later = self.stages.iter().skip(self.current + 1);
+        if !later.any(|stage| stage.node.fits(scope, &mut scope.room()).is_ok()) {
+            return Step::Running;
+        }
+        scope.note(&self.position.child(self.current), fails);
+        self.cancel(scope);
+        self.enter(self.current + 1, Cause::Rejected { call }, scope)
     }
 
     fn settle(&mut self, step: Step, scope: &mut Scope) -> Step {

@@ -47,7 +47,12 @@ fn done(call: u32) -> Event {
 fn facts(text: &str, entropy: Option<f32>) -> Facts {
     let [a, b, c, d, ..] = Hash::of(format!("{:?}", canonical::form(text)).as_bytes()).0;
     let scores = readings(&[gates::token(-0.1, &[], entropy)], []);
-    Facts { form: u32::from_le_bytes([a, b, c, d]), scores, verdict: vote::verdict(text, 3).map(|n| n as u32) }
+    Facts {
+        form: u32::from_le_bytes([a, b, c, d]),
+        scores,
+        verdict: vote::verdict(text, 3).map(|n| n as u32),
+        step: None,
+    }
 }
 
 fn start(call: u32, model: &str, why: AttemptReason) -> Command {

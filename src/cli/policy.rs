@@ -227,7 +227,7 @@ pub(super) fn implied_fleet(spec: &Spec) -> Fleet {
             context: 0,
             price: crate::domain::Price::default(),
             energy: Some(crate::domain::Energy::default()),
-            capabilities: crate::domain::Capabilities::default(),
+            capabilities: crate::domain::Capabilities { continuation: true, ..Default::default() },
         });
         card.tags.extend(model.tag.clone());
     }

@@ -1,12 +1,14 @@
 //! An answer that is held back until the plan has decided: what of it a client may be given, and what gates, votes and
 //! judges are told of it.
 
+use std::collections::BTreeMap;
+
 use futures_util::{StreamExt, stream};
 
 use crate::{
     backend::wire::{self, Said},
     cascade::{self, Forms},
-    domain::{Chunk, Completion, Facts, Score},
+    domain::{Choice, Chunk, Completion, Facts, FinishReason, Score, Usage},
     gateway::AnswerBody,
 };
 
@@ -63,14 +65,16 @@ impl Held {
         said
     }
 
-    /// The answer for the client. `logprobs`: whether it asked for them; what came for the gates' sake is taken out.
-    pub(super) fn into_body(self, logprobs: bool) -> AnswerBody {
+    /// The answer for the client. `logprobs`: whether it asked for them; what came for the gates' sake is taken out. `stream`:
+    /// whether it asked for pieces; what came in pieces for the gates' sake is put together.
+    pub(super) fn into_body(self, logprobs: bool, stream: bool) -> AnswerBody {
         let stripped = move |json| if logprobs { json } else { wire::without_logprobs(&json) };
         match self.whole {
             Some(Completion::Wire { body, usage }) => {
                 AnswerBody::Whole(Completion::Wire { body: stripped(body), usage })
             }
             Some(whole) => AnswerBody::Whole(whole),
+            None if !stream => AnswerBody::Whole(assembled(self.chunks)),
             None => {
                 let chunks = self.chunks.into_iter().map(move |chunk| match chunk {
                     Chunk::Wire(json) => Ok(Chunk::Wire(stripped(json))),
@@ -82,6 +86,27 @@ impl Held {
     }
 }
 
+/// A whole answer from its pieces.
+fn assembled(chunks: Vec<Chunk>) -> Completion {
+    let mut choices: BTreeMap<u32, Choice> = BTreeMap::new();
+    let mut all = Usage::default();
+    let fresh = |index: u32| Choice { index, text: String::new(), logprobs: Vec::new(), finish: FinishReason::Stop };
+    for chunk in chunks {
+        match chunk {
+            Chunk::Text { choice, text, logprobs } => {
+                let of = choices.entry(choice).or_insert_with(|| fresh(choice));
+                of.text.push_str(&text);
+                of.logprobs.extend(logprobs);
+            }
+            Chunk::Finish { choice, reason } => choices.entry(choice).or_insert_with(|| fresh(choice)).finish = reason,
+            Chunk::Usage(usage) => all = usage,
+            // Only models that speak weir's own chunks are asked for pieces of a whole answer.
+            Chunk::Wire(_) => {}
+        }
+    }
+    Completion::Choices { choices: choices.into_values().collect(), usage: all }
+}
+
 /// What the machine is told of an answer. `asked`: the scores that gates ask for; without any, none is computed.
 /// `shown`: of a judge's answer, how many answers it was shown.
 pub(super) fn facts(said: &Said, forms: &mut Forms, asked: &[Score], shown: usize) -> Facts {
@@ -90,5 +115,6 @@ pub(super) fn facts(said: &Said, forms: &mut Forms, asked: &[Score], shown: usiz
         form: forms.number(&text),
         scores: if asked.is_empty() { Vec::new() } else { cascade::readings(&said.tokens, asked.iter().copied()) },
         verdict: cascade::vote::verdict(&text, shown).map(|n| n as u32),
+        step: None,
     }
 }

@@ -17,7 +17,8 @@ use crate::{
     backend::{BackendError, tally::Tally, wire},
     domain::{
         Attempt, AttemptReason, CallSpec, Chunk, Completion, DecisionId, ErrorKind, Event, EventBody, Facts,
-        FinishReason, Fleet, Hash, Micros, Note, Outcome, OutcomeStatus, Place, Request, Sampling, Spend, Usage,
+        FinishReason, Fleet, Hash, Micros, Note, Outcome, OutcomeStatus, Place, Reading, Request, Sampling, Spend,
+        Usage,
     },
 };
 
@@ -209,6 +210,14 @@ impl Ledger {
         if let Some(open) = self.running(call) {
             open.facts = Some(facts);
         }
+    }
+
+    /// What is known of an answer that is still coming; it stays in the record where the call is stopped.
+    pub(super) fn early(&mut self, call: u32, readings: &[Reading]) {
+        let Some(open) = self.running(call) else { return };
+        let scores = &mut open.facts.get_or_insert_default().scores;
+        scores.retain(|known| readings.iter().all(|reading| reading.score != known.score));
+        scores.extend_from_slice(readings);
     }
 
     /// The call has ended well with a streamed answer.

@@ -11,6 +11,7 @@ mod held;
 mod journal;
 mod ledger;
 mod shown;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,7 @@ use crate::{
     cascade::{self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer},
     domain::{
         AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
-        ModelState, OutcomeStatus, Place, Plan, Request, Score, Usage, What,
+        ModelState, OutcomeStatus, Place, Plan, Request, Score, StepFacts, Usage, What,
     },
     gateway::{AnswerBody, Caller, GatewayError},
 };
@@ -35,6 +36,7 @@ use calls::{Calls, Happened};
 use held::Held;
 pub use journal::LogJournal;
 use ledger::Ledger;
+use watch::Watch;
 
 /// What a judge may write where its plan does not say: a number, and some models' thoughts about it.
 const JUDGE_TOKENS: u32 = 256;
@@ -126,6 +128,8 @@ impl Dispatcher {
             forms: Forms::default(),
             unread: None,
             judges: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            watched: BTreeMap::new(),
             errors: BTreeMap::new(),
             because: None,
             ledger,
@@ -187,6 +191,10 @@ struct Run<'a> {
     unread: Option<(u32, Usage)>,
     /// How many answers each judge's call was shown.
     judges: BTreeMap<u32, usize>,
+    /// The steps before each call that writes a reasoning step.
+    steps: BTreeMap<u32, Vec<u32>>,
+    /// What is looked at while it comes, of running calls.
+    watched: BTreeMap<u32, Watch>,
     /// Of the calls that have failed, with their models.
     errors: BTreeMap<u32, (String, BackendError)>,
     /// Why the answer is only the best so far, where it is.
@@ -226,8 +234,10 @@ impl<'a> Run<'a> {
     }
 
     fn start(&mut self, call: u32, mut spec: CallSpec, why: AttemptReason, input: &Input, at: Place) {
+        let backend = self.dispatcher.backends.get(&spec.model);
+        let kind = backend.map_or("none", |backend| backend.kind());
         let request = match input {
-            Input::Request => self.asking(&at),
+            Input::Request => self.asking(&at, kind),
             Input::Judge(shown) => {
                 self.judges.insert(call, shown.len());
                 spec.sampling.temperature.get_or_insert(0.0);
@@ -235,13 +245,25 @@ impl<'a> Run<'a> {
                 Arc::new(shown::judge(&self.request, &self.texts(shown)))
             }
             Input::Refine(shown) => Arc::new(shown::refine(&self.request, &self.texts(shown))),
+            Input::Step(after) => {
+                let begun = self.reasoning(&at, after, false);
+                self.steps.insert(call, after.clone());
+                let step = shown::step(&self.request, begun, !self.plan.watched_at(&at).is_empty());
+                Arc::new(self.with_logprobs(&at, &step).unwrap_or(step))
+            }
+            Input::Reasoned(steps) => {
+                let begun = self.reasoning(&at, steps, true);
+                let request = shown::continued(&self.request, begun);
+                Arc::new(self.with_logprobs(&at, &request).unwrap_or(request))
+            }
         };
+        if let Some(watch) = Watch::of(self.plan.watched_at(&at)) {
+            self.watched.insert(call, watch);
+        }
         // A client's seed draws the same numbers for every call; answers that have to differ get seeds beside it.
         if let (true, None, Some(seed)) = (spec.firm, spec.sampling.seed, request.sampling.seed) {
             spec.sampling.seed = Some(seed.wrapping_add(i64::from(call)));
         }
-        let backend = self.dispatcher.backends.get(&spec.model);
-        let kind = backend.map_or("none", |backend| backend.kind());
         self.ledger.begin(call, why, at, &spec, Arc::clone(&request), kind);
         let Some(backend) = backend else {
             let message = format!("no backend is configured for model `{}`", spec.model);
@@ -260,15 +282,26 @@ impl<'a> Run<'a> {
         self.calls.start(call, backend.start(made));
     }
 
-    /// The client's request as the call at `at` makes it: with log-probabilities where a gate needs them.
-    fn asking(&self, at: &[u32]) -> Arc<Request> {
-        let top = self.plan.scores_at(at).iter().filter_map(Score::logprobs).max();
-        match top {
-            Some(top) if !self.request.logprobs || self.request.top_logprobs < top => {
-                Arc::new(shown::with_logprobs(&self.request, top))
-            }
-            _ => Arc::clone(&self.request),
+    /// The client's request as the call at `at` makes it: with log-probabilities where a gate needs them, and in pieces where
+    /// one looks at them. Whole answers of remote models are not asked for in pieces, as all of them would have to be read.
+    fn asking(&self, at: &[u32], backend: &str) -> Arc<Request> {
+        let request = self.with_logprobs(at, &self.request);
+        if !self.request.stream && backend != "remote" && !self.plan.watched_at(at).is_empty() {
+            return Arc::new(shown::streamed(request.as_ref().unwrap_or(&self.request)));
         }
+        request.map_or_else(|| Arc::clone(&self.request), Arc::new)
+    }
+
+    /// A request with the log-probabilities that are needed of the call at `at`, where it does not ask for as many itself.
+    fn with_logprobs(&self, at: &[u32], request: &Request) -> Option<Request> {
+        let top = self.plan.scores_at(at).iter().filter_map(Score::logprobs).max()?;
+        (!request.logprobs || request.top_logprobs < top).then(|| shown::with_logprobs(request, top))
+    }
+
+    /// The reasoning that these calls have written.
+    fn reasoning(&self, at: &[u32], steps: &[u32], closed: bool) -> String {
+        let texts = self.texts(steps);
+        self.plan.steps_at(at).map(|plan| plan.joined(&texts, closed)).unwrap_or_default()
     }
 
     /// What these calls have answered.
@@ -318,8 +351,9 @@ impl<'a> Run<'a> {
             Some((call, Happened::Piece(chunk))) => self.piece(call, chunk, now),
             Some((call, Happened::Whole { completion, model_reported })) => {
                 self.ledger.reported(call, model_reported);
+                let written = completion.usage().completion_tokens;
                 let held = Held::of(completion);
-                let facts = self.facts(call, &held);
+                let facts = self.facts(call, &held, written);
                 if let Some(whole) = held.completion() {
                     self.ledger.whole(call, whole);
                 }
@@ -342,13 +376,18 @@ impl<'a> Run<'a> {
         let usage = if let Chunk::Usage(usage) = &chunk { Some(*usage) } else { None };
         let held = self.held.entry(call).or_default();
         let first = held.is_empty();
+        let readings = self.watched.get_mut(&call).map(|watch| watch.piece(&chunk)).unwrap_or_default();
         held.piece(chunk);
         if first {
             self.ledger.arrived(call);
             self.unread = usage.map(|usage| (call, usage));
             self.machine.handle(cascade::Event::Delta { call }, now);
         } else if let Some(usage) = usage {
-            self.ended(call, usage);
+            return self.ended(call, usage);
+        }
+        if !readings.is_empty() {
+            self.ledger.early(call, &readings);
+            self.machine.handle(cascade::Event::Early { call, readings }, now);
         }
     }
 
@@ -356,7 +395,7 @@ impl<'a> Run<'a> {
     fn ended(&mut self, call: u32, usage: Usage) {
         self.calls.cancel(call);
         let held = self.held.remove(&call).unwrap_or_default();
-        let facts = self.facts(call, &held);
+        let facts = self.facts(call, &held, usage.completion_tokens);
         self.held.insert(call, held);
         self.ledger.streamed(call, usage);
         self.done(call, facts);
@@ -369,13 +408,21 @@ impl<'a> Run<'a> {
 
     /// What the machine is told of a running call's answer, and recorded of it. Nobody asks what the answer of a plan of one
     /// call says.
-    fn facts(&mut self, call: u32, held: &Held) -> Facts {
+    /// `written`: the answer's tokens.
+    fn facts(&mut self, call: u32, held: &Held, written: u32) -> Facts {
         if matches!(self.plan, Plan::Call(_)) {
             return Facts::default();
         }
         let asked = self.plan.scores_at(self.ledger.place(call));
         let shown = self.judges.get(&call).copied().unwrap_or(0);
-        let facts = held::facts(&held.said(), &mut self.forms, &asked, shown);
+        let said = held.said();
+        let mut facts = held::facts(&said, &mut self.forms, &asked, shown);
+        if let Some(after) = self.steps.get(&call) {
+            let text = said.text();
+            let closes = self.plan.steps_at(self.ledger.place(call)).is_some_and(|steps| steps.closes(&text));
+            let repeats = after.last().is_some_and(|last| self.texts(&[*last])[0].trim() == text.trim());
+            facts.step = Some(StepFacts { tokens: written, closes, repeats });
+        }
         self.ledger.facts(call, facts.clone());
         facts
     }
@@ -392,7 +439,7 @@ impl<'a> Run<'a> {
         let Some(held) = self.held.remove(&call) else {
             return Err(self.fail(ErrorKind::Internal, None).await);
         };
-        let body = held.into_body(self.request.logprobs);
+        let body = held.into_body(self.request.logprobs, self.request.stream);
         if matches!(body, AnswerBody::Stream(_)) {
             self.ledger.answering();
         }

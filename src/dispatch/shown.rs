@@ -52,6 +52,49 @@ pub(super) fn with_logprobs(request: &Request, top: u8) -> Request {
     Request { logprobs: true, top_logprobs: request.top_logprobs.max(top), ..request.clone() }
 }
 
+/// The request of one more reasoning step: the conversation, and what of its answer there is. Of the client's sampling holds
+/// what says how to draw.
+pub(super) fn step(request: &Request, begun: String, stream: bool) -> Request {
+    let client = &request.sampling;
+    let sampling =
+        Sampling { temperature: client.temperature, top_p: client.top_p, seed: client.seed, ..Sampling::default() };
+    let json: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let drawn = ["model", "messages", "temperature", "top_p", "seed"].into_iter();
+    let kept = drawn.filter_map(|key| Some((key.to_owned(), json.get(key)?.clone())));
+    let body = Bytes::from(Value::Object(kept.collect()).to_string());
+    let request = Request {
+        sampling,
+        n: 1,
+        logprobs: false,
+        top_logprobs: 0,
+        stream,
+        include_usage: false,
+        needs: Vec::new(),
+        body,
+        ..request.clone()
+    };
+    continued(&request, begun)
+}
+
+/// The client's request, whose answer has begun with this.
+pub(super) fn continued(request: &Request, begun: String) -> Request {
+    let mut body = request.body.clone();
+    if let Ok(mut json) = serde_json::from_slice::<Value>(&body)
+        && let Some(messages) = json.get_mut("messages").and_then(Value::as_array_mut)
+    {
+        messages.push(json!({"role": "assistant", "content": begun}));
+        json["continue_final_message"] = json!(true);
+        json["add_generation_prompt"] = json!(false);
+        body = Bytes::from(json.to_string());
+    }
+    Request { begun: Some(begun.into()), body, ..request.clone() }
+}
+
+/// The request whose answer comes in pieces, also where the client wants it whole.
+pub(super) fn streamed(request: &Request) -> Request {
+    Request { stream: true, ..request.clone() }
+}
+
 fn numbered(answers: &[String]) -> String {
     let mut out = String::new();
     for (i, answer) in answers.iter().enumerate() {

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Score, Unscored};
+use super::{Score, StepFacts, Unscored};
 
 /// What is known of a complete answer, of its first choice.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -17,6 +17,9 @@ pub struct Facts {
     /// Of a judge's answer: which of the answers that it was shown it names, from 0; absent where it names none, or several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<u32>,
+    /// Of a reasoning step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<StepFacts>,
 }
 
 impl Facts {

@@ -87,6 +87,16 @@ impl Condition {
     pub fn new(score: Score, bound: Bound) -> Self {
         Self { score, bound, calibration: None, max_error: None, if_unscored: IfUnscored::Escalate }
     }
+
+    /// Whether it can be said before the end of an answer that the condition will not hold: the first token's entropy is
+    /// known with the first token, and the least likely token can only become less likely.
+    pub fn is_early(&self) -> bool {
+        match self.bound {
+            _ if self.score == Score::FirstTokenEntropy => true,
+            Bound::Above(_) => self.score == Score::LogprobQuantile(0.0),
+            Bound::Below(_) => false,
+        }
+    }
 }
 
 impl Score {

@@ -21,6 +21,7 @@ mod plan;
 mod plan_tree;
 mod request;
 mod spend;
+mod steps;
 
 pub use completion::{
     Choice, Chunk, ChunkReuse, Completion, FinishReason, TokenLogprob, TopLogprob, Usage, UsageSource,
@@ -40,11 +41,12 @@ pub use gate::{Bound, Condition, IfUnscored, Score};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
-pub use note::{Abort, BestBecause, Left, Mask, Note, Place, Unscored, What};
+pub use note::{Abort, BestBecause, Ends, Left, Mask, Note, Place, Unscored, What};
 pub use plan::{CallSpec, Sampling};
 pub use plan_tree::{Aggregate, Plan, PlanError, Stage};
 pub use request::{ContentPart, Message, Request, Role, sharing};
 pub use spend::{MicroUsd, Spend};
+pub use steps::{StepFacts, Steps};
 
 #[cfg(test)]
 mod tests;

@@ -78,18 +78,22 @@ pub struct Capabilities {
     pub images: bool,
     pub audio: bool,
     pub logprobs: bool,
+    /// Goes on from an answer that has begun, as reasoning steps need it: models in the process, and servers that know
+    /// `continue_final_message` (vLLM, SGLang). No remote model is believed to.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub continuation: bool,
 }
 
 impl Default for Capabilities {
     fn default() -> Self {
-        Self { tools: true, response_format: true, images: true, audio: true, logprobs: true }
+        Self { tools: true, response_format: true, images: true, audio: true, logprobs: true, continuation: false }
     }
 }
 
 impl Capabilities {
     /// Text in, text out, with log-probabilities: what in-process models do.
     pub fn text_only() -> Self {
-        Self { tools: false, response_format: false, images: false, audio: false, logprobs: true }
+        Self { tools: false, response_format: false, images: false, audio: false, logprobs: true, continuation: true }
     }
 
     /// Whether the model can do what `need` names.

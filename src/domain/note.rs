@@ -87,6 +87,16 @@ pub enum What {
     AggregateMasked { branch: u32, call: u32, by: Mask },
     /// The refining call's answer is the parallel node's.
     Refined { call: u32, answers: u32 },
+    /// How sure the small model is of the beginning of a reasoning step, in nats: below `tau` it writes the step.
+    Glimpsed { step: u32, call: u32, value: f64, tau: f64, exact: bool, sure: bool },
+    /// The small model's beginning carries too little for its entropy: the large model writes the step.
+    GlimpseUnscored { step: u32, call: u32, why: Unscored },
+    /// The small model has failed: the large model writes the step.
+    StepFailed { step: u32, error: ErrorKind, call: u32 },
+    /// A reasoning step is there; `large`: by the large model.
+    StepWritten { step: u32, call: u32, large: bool, tokens: u32 },
+    /// The reasoning has ended; the answer follows.
+    Reasoned { steps: u32, tokens: u32, because: Ends },
     /// The whole plan was stopped.
     Stopped { by: Abort },
     /// The request is answered by what there was, though no stage accepted it, and why nothing better came.
@@ -138,6 +148,23 @@ impl Mask {
 pub enum Left {
     Failed { error: ErrorKind, call: u32 },
     Masked { by: Mask },
+}
+
+/// Why reasoning has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ends {
+    /// A step says so, or says nothing.
+    Closed,
+    /// A step says what the step before it said.
+    Repeats,
+    /// As many as may be.
+    Steps,
+    Tokens,
+    /// Another would leave no room for the answer.
+    Masked {
+        by: Mask,
+    },
 }
 
 /// What stopped a plan from outside.
@@ -222,6 +249,27 @@ impl fmt::Display for What {
                 write!(f, "the aggregating call would overrun {by}; the vote decides: branch {branch}, call {call}")
             }
             What::Refined { call, answers } => write!(f, "refined: call {call}, from {answers} answers"),
+            What::Glimpsed { step, call, value, tau, exact, sure } => {
+                let (sign, then) = if sure { ("<", "goes on") } else { (">=", "is unsure") };
+                let about = about(exact);
+                write!(
+                    f,
+                    "step {step}: the small model {then} (call {call}, first token's entropy {about}{value:.4} {sign} {tau})"
+                )
+            }
+            What::GlimpseUnscored { step, call, why } => {
+                write!(f, "step {step}: no score of its first token (call {call}: {why}), which counts as unsure")
+            }
+            What::StepFailed { step, error, call } => {
+                write!(f, "step {step}: call {call} failed with {error}; the large model writes it")
+            }
+            What::StepWritten { step, call, large, tokens } => {
+                let by = if large { "large" } else { "small" };
+                write!(f, "step {step}: {tokens} tokens by the {by} model, call {call}")
+            }
+            What::Reasoned { steps, tokens, because } => {
+                write!(f, "reasoned: {steps} steps, {tokens} tokens; {because}")
+            }
             What::Stopped { by } => write!(f, "stopped: {by}"),
             What::BestSoFar { call, because } => write!(f, "the best answer so far has to do: call {call}; {because}"),
         }
@@ -258,6 +306,18 @@ impl fmt::Display for Mask {
             Mask::Budget => "the budget",
             Mask::Tokens => "the bound on tokens",
         })
+    }
+}
+
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ends::Closed => f.write_str("the last one ends it"),
+            Ends::Repeats => f.write_str("the last one repeats the one before it"),
+            Ends::Steps => f.write_str("no more steps may be"),
+            Ends::Tokens => f.write_str("no more tokens may be"),
+            Ends::Masked { by } => write!(f, "another step would leave no room for the answer within {by}"),
+        }
     }
 }
 

@@ -1,14 +1,13 @@
 //! Plans: what may be run for a request. Policies choose among them; the cascade machine runs them.
 //!
 //! A plan is a tree whose leaves are calls. This file owns its shape and what can be said of it before anything runs: the
-//! models that it reaches, how many calls it makes at most, what it costs at most, and whether it makes sense. Reasoning
-//! steps (GlimpRouter's `steps`) are no node yet.
+//! models that it reaches, how many calls it makes at most, what it costs at most, and whether it makes sense.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CallSpec, Condition, MicroUsd, Score};
+use super::{CallSpec, Condition, MicroUsd, Score, Steps};
 
 /// What may be run for a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +19,8 @@ pub enum Plan {
     Cascade(Vec<Stage>),
     /// Branches at the same time, and one answer made of theirs.
     Parallel { branches: Vec<Plan>, aggregate: Aggregate },
+    /// Reasoning steps by two models, then an answer.
+    Steps(Box<Steps>),
 }
 
 /// One stage of a cascade: `{call: …, accept_when: […]}`.
@@ -31,6 +32,10 @@ pub struct Stage {
     /// after it are for its failures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub accept_when: Vec<Condition>,
+    /// A call that streams is stopped as soon as a condition cannot hold any more and a later stage can begin. Its answer is
+    /// gone then: where the later stages fail, it is not there to fall back to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stop_early: bool,
 }
 
 /// How the branches of a parallel plan become one answer.
@@ -84,6 +89,8 @@ pub enum PlanError {
     Number,
     #[error("a weighted vote has one weight for each branch")]
     Weights,
+    #[error("reasoning has at least one step, and its separator and its end are texts that are not empty")]
+    Steps,
 }
 
 impl Plan {
@@ -102,6 +109,7 @@ impl Plan {
                 branches.iter().for_each(|branch| branch.gather(calls));
                 calls.extend(aggregate.call());
             }
+            Plan::Steps(steps) => calls.extend(steps.calls()),
         }
     }
 
@@ -123,6 +131,10 @@ impl Plan {
                     Aggregate::First | Aggregate::Vote | Aggregate::WeightedVote { .. } => {}
                 }
             }
+            Plan::Steps(steps) => {
+                let Steps { small, large, answer, .. } = &mut **steps;
+                calls.extend([small, large, answer]);
+            }
         }
     }
 
@@ -137,12 +149,9 @@ impl Plan {
         models
     }
 
-    /// The scores that the gates above the call at `at` may ask of its answer. A judge's answer is never the plan's and is
-    /// asked for none.
+    /// The scores that may be asked of the answer of the call at `at`: by the gates above it, and of the beginning of a
+    /// reasoning step. A judge's answer is never the plan's and is asked for none.
     pub fn scores_at(&self, at: &[u32]) -> Vec<Score> {
-        if self.judges_at(at) {
-            return Vec::new();
-        }
         let mut scores = Vec::new();
         let (mut plan, mut rest) = (self, at);
         while let Some((&child, below)) = rest.split_first() {
@@ -152,7 +161,18 @@ impl Plan {
                     scores.extend(stage.accept_when.iter().map(|condition| condition.score));
                     &stage.plan
                 }),
-                Plan::Parallel { branches, .. } => branches.get(child as usize),
+                Plan::Parallel { branches, aggregate } => {
+                    let branch = branches.get(child as usize);
+                    if branch.is_none() && matches!(aggregate, Aggregate::Judge { .. }) {
+                        return Vec::new();
+                    }
+                    branch
+                }
+                Plan::Steps(_) => match child {
+                    Steps::SMALL => return vec![Steps::SCORE],
+                    Steps::LARGE => return Vec::new(),
+                    _ => None,
+                },
             };
             let Some(next) = next else { break };
             (plan, rest) = (next, below);
@@ -160,29 +180,64 @@ impl Plan {
         scores
     }
 
-    /// Whether the call at `at` is a judge's.
-    fn judges_at(&self, at: &[u32]) -> bool {
-        let Some((&child, rest)) = at.split_first() else { return false };
+    /// The scores of the call at `at` that are looked at while its answer comes.
+    pub fn watched_at(&self, at: &[u32]) -> Vec<Score> {
+        let (mut plan, mut rest) = (self, at);
+        while let Some((&child, below)) = rest.split_first() {
+            let next = match plan {
+                Plan::Call(_) => return Vec::new(),
+                Plan::Cascade(stages) => match stages.get(child as usize) {
+                    Some(stage) if stage.stop_early && below.is_empty() => {
+                        let early = stage.accept_when.iter().filter(|condition| condition.is_early());
+                        return early.map(|condition| condition.score).collect();
+                    }
+                    stage => stage.map(|stage| &stage.plan),
+                },
+                Plan::Parallel { branches, .. } => branches.get(child as usize),
+                Plan::Steps(_) if child == Steps::SMALL => return vec![Steps::SCORE],
+                Plan::Steps(_) => return Vec::new(),
+            };
+            let Some(next) = next else { break };
+            (plan, rest) = (next, below);
+        }
+        Vec::new()
+    }
+
+    /// The reasoning steps that the call at `at` is of.
+    pub fn steps_at(&self, at: &[u32]) -> Option<&Steps> {
+        let (&child, rest) = at.split_first()?;
         match self {
-            Plan::Call(_) => false,
-            Plan::Cascade(stages) => stages.get(child as usize).is_some_and(|stage| stage.plan.judges_at(rest)),
-            Plan::Parallel { branches, aggregate } => match branches.get(child as usize) {
-                Some(branch) => branch.judges_at(rest),
-                None => matches!(aggregate, Aggregate::Judge { .. }),
-            },
+            Plan::Call(_) => None,
+            Plan::Cascade(stages) => stages.get(child as usize)?.plan.steps_at(rest),
+            Plan::Parallel { branches, .. } => branches.get(child as usize)?.steps_at(rest),
+            Plan::Steps(steps) => Some(steps),
         }
     }
 
-    /// The most calls that one run makes, retries and the request's fallback aside. No call of a plan is made twice, so
-    /// this is the number of its calls.
+    /// Each call, in the order of [`Plan::calls`], and how often one run makes it at most, retries aside.
+    pub fn calls_with_times(&self) -> Vec<(&CallSpec, u32)> {
+        match self {
+            Plan::Call(call) => vec![(call, 1)],
+            Plan::Cascade(stages) => stages.iter().flat_map(|stage| stage.plan.calls_with_times()).collect(),
+            Plan::Parallel { branches, aggregate } => {
+                let calls = branches.iter().flat_map(Plan::calls_with_times);
+                calls.chain(aggregate.call().map(|call| (call, 1))).collect()
+            }
+            Plan::Steps(steps) => steps.times().to_vec(),
+        }
+    }
+
+    /// The most calls that one run makes, retries and the request's fallback aside.
     pub fn most_calls(&self) -> u32 {
-        u32::try_from(self.calls().len()).unwrap_or(u32::MAX)
+        self.calls_with_times().into_iter().fold(0, |sum, (_, times)| sum.saturating_add(times))
     }
 
     /// The most that one run costs, retries and the request's fallback aside: the sum of what `worst` says of each call.
-    /// For a judge or a refining call `worst` has to count the branches' answers, which are a part of its prompt.
+    /// For a judge or a refining call `worst` has to count the branches' answers, which are a part of its prompt, and for
+    /// one of reasoning steps the steps.
     pub fn worst_cost(&self, worst: &dyn Fn(&CallSpec) -> MicroUsd) -> MicroUsd {
-        self.calls().into_iter().fold(0, |sum, call| sum.saturating_add(worst(call)))
+        let cost = |(call, times): (&CallSpec, u32)| worst(call).saturating_mul(MicroUsd::from(times));
+        self.calls_with_times().into_iter().map(cost).fold(0, MicroUsd::saturating_add)
     }
 
     /// Whether the plan makes sense.
@@ -216,6 +271,11 @@ impl Plan {
                 }
                 branches.iter().try_for_each(Plan::check)
             }
+            Plan::Steps(steps) if !steps.tau.is_finite() => Err(PlanError::Number),
+            Plan::Steps(steps) if steps.max_steps == 0 || steps.separator.is_empty() || steps.close.is_empty() => {
+                Err(PlanError::Steps)
+            }
+            Plan::Steps(_) => Ok(()),
         }
     }
 }
@@ -264,6 +324,12 @@ impl fmt::Display for Plan {
                     Some(call) => write!(f, "; by {})", call.model),
                     None => f.write_str(")"),
                 }
+            }
+            Plan::Steps(steps) => {
+                let Steps { small, large, answer, tau, max_steps, .. } = &**steps;
+                let (small, large) = (&small.model, &large.model);
+                write!(f, "steps({small} if first_token_entropy < {tau}, else {large}; at most {max_steps}")?;
+                write!(f, "; answered by {})", answer.model)
             }
         }
     }

@@ -112,6 +112,9 @@ pub struct Request {
     pub keep: Option<Duration>,
     /// Who may share computed documents with whom: those of one tenant, or of one key without a tenant.
     pub sharing: String,
+    /// What the answer has begun with already: models continue it and do not say it again. Where it is there, `body` has it
+    /// as its last message, with the fields by which servers know it (`continue_final_message`).
+    pub begun: Option<Arc<str>>,
     pub body: Bytes,
 }
 

@@ -7,10 +7,14 @@ use super::*;
 fn frugal() -> Plan {
     let condition = Condition::new(Score::MeanTokenEntropy, Bound::Below(0.9));
     let quantile = Condition::new(Score::LogprobQuantile(0.1), Bound::Above(-2.0));
-    let small = Stage { plan: Plan::Call(CallSpec::bare("small")), accept_when: vec![condition, quantile] };
+    let small =
+        Stage { plan: Plan::Call(CallSpec::bare("small")), accept_when: vec![condition, quantile], stop_early: false };
     let branches = ["a", "b", "small"].map(|m| Plan::Call(CallSpec::bare(m))).to_vec();
     let aggregate = Aggregate::Judge { call: CallSpec::bare("large") };
-    Plan::Cascade(vec![small, Stage { plan: Plan::Parallel { branches, aggregate }, accept_when: Vec::new() }])
+    Plan::Cascade(vec![
+        small,
+        Stage { plan: Plan::Parallel { branches, aggregate }, accept_when: Vec::new(), stop_early: false },
+    ])
 }
 
 #[test]
@@ -69,8 +73,11 @@ fn gates_ask_log_probabilities_of_every_call_but_a_judges() {
     let gated = |aggregate| {
         let branches = vec![Plan::Call(CallSpec::bare("a")), frugal()];
         let gate = vec![Condition::new(Score::MeanLogprob, Bound::Above(-1.0))];
-        let last = Stage { plan: Plan::Call(CallSpec::bare("b")), accept_when: Vec::new() };
-        Plan::Cascade(vec![Stage { plan: Plan::Parallel { branches, aggregate }, accept_when: gate }, last])
+        let last = Stage { plan: Plan::Call(CallSpec::bare("b")), accept_when: Vec::new(), stop_early: false };
+        Plan::Cascade(vec![
+            Stage { plan: Plan::Parallel { branches, aggregate }, accept_when: gate, stop_early: false },
+            last,
+        ])
     };
     let judged = gated(Aggregate::Judge { call: CallSpec::bare("large") });
     let asked = |plan: &Plan, at: &[u32]| plan.scores_at(at).iter().filter_map(Score::logprobs).max();
@@ -91,6 +98,7 @@ fn plans_that_make_no_sense_are_named() {
     let stage = |condition: Option<(Score, Bound)>| Stage {
         plan: call(),
         accept_when: condition.map(|(score, bound)| Condition::new(score, bound)).into_iter().collect(),
+        stop_early: false,
     };
     let sure = Some((Score::MeanLogprob, Bound::Above(-1.0)));
     let weighted = |weights| Plan::Parallel { branches: vec![call()], aggregate: Aggregate::WeightedVote { weights } };

@@ -187,6 +187,8 @@ pub struct ModelInfo {
 pub enum Prompt {
     /// Rendered by the model's own chat template. Only text parts are read.
     Chat(Vec<Message>),
+    /// Likewise, of which the answer has begun with this text and is continued.
+    Begun(Vec<Message>, String),
     /// Token ids, taken as they are.
     Tokens(Vec<u32>),
     /// With documents.
@@ -433,6 +435,11 @@ impl Engine {
         self.check(&g)?;
         let prompt = match g.prompt {
             Prompt::Chat(messages) => self.encode(&messages)?,
+            Prompt::Begun(messages, begun) => {
+                let mut prompt = self.encode(&messages)?;
+                self.template.encode_begun(&begun, &self.tokenizer, &mut prompt.tokens)?;
+                prompt
+            }
             Prompt::Tokens(tokens) => tokens.into(),
             Prompt::Encoded(prompt) => prompt,
         };

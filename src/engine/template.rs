@@ -20,6 +20,9 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 
 const NAME: &str = "chat_template";
 
+/// Around reasoning, as models write it (DeepSeek-R1, Qwen3); a token of its own where the model has one.
+const REASONING: [&str; 2] = ["<think>", "</think>"];
+
 /// A compiled chat template.
 pub struct Template {
     environment: Environment<'static>,
@@ -91,6 +94,24 @@ impl Template {
             out.documents.iter_mut().for_each(|document| *document = document.start + 1..document.end + 1);
         }
         Ok(out)
+    }
+
+    /// The token ids of what an answer has begun with. Nothing in it is special but the marks of reasoning.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenizer`].
+    pub fn encode_begun(&self, begun: &str, tokenizer: &Tokenizer, ids: &mut Vec<u32>) -> Result<(), EngineError> {
+        let mut rest = begun;
+        let next = |rest: &str| {
+            let mark = |mark: &&str| Some((rest.find(mark)?, mark.len(), tokenizer.special(mark)?));
+            REASONING.iter().filter_map(mark).min()
+        };
+        while let Some((at, length, id)) = next(rest) {
+            tokenizer.encode_text(&rest[..at], ids)?;
+            ids.push(id);
+            rest = &rest[at + length..];
+        }
+        tokenizer.encode_text(rest, ids)
     }
 
     /// What stands before the text of a conversation that a user begins.

@@ -176,6 +176,11 @@ impl Tokenizer {
         })
     }
 
+    /// The id of the special token with this text.
+    pub fn special(&self, text: &str) -> Option<u32> {
+        self.special.iter().find(|(name, _)| name == text).map(|(_, id)| *id)
+    }
+
     /// The special token that begins `text`, or is begun by the whole of it.
     fn special_at(&self, text: &str, whole: bool) -> Option<&(String, u32)> {
         let first = text.as_bytes().first()?;

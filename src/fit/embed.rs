@@ -163,6 +163,7 @@ fn request(text: &str) -> Request {
         exact: false,
         keep: None,
         sharing: String::new(),
+        begun: None,
         body: bytes::Bytes::new(),
     }
 }

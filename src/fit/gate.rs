@@ -18,6 +18,9 @@ pub struct Answer {
     /// What was measured of it.
     pub scores: Vec<Reading>,
     pub correct: bool,
+    /// That it was drawn at, where that is known.
+    #[serde(default)]
+    pub temperature: Option<f64>,
 }
 
 impl Answer {

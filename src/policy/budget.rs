@@ -359,6 +359,13 @@ fn begins(plan: &Plan, left: &mut MicroUsd, costs: &mut impl Iterator<Item = Mic
             }
             fits
         }
+        // The answer has to fit, a step before it need not.
+        Plan::Steps(_) => {
+            let [small, _, answer] = [(); 3].map(|()| costs.next().unwrap_or(0));
+            let rest = left.checked_sub(small.saturating_add(answer)).or(left.checked_sub(answer));
+            *left = rest.unwrap_or(full);
+            rest.is_some()
+        }
     }
 }
 

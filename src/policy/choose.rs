@@ -195,6 +195,14 @@ impl Walk<'_> {
                 }
                 Ok(Visited { answers: answering >= aggregate.quorum(branches.len()), tokens })
             }
+            // One model can write all steps where the other is down; without who answers there is no answer.
+            Plan::Steps(steps) => {
+                let shown = u64::from(steps.max_tokens);
+                let small = self.leaf(&steps.small, shown)?;
+                let large = self.leaf(&steps.large, shown)?;
+                let answer = self.leaf(&steps.answer, shown)?;
+                Ok(Visited { answers: answer.answers && (small.answers || large.answers), tokens: answer.tokens })
+            }
         }
     }
 

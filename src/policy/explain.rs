@@ -8,7 +8,7 @@ use super::{
     decide::because,
     draw::{self, Purpose},
 };
-use crate::domain::{Aggregate, CallSpec, Context, DecidedBy, Decision, IfUnscored, Plan, RuleOutcome};
+use crate::domain::{Aggregate, CallSpec, Context, DecidedBy, Decision, IfUnscored, Plan, RuleOutcome, Steps};
 
 /// The explanation of `decision` on `context`, in lines of plain text.
 pub fn text(decision: &Decision, context: &Context) -> String {
@@ -164,6 +164,20 @@ fn branch(out: &mut String, plan: &Plan, indent: usize, mark: &str) -> std::fmt:
                 i = next;
             }
             Ok(())
+        }
+        Plan::Steps(steps) => {
+            let Steps { tau, max_steps, max_tokens, .. } = &**steps;
+            writeln!(out, "reasoning, at most {max_steps} steps and {max_tokens} tokens")?;
+            let width = inner + 2;
+            writeln!(out, "{:width$}- begins each step: {}", "", describe(&steps.small))?;
+            writeln!(
+                out,
+                "{:width$}- writes it from {} nats of its first token on: {}",
+                "",
+                number(*tau),
+                describe(&steps.large)
+            )?;
+            writeln!(out, "{:width$}- answers: {}", "", describe(&steps.answer))
         }
     }
 }

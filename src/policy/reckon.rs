@@ -80,6 +80,11 @@ impl Tokens {
                 }
                 (whole, most)
             }
+            Plan::Steps(steps) => {
+                let shown = f64::from(steps.max_tokens);
+                let cost = |(call, times): (&CallSpec, u32)| f64::from(times) * of(call, shown);
+                (steps.times().into_iter().map(cost).sum(), answer(&steps.answer))
+            }
         }
     }
 }

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     cascade::{Answered, Command, Event, Input, Machine, Setup, Timer},
-    domain::{AttemptReason, CallSpec, ErrorKind, Facts, Micros, Note, Place, Spend},
+    domain::{AttemptReason, CallSpec, ErrorKind, Facts, Micros, Note, Place, Plan, Reading, Score, Spend},
 };
 
 /// A call whose answer is asked for.
@@ -55,6 +55,8 @@ pub struct Recorded {
     pub cost: Spend,
     /// Microseconds from the call's start to the first piece of its answer, where it came in pieces.
     pub first: Option<i64>,
+    /// What was known of the answer while it came, where it did not come to its end.
+    pub known: Vec<Reading>,
     /// Microseconds from the call's start to its end.
     pub latency: i64,
 }
@@ -127,11 +129,20 @@ impl PlanRun {
 
 /// Runs a plan over recorded answers, from an instant on.
 pub fn run(setup: &Setup, begin: Micros, answers: &mut impl Answers) -> PlanRun {
-    Driver { answers, now: begin, coming: BTreeMap::new(), sequence: 0, calls: Vec::new(), notes: Vec::new() }
-        .drive(Machine::new(setup.clone(), begin), begin)
+    Driver {
+        plan: &setup.plan,
+        answers,
+        now: begin,
+        coming: BTreeMap::new(),
+        sequence: 0,
+        calls: Vec::new(),
+        notes: Vec::new(),
+    }
+    .drive(Machine::new(setup.clone(), begin), begin)
 }
 
 struct Driver<'a, A> {
+    plan: &'a Plan,
     answers: &'a mut A,
     now: Micros,
     /// What will happen, by its instant and then by when it was begun.
@@ -164,7 +175,7 @@ impl<A: Answers> Driver<'_, A> {
                     let Some(recorded) = self.answers.answer(&asked) else {
                         return Some(End::Missed { call, model: spec.model });
                     };
-                    self.begin(call, &recorded);
+                    self.begin(call, &at, &recorded);
                     let Recorded { answer, cost, .. } = recorded;
                     self.calls.push(Made { model: spec.model, why, at, answer, cost, cancelled: false });
                 }
@@ -191,11 +202,29 @@ impl<A: Answers> Driver<'_, A> {
     }
 
     /// What will be heard of a call that begins now.
-    fn begin(&mut self, call: u32, recorded: &Recorded) {
+    fn begin(&mut self, call: u32, at: &[u32], recorded: &Recorded) {
         let end = self.now.saturating_add(recorded.latency.max(0));
         self.expect(self.now, Event::Started { call });
         if let Some(first) = recorded.first {
-            self.expect(self.now.saturating_add(first.max(0)).min(end), Event::Delta { call });
+            let first = self.now.saturating_add(first.max(0)).min(end);
+            self.expect(first, Event::Delta { call });
+            // The first token is known with the first piece; the least likely one only matters where it stopped the call.
+            let watched = self.plan.watched_at(at);
+            let known = match &recorded.ending {
+                Ending::Answers(facts) => &facts.scores,
+                Ending::Fails { .. } | Ending::Never => &recorded.known,
+            };
+            let of = |is: fn(Score) -> bool| -> Vec<Reading> {
+                known.iter().filter(|reading| watched.contains(&reading.score) && is(reading.score)).copied().collect()
+            };
+            let begin = of(|score| score == Score::FirstTokenEntropy);
+            let rest = of(|score| score != Score::FirstTokenEntropy);
+            if !begin.is_empty() {
+                self.expect(first, Event::Early { call, readings: begin });
+            }
+            if !rest.is_empty() && recorded.ending == Ending::Never {
+                self.expect(end, Event::Early { call, readings: rest });
+            }
         }
         match &recorded.ending {
             Ending::Answers(facts) => {

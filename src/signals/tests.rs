@@ -27,6 +27,7 @@ fn request(messages: Vec<Message>) -> Request {
         exact: false,
         keep: None,
         sharing: String::new(),
+        begun: None,
         body: Bytes::new(),
     }
 }

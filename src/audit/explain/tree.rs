@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     audit::query::DecisionView,
-    domain::{Aggregate, AttemptReason, Place, Plan},
+    domain::{Aggregate, AttemptReason, FinishReason, Place, Plan},
 };
 
 use super::attempt;
@@ -70,6 +70,15 @@ impl Tree<'_> {
                     at.pop();
                 }
             }
+            Plan::Steps(steps) => {
+                writeln!(self.out, "{indent}{title}reasoning steps")?;
+                for (i, (word, call)) in (0..).zip(["small", "large", "answer"].into_iter().zip(steps.calls())) {
+                    at.push(i);
+                    writeln!(self.out, "{indent}{STEP}{word}: call {}", call.model)?;
+                    self.calls(at)?;
+                    at.pop();
+                }
+            }
         }
         self.notes(at)
     }
@@ -80,7 +89,8 @@ impl Tree<'_> {
         for call in self.view.attempts.iter().filter(|attempt| attempt.at == *at) {
             any = true;
             attempt(self.out, call, &indent)?;
-            if let Some(facts) = &call.facts {
+            // Of an answer that was stopped it is not known.
+            if let Some(facts) = call.facts.as_ref().filter(|_| call.finish != Some(FinishReason::Cancelled)) {
                 writeln!(self.out, "{indent}             answer form {}", facts.form)?;
             }
         }

@@ -35,6 +35,7 @@ fn request(text: &str, stream: bool, sampling: Sampling) -> Request {
         exact: false,
         keep: None,
         sharing: String::new(),
+        begun: None,
         body: Bytes::new(),
     }
 }

@@ -34,6 +34,7 @@ pub(crate) fn request(body: &str, stream: bool) -> Request {
         exact: false,
         keep: None,
         sharing: String::new(),
+        begun: None,
         body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }

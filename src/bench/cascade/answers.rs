@@ -27,22 +27,13 @@ pub const SIMULATED: &str = "simulated";
 pub const STRONG: f64 = 0.9;
 pub const PRICE: u64 = 10;
 
-/// The scores that are kept of each answer.
-pub const SCORES: [Score; 7] = [
-    Score::MeanTokenEntropy,
-    Score::FirstTokenEntropy,
-    Score::MeanMargin,
-    Score::MeanLogprob,
-    Score::LogprobQuantile(0.0),
-    Score::LogprobQuantile(0.1),
-    Score::LogprobQuantile(0.5),
-];
-
 /// One answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
     pub task: String,
     pub kind: Kind,
+    /// Who was asked.
+    pub model: String,
     /// Of the prompt; its first 16 digits.
     pub prompt: String,
     pub reference: String,
@@ -54,8 +45,8 @@ pub struct Answer {
     pub correct: bool,
     pub prompt_tokens: u32,
     pub completion_tokens: u32,
-    /// By the score's name, rounded to six decimals; those that could be computed.
-    pub scores: BTreeMap<String, f64>,
+    /// Rounded to six decimals; those that could be computed.
+    pub scores: Vec<Reading>,
 }
 
 /// Whether an answer says what the reference says.
@@ -64,9 +55,9 @@ pub fn is_right(text: &str, reference: &str) -> bool {
 }
 
 /// The readings as they are kept.
-pub fn kept(readings: &[Reading]) -> BTreeMap<String, f64> {
-    let rounded = |value: f64| (value * 1e6).round() / 1e6;
-    readings.iter().filter_map(|r| Some((r.score.to_string(), rounded(r.read.ok()?.value)))).collect()
+pub fn kept(readings: &[Reading]) -> Vec<Reading> {
+    let rounded = |scored: Scored| Scored { value: (scored.value * 1e6).round() / 1e6, ..scored };
+    readings.iter().filter_map(|r| Some(Reading { read: Ok(rounded(r.read.ok()?)), ..*r })).collect()
 }
 
 impl Answer {
@@ -76,12 +67,8 @@ impl Answer {
     }
 
     pub fn score(&self, score: Score) -> Option<f64> {
-        self.scores.get(&score.to_string()).copied()
-    }
-
-    fn readings(&self) -> Vec<Reading> {
-        let read = |score: Score| Some(Reading { score, read: Ok(Scored { value: self.score(score)?, exact: true }) });
-        SCORES.into_iter().filter_map(read).collect()
+        let reading = self.scores.iter().find(|reading| reading.score == score)?;
+        Some(reading.read.ok()?.value)
     }
 }
 
@@ -237,12 +224,13 @@ impl Answers for Shelf<'_> {
         if !self.taken.insert(answer) {
             return None;
         }
-        let scores = if answer == MADE_UP { Vec::new() } else { of.readings() };
+        let scores = if answer == MADE_UP { Vec::new() } else { of.scores.clone() };
         Some(Recorded {
             answer,
-            ending: Ending::Answers(Facts { form: self.asking.form(answer), scores, verdict: None }),
+            ending: Ending::Answers(Facts { form: self.asking.form(answer), scores, ..Facts::default() }),
             cost: Spend { usd: times * of.cost(), tokens: of.cost() },
             first: None,
+            known: Vec::new(),
             latency: i64::from(of.completion_tokens) * 1000,
         })
     }
@@ -258,6 +246,7 @@ pub(super) mod tests {
         Answer {
             task: task.to_owned(),
             kind: Kind::Arithmetic,
+            model: "made".to_owned(),
             prompt: "0".repeat(16),
             temperature,
             sample,
@@ -266,7 +255,7 @@ pub(super) mod tests {
             reference,
             prompt_tokens: 9,
             completion_tokens: 1,
-            scores: BTreeMap::from([(Score::MeanTokenEntropy.to_string(), entropy)]),
+            scores: vec![Reading { score: Score::MeanTokenEntropy, read: Ok(Scored { value: entropy, exact: true }) }],
         }
     }
 

@@ -18,6 +18,8 @@ use crate::{
 /// How the model is asked.
 #[derive(Clone, Debug)]
 pub struct Plan {
+    /// As the fleet names it.
+    pub name: String,
     pub model: PathBuf,
     pub options: EngineOptions,
     /// Temperatures, and how many answers at each.
@@ -46,7 +48,7 @@ pub fn ask(plan: &Plan, tasks: &[Task], tick: &dyn Fn()) -> Result<Vec<Answer>, 
             }
         }
         for (task, temperature, events) in running {
-            answers.extend(collect(task, temperature, events)?);
+            answers.extend(collect(plan, task, temperature, events)?);
         }
         some.iter().for_each(|_| tick());
     }
@@ -75,6 +77,7 @@ fn request(plan: &Plan, task: &Task, temperature: f64, n: u32) -> Generate {
 }
 
 fn collect(
+    plan: &Plan,
     task: &Task,
     temperature: f64,
     mut events: UnboundedReceiver<GenerateEvent>,
@@ -103,6 +106,7 @@ fn collect(
     let answer = |(sample, (text, tokens)): (u32, (String, Vec<TokenLogprob>))| Answer {
         task: task.id.clone(),
         kind: task.kind,
+        model: plan.name.clone(),
         prompt: task.hash().to_string().chars().take(16).collect(),
         reference: task.reference.clone(),
         temperature,

@@ -56,8 +56,8 @@ pub fn last(last: Last) -> Plan {
 /// One stage behind a gate, and one more.
 pub fn cascade(first: Plan, accept_when: Condition, last: Plan) -> Plan {
     Plan::Cascade(vec![
-        Stage { plan: first, accept_when: vec![accept_when] },
-        Stage { plan: last, accept_when: Vec::new() },
+        Stage { plan: first, accept_when: vec![accept_when], stop_early: false },
+        Stage { plan: last, accept_when: Vec::new(), stop_early: false },
     ])
 }
 
@@ -68,9 +68,9 @@ pub fn modes(model: Option<&str>) -> Plan {
     let agree = Condition::new(Score::Disagreement, Bound::Below(0.25));
     let full = model.map_or_else(|| votes(VOTES - 2, VOTE), |model| call(model, 0.0));
     Plan::Cascade(vec![
-        Stage { plan: votes(PROBES, PROBE), accept_when: vec![agree] },
-        Stage { plan: votes(2, VOTE), accept_when: vec![agree] },
-        Stage { plan: full, accept_when: Vec::new() },
+        Stage { plan: votes(PROBES, PROBE), accept_when: vec![agree], stop_early: false },
+        Stage { plan: votes(2, VOTE), accept_when: vec![agree], stop_early: false },
+        Stage { plan: full, accept_when: Vec::new(), stop_early: false },
     ])
 }
 

@@ -60,8 +60,8 @@ fn vote(models: &[&str]) -> Plan {
 fn escalating(models: &[&str], below: f64, best: &str) -> Plan {
     let agree = Condition::new(Score::Disagreement, Bound::Below(below));
     Plan::Cascade(vec![
-        Stage { plan: vote(models), accept_when: vec![agree] },
-        Stage { plan: call(best), accept_when: Vec::new() },
+        Stage { plan: vote(models), accept_when: vec![agree], stop_early: false },
+        Stage { plan: call(best), accept_when: Vec::new(), stop_early: false },
     ])
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, Note, Score, Stage};
+use crate::domain::{Aggregate, Bound, Condition, Note, Reading, Score, Scored, Stage, StepFacts, Steps, Unscored};
 
 const MODELS: usize = 6;
 
@@ -42,11 +42,11 @@ fn plan() -> BoxedStrategy<Plan> {
 /// A call, or a node over trees of the level below.
 fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
     let gates = proptest::collection::vec(condition(), 0..3);
-    let stages = proptest::collection::vec((inner.clone(), gates), 1..4).prop_map(|stages| {
+    let stages = proptest::collection::vec((inner.clone(), gates, any::<bool>()), 1..4).prop_map(|stages| {
         let last = stages.len() - 1;
-        let stage = |(i, (plan, gate)): (usize, (Plan, Vec<Condition>))| {
+        let stage = |(i, (plan, gate, stop_early)): (usize, (Plan, Vec<Condition>, bool))| {
             let accept_when = if i == last { Vec::new() } else { gate };
-            Stage { plan, accept_when }
+            Stage { plan, accept_when, stop_early }
         };
         Plan::Cascade(stages.into_iter().enumerate().map(stage).collect())
     });
@@ -62,7 +62,14 @@ fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
         };
         Plan::Parallel { branches, aggregate }
     });
-    prop_oneof![1 => model().prop_map(Plan::Call), 2 => stages, 2 => parallel]
+    let steps = ((model(), model(), model()), 0.0..1.5f64, 1u32..4, 1u32..12).prop_map(
+        |(models, tau, max_steps, max_tokens)| {
+            let (small, large, answer) = models;
+            let [separator, open, close] = ["\n\n", "<think>", "</think>"].map(str::to_owned);
+            Plan::Steps(Box::new(Steps { small, large, answer, tau, separator, open, close, max_steps, max_tokens }))
+        },
+    );
+    prop_oneof![2 => model().prop_map(Plan::Call), 4 => stages, 4 => parallel, 1 => steps]
 }
 
 /// What the world makes of one call, and when.
@@ -153,10 +160,23 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                     expect(&mut coming, now, Event::Started { call });
                     if fate.streams {
                         expect(&mut coming, now + fate.after / 2, Event::Delta { call });
+                        let readings = match fate.end {
+                            End::Answers(text, entropy) => facts(&text.to_string(), entropy).scores,
+                            End::Fails(..) | End::Hangs => vec![Reading {
+                                score: Score::FirstTokenEntropy,
+                                read: match fate.cost % 3 {
+                                    0 => Err(Unscored::NoLogprobs),
+                                    n => Ok(Scored { value: n as f64 / 2.0, exact: false }),
+                                },
+                            }],
+                        };
+                        expect(&mut coming, now + fate.after / 2, Event::Early { call, readings });
                     }
                     match fate.end {
                         End::Answers(text, entropy) => {
-                            let answer = Arc::new(Answered { facts: facts(&text.to_string(), entropy), cost });
+                            let step = StepFacts { tokens: u32::from(text), closes: text == 3, repeats: text == 2 };
+                            let facts = Facts { step: Some(step), ..facts(&text.to_string(), entropy) };
+                            let answer = Arc::new(Answered { facts, cost });
                             expect(&mut coming, at, Event::Done { call, answer });
                         }
                         End::Fails(kind, retry_after) => {
@@ -195,6 +215,7 @@ fn may_stream(plan: &Plan, at: &[u32]) -> bool {
         Plan::Parallel { branches, aggregate } => {
             child as usize == branches.len() && matches!(aggregate, Aggregate::Refine { .. })
         }
+        Plan::Steps(_) => child == Steps::ANSWER,
     }
 }
 
@@ -209,6 +230,7 @@ fn answers_a_failure(command: &Command) -> bool {
                 | What::StagesFailed { .. }
                 | What::BranchLeftOut { .. }
                 | What::AggregateFailed { .. }
+                | What::StepFailed { .. }
                 | What::BestSoFar { .. }
         ),
         _ => false,
@@ -299,7 +321,7 @@ proptest! {
                         prop_assert!(call.is_none_or(|call| (call as usize) < starts.len()));
                         // An answer that is there is not thrown away for an error.
                         let gone = *kind == ErrorKind::Cancelled && stopped;
-                        let any = answers.iter().any(|a| !judges(&setup.plan, &starts[*a as usize].2));
+                        let any = answers.iter().any(|a| is_answer(&setup.plan, &starts[*a as usize].2));
                         prop_assert!(gone || forwarded.is_some() || !any, "{:?}", answers);
                     }
                     Command::SetTimer { timer: Timer::Backoff { .. }, at } => prop_assert!(at >= now && *at < deadline),
@@ -322,7 +344,10 @@ proptest! {
         prop_assert!(planned <= setup.plan.most_calls() as usize);
         prop_assert!(starts.len() <= setup.limits.max_calls.max(1) as usize);
         let places: Vec<_> = starts.iter().filter(|s| s.1 != AttemptReason::Retry && !instead(s)).map(|s| &s.2).collect();
-        prop_assert_eq!(places.iter().collect::<BTreeSet<_>>().len(), places.len(), "no call is made twice");
+        for at in places.iter().collect::<BTreeSet<_>>() {
+            let made = places.iter().filter(|place| *place == at).count();
+            prop_assert!(made <= times(&setup.plan, at), "only calls of steps are made twice");
+        }
         if single {
             prop_assert!(places.len() <= 1);
         }
@@ -357,15 +382,28 @@ proptest! {
     }
 }
 
-/// Whether the call at this place is a judge's.
-fn judges(plan: &Plan, at: &[u32]) -> bool {
+/// Whether what the call at this place says can be the plan's answer: no judge's, no reasoning step.
+fn is_answer(plan: &Plan, at: &[u32]) -> bool {
     match (plan, at.split_first()) {
-        (Plan::Cascade(stages), Some((child, rest))) => judges(&stages[*child as usize].plan, rest),
+        (Plan::Cascade(stages), Some((child, rest))) => is_answer(&stages[*child as usize].plan, rest),
         (Plan::Parallel { branches, aggregate }, Some((child, rest))) => match branches.get(*child as usize) {
-            Some(branch) => judges(branch, rest),
-            None => matches!(aggregate, Aggregate::Judge { .. }),
+            Some(branch) => is_answer(branch, rest),
+            None => !matches!(aggregate, Aggregate::Judge { .. }),
         },
-        (_, None) | (Plan::Call(_), _) => false,
+        (Plan::Steps(_), Some((child, _))) => *child == Steps::ANSWER,
+        (_, None) | (Plan::Call(_), _) => true,
+    }
+}
+
+/// How often the call at this place is made at most.
+fn times(plan: &Plan, at: &[u32]) -> usize {
+    match (plan, at.split_first()) {
+        (Plan::Cascade(stages), Some((child, rest))) => times(&stages[*child as usize].plan, rest),
+        (Plan::Parallel { branches, .. }, Some((child, rest))) => {
+            branches.get(*child as usize).map_or(1, |branch| times(branch, rest))
+        }
+        (Plan::Steps(steps), Some((child, _))) => steps.times()[*child as usize].1 as usize,
+        (_, None) | (Plan::Call(_), _) => 1,
     }
 }
 
@@ -375,7 +413,7 @@ fn quorum(plan: &Plan, at: &[u32]) -> usize {
         (Plan::Cascade(stages), Some((child, rest))) => quorum(&stages[*child as usize].plan, rest),
         (Plan::Parallel { branches, .. }, Some((child, rest))) => quorum(&branches[*child as usize], rest),
         (Plan::Parallel { branches, aggregate }, None) => aggregate.quorum(branches.len()),
-        (Plan::Cascade(_), None) | (Plan::Call(_), _) => panic!("no parallel node at {at:?}"),
+        (Plan::Cascade(_), None) | (Plan::Call(_) | Plan::Steps(_), _) => panic!("no parallel node at {at:?}"),
     }
 }
 
@@ -403,6 +441,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 21 reasons.
-    assert_eq!(reasons.len(), 2 + 21, "{reasons:?}");
+    // Two commands and the 26 reasons.
+    assert_eq!(reasons.len(), 2 + 26, "{reasons:?}");
 }

@@ -1,5 +1,7 @@
 //! Trees, case by case: what is asked, what is held back, what is noted.
 
+mod early;
+
 use super::*;
 use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Note, Score, Stage, Unscored};
 
@@ -18,7 +20,13 @@ const fn condition(score: Score, bound: Bound) -> Condition {
 fn cascade(plans: Vec<Plan>, accept_when: &[Condition]) -> Plan {
     let last = plans.len() - 1;
     let gate = |i| if i < last { accept_when.to_vec() } else { Vec::new() };
-    Plan::Cascade(plans.into_iter().enumerate().map(|(i, plan)| Stage { plan, accept_when: gate(i) }).collect())
+    Plan::Cascade(
+        plans
+            .into_iter()
+            .enumerate()
+            .map(|(i, plan)| Stage { plan, accept_when: gate(i), stop_early: false })
+            .collect(),
+    )
 }
 
 fn parallel(models: &[&str], aggregate: Aggregate) -> Plan {

@@ -61,6 +61,7 @@ pub(super) fn run(args: CascadeArgs) -> anyhow::Result<ExitCode> {
     anyhow::ensure!(args.splits > 0 && args.tasks > 0, "at least 1 half and 1 question");
     if args.generate {
         let plan = ask::Plan {
+            name: args.model.clone(),
             model: model_file(&args.model, &args.data_dir.path())?,
             options: EngineOptions { threads: args.threads, ..EngineOptions::default() },
             samples: vec![(0.0, 1), (PROBE, 3), (VOTE, VOTES as u32)],

@@ -25,6 +25,10 @@ pub(super) struct GateArgs {
     /// given several times
     #[arg(long, value_name = "CONDITION", requires = "cascade")]
     passed: Vec<Passed>,
+    /// With --cascade: only answers that were drawn at this temperature, where the data has several of one question: answers that
+    /// count have to be independent
+    #[arg(long, value_name = "NUMBER", requires = "cascade")]
+    temperature: Option<f64>,
     /// With --cascade: say what threshold keeps this share of accepted answers wrong at most
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, requires = "cascade")]
     max_error: f64,
@@ -42,7 +46,11 @@ pub(super) fn run(
     as_json: bool,
 ) -> anyhow::Result<ExitCode> {
     let text = std::fs::read_to_string(data).with_context(|| format!("cannot read {}", data.display()))?;
-    let answers = gate::read(&text).with_context(|| data.display().to_string())?;
+    let mut answers = gate::read(&text).with_context(|| data.display().to_string())?;
+    if let Some(temperature) = args.temperature {
+        answers.retain(|answer| answer.temperature == Some(temperature));
+        anyhow::ensure!(!answers.is_empty(), "{} has no answer at the temperature {temperature}", data.display());
+    }
     let fitted = gate::calibrate(score, &answers, &args.models, &args.passed, seed)?;
     let guarantee = fitted.calibration.guaranteed(args.max_error, args.confidence)?;
     let bytes = serde_json::to_vec(&fitted.calibration)?;

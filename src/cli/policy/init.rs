@@ -41,6 +41,8 @@ enum Template {
     FrugalCascade,
     /// Three probes answer where they agree, else larger models and a judge
     SelfConsistencyArena,
+    /// Two models reason together, step by step; the small one writes what it is sure of
+    GlimpseSteps,
     /// One model answers; when it fails, the best that is left does
     Failover,
 }
@@ -56,6 +58,7 @@ impl Template {
             Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
             Template::FrugalCascade => include_str!("../../../policies/frugal-cascade.yaml"),
             Template::SelfConsistencyArena => include_str!("../../../policies/self-consistency-arena.yaml"),
+            Template::GlimpseSteps => include_str!("../../../policies/glimpse-steps.yaml"),
             Template::Failover => include_str!("../../../policies/failover.yaml"),
         }
     }
@@ -70,6 +73,7 @@ impl Template {
             Template::TenantTiers => "tenant-tiers",
             Template::FrugalCascade => "frugal-cascade",
             Template::SelfConsistencyArena => "self-consistency-arena",
+            Template::GlimpseSteps => "glimpse-steps",
             Template::Failover => "failover",
         }
     }

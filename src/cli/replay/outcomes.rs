@@ -32,7 +32,7 @@ pub(super) fn run(data: &Path, args: &ReplayArgs) -> anyhow::Result<ExitCode> {
         context: 0,
         price: Price { input: mean.cost / tokens * 1e6, ..Price::default() },
         energy: Some(Energy::default()),
-        capabilities: Capabilities::default(),
+        capabilities: Capabilities { continuation: true, ..Capabilities::default() },
     });
     let cards: Vec<ModelCard> = cards.collect();
     let specs = args.specs()?;

@@ -1,5 +1,7 @@
 //! Plans of several calls: what the client gets, what the backends are asked, and what is in the record.
 
+mod early;
+
 use serde_json::json;
 
 use super::*;
@@ -26,8 +28,8 @@ fn call(model: &str) -> Plan {
 fn frugal() -> Plan {
     let sure = Condition::new(Score::MeanLogprob, Bound::Above(-0.5));
     Plan::Cascade(vec![
-        Stage { plan: call("small"), accept_when: vec![sure] },
-        Stage { plan: call("large"), accept_when: Vec::new() },
+        Stage { plan: call("small"), accept_when: vec![sure], stop_early: false },
+        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
     ])
 }
 
@@ -244,8 +246,8 @@ async fn log_probabilities_that_only_a_gate_wanted_are_not_given_out() {
     let house = house_of(vec![("small", remote), ("large", scripted("large", json!({})))], quick());
     let sure = Condition::new(Score::MeanTokenEntropy, Bound::Below(0.2));
     let plan = Plan::Cascade(vec![
-        Stage { plan: call("small"), accept_when: vec![sure] },
-        Stage { plan: call("large"), accept_when: Vec::new() },
+        Stage { plan: call("small"), accept_when: vec![sure], stop_early: false },
+        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
     ]);
     let whole = house.ask(&with(plan.clone()), false).await.unwrap();
     let AnswerBody::Whole(Completion::Wire { body, .. }) = whole.body else { panic!("not the server's own") };
@@ -358,8 +360,9 @@ async fn what_is_recorded_of_a_run_gives_the_same_run_again() {
             Stage {
                 plan: parallel(&["small", "large", "other"], Aggregate::Vote),
                 accept_when: vec![Condition::new(Score::Disagreement, Bound::Below(0.1))],
+                stop_early: false,
             },
-            Stage { plan: call("unsteady"), accept_when: Vec::new() },
+            Stage { plan: call("unsteady"), accept_when: Vec::new(), stop_early: false },
         ]),
     ];
     for (n, plan) in plans.into_iter().enumerate() {

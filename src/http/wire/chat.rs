@@ -332,6 +332,7 @@ fn convert(body: Body<'_>) -> Result<Request, Invalid> {
         exact: body.weir.is_some_and(|Object(options)| options.exact),
         keep,
         sharing: String::new(),
+        begun: None,
         body: Bytes::new(),
     })
 }

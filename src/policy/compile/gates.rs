@@ -25,6 +25,14 @@ impl Compiler<'_> {
         tree: Option<&Tree>,
     ) -> Option<Vec<Condition>> {
         let Some(specs) = &stage.accept_when else {
+            if stage.stop_early {
+                let d = self.source.key(
+                    &step(at, "stop_early"),
+                    Kind::Conflict,
+                    "there is nothing that could stop this stage",
+                );
+                self.findings.push(d.help("give `accept_when`, or remove it"));
+            }
             if !last {
                 let message = "without `accept_when` this stage's answer is always taken";
                 let d = self.source.value(at, Kind::Conflict, message).warning();
@@ -41,7 +49,26 @@ impl Compiler<'_> {
         let built: Vec<Option<Condition>> =
             built.map(|(i, spec)| self.gate(&step(&list, &i.to_string()), spec, tree)).collect();
         let built: Option<Vec<Condition>> = built.into_iter().collect();
+        self.stops_early(at, stage, built.as_deref(), tree);
         built.filter(|_| !last)
+    }
+
+    /// Whether a stage that is to be stopped while its answer comes can be.
+    fn stops_early(&mut self, at: &str, stage: &StageSpec, conditions: Option<&[Condition]>, tree: Option<&Tree>) {
+        if !stage.stop_early {
+            return;
+        }
+        let at = step(at, "stop_early");
+        if tree.is_some_and(|tree| !matches!(tree.plan, Plan::Call(_))) {
+            let d = self.source.key(&at, Kind::Conflict, "only a `call` can be stopped while its answer comes");
+            self.findings.push(d.help("put it beside a `call`, or remove it"));
+        } else if conditions.is_some_and(|conditions| !conditions.iter().any(Condition::is_early)) {
+            let message = "no condition of this stage can be told to fail before the answer's end";
+            let d = self.source.key(&at, Kind::Conflict, message);
+            let help =
+                "`first_token_entropy` can, and `logprob_quantile` with `q: 0` and `above`; add one, or remove it";
+            self.findings.push(d.help(help));
+        }
     }
 
     fn gate(&mut self, at: &str, spec: &ConditionSpec, tree: Option<&Tree>) -> Option<Condition> {
@@ -129,7 +156,7 @@ impl Compiler<'_> {
         }
         let mut silent: Vec<&str> = Vec::new();
         for (places, answers) in tree.calls.iter().zip(answering(&tree.plan)) {
-            for place in places.iter().filter(|place| answers && !self.logprobs[**place]) {
+            for place in places.iter().filter(|place| answers && !self.able[**place].logprobs) {
                 if !silent.contains(&self.cards[*place]) {
                     silent.push(self.cards[*place]);
                 }
@@ -151,7 +178,7 @@ impl Compiler<'_> {
             Plan::Parallel { aggregate: Aggregate::First, .. } => "of `first` only one answer is there to the end",
             Plan::Parallel { branches, .. } if branches.len() < 2 => "one branch has nobody to disagree with",
             Plan::Parallel { .. } => return true,
-            Plan::Call(_) | Plan::Cascade(_) => {
+            Plan::Call(_) | Plan::Cascade(_) | Plan::Steps(_) => {
                 "only the branches of a `parallel` stage can disagree, and this is none"
             }
         };
@@ -184,5 +211,6 @@ pub(super) fn answering(plan: &Plan) -> Vec<bool> {
             answers.extend(aggregate.call().map(|_| matches!(aggregate, Aggregate::Refine { .. })));
             answers
         }
+        Plan::Steps(_) => vec![false, false, true],
     }
 }

@@ -7,6 +7,7 @@ mod failover;
 mod gates;
 mod plans;
 mod select;
+mod steps;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +28,7 @@ use super::{
     spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
 use crate::domain::{
-    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, RequestBounds, canonical,
+    CallSpec, Capabilities, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, RequestBounds, canonical,
 };
 
 /// Error kinds that another try elsewhere may well cure.
@@ -51,7 +52,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
         spec,
         source: &spec.source,
         cards: inputs.fleet.0.values().map(|card| card.name.as_str()).collect(),
-        logprobs: inputs.fleet.0.values().map(|card| card.capabilities.logprobs).collect(),
+        able: inputs.fleet.0.values().map(|card| &card.capabilities).collect(),
         targets: Vec::new(),
         models: BTreeMap::new(),
         artifacts: &inputs.artifacts,
@@ -162,8 +163,8 @@ struct Compiler<'a> {
     source: &'a Arc<Source>,
     /// Names of the fleet's entries, in order.
     cards: Vec<&'a str>,
-    /// Whether each of them gives log-probabilities.
-    logprobs: Vec<bool>,
+    /// What each of them can do.
+    able: Vec<&'a Capabilities>,
     targets: Vec<Target>,
     /// This file's model names, and the places in the fleet that they stand for.
     models: BTreeMap<&'a str, Vec<usize>>,

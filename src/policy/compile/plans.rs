@@ -17,7 +17,7 @@ use crate::domain::{Aggregate, CallSpec, Plan, Sampling, Stage};
 /// Most cascades and parallel plans inside one another, and most plans by name on the way to a call.
 const DEPTH: usize = 8;
 /// Most calls of a plan.
-const CALLS: usize = 64;
+pub(super) const CALLS: usize = 64;
 
 /// A plan, resolved.
 #[derive(Clone)]
@@ -75,6 +75,7 @@ impl<'a> Compiler<'a> {
             ("call", node.call.is_some()),
             ("cascade", node.cascade.is_some()),
             ("parallel", node.parallel.is_some()),
+            ("steps", node.steps.is_some()),
             ("plan", node.plan.is_some()),
         ];
         let given: Vec<&str> = kinds.into_iter().filter(|(_, given)| *given).map(|(kind, _)| kind).collect();
@@ -83,7 +84,7 @@ impl<'a> Compiler<'a> {
                 0 => "this says nothing to run".to_owned(),
                 _ => format!("this is several plans: `{}`", given.join("`, `")),
             };
-            let help = "give exactly one of `call`, `cascade`, `parallel` and `plan`";
+            let help = "give exactly one of `call`, `cascade`, `parallel`, `steps` and `plan`";
             self.wrong(at, Kind::Conflict, message, Some(help.into()));
         } else {
             self.beside(at, &node, given[0]);
@@ -95,8 +96,9 @@ impl<'a> Compiler<'a> {
         let call = node.call.and_then(|model| self.leaf(&step(at, "call"), model, node.sampling, node.system));
         let cascade = node.cascade.and_then(|stages| self.cascade(at, stages, above, named));
         let parallel = node.parallel.and_then(|branches| self.parallel(at, branches, node.aggregate, above, named));
+        let steps = node.steps.and_then(|spec| self.steps(at, spec));
         let plan = node.plan.and_then(|name| self.by_name(&step(at, "plan"), name, above, named));
-        call.or(cascade).or(parallel).or(plan).filter(|_| given.len() == 1)
+        call.or(cascade).or(parallel).or(steps).or(plan).filter(|_| given.len() == 1)
     }
 
     /// Keys that mean nothing beside this kind of node.
@@ -105,6 +107,7 @@ impl<'a> Compiler<'a> {
             let message = format!("`{key}` is of a call, and this is none");
             let help = match kind {
                 "plan" => "put it beside the `call` of the plan that is named".to_owned(),
+                "steps" => "`small`, `large` and `answer` can each be a `{call: MODEL}` with what it sets".to_owned(),
                 _ => format!("put it beside each `call` of the `{kind}`"),
             };
             self.findings.push(self.source.key(&step(at, key), Kind::Conflict, message).help(help));
@@ -184,7 +187,7 @@ impl<'a> Compiler<'a> {
             match (tree, accept_when) {
                 (Some(tree), Some(accept_when)) => {
                     if let Some((stages, parts)) = &mut whole {
-                        stages.push(Stage { plan: parts.take(&tree), accept_when });
+                        stages.push(Stage { plan: parts.take(&tree), accept_when, stop_early: spec.stop_early });
                     }
                 }
                 _ => whole = None,
@@ -195,8 +198,9 @@ impl<'a> Compiler<'a> {
             self.findings.push(d.help("add a stage to escalate to, or write the stage in the cascade's place"));
         }
         let (stages, parts) = whole?;
-        self.few_enough(at, parts.calls.len())?;
-        Some(parts.tree(Plan::Cascade(stages)))
+        let plan = Plan::Cascade(stages);
+        self.few_enough(at, plan.most_calls() as usize)?;
+        Some(parts.tree(plan))
     }
 
     fn parallel(
@@ -230,7 +234,7 @@ impl<'a> Compiler<'a> {
         let (aggregate, asked) = self.aggregate(&step(at, "aggregate"), aggregate?, &counts)?;
         let branches: Vec<(Tree, usize)> =
             branches.into_iter().map(|(tree, times)| Some((tree?, times))).collect::<Option<_>>()?;
-        let calls: usize = branches.iter().map(|(tree, times)| tree.calls.len() * times).sum();
+        let calls: usize = branches.iter().map(|(tree, times)| tree.plan.most_calls() as usize * times).sum();
         self.few_enough(at, calls + usize::from(asked.is_some()))?;
         let (mut plans, mut parts) = (Vec::new(), Parts::default());
         for (tree, times) in branches {
@@ -301,7 +305,7 @@ impl<'a> Compiler<'a> {
         (self.findings.len() == before).then(|| each.collect())
     }
 
-    fn ask(&mut self, at: &str, spec: &AskSpec) -> Option<(CallSpec, Vec<usize>)> {
+    pub(super) fn ask(&mut self, at: &str, spec: &AskSpec) -> Option<(CallSpec, Vec<usize>)> {
         let tree = match spec {
             AskSpec::Model(model) => self.leaf(at, model, Sampling::default(), None),
             AskSpec::Call(call) => match &call.call {
@@ -322,8 +326,8 @@ impl<'a> Compiler<'a> {
 
 /// What the children of a node have beside their plans, put together.
 #[derive(Default)]
-struct Parts {
-    calls: Vec<Vec<usize>>,
+pub(super) struct Parts {
+    pub calls: Vec<Vec<usize>>,
     depth: usize,
     names: usize,
 }
@@ -337,7 +341,7 @@ impl Parts {
         tree.plan.clone()
     }
 
-    fn tree(self, plan: Plan) -> Tree {
+    pub fn tree(self, plan: Plan) -> Tree {
         Tree { plan, calls: self.calls, depth: self.depth + 1, names: self.names }
     }
 }

@@ -1,4 +1,4 @@
-//! `plans:`: what may be run, as trees of calls. That each node is exactly one of `call`, `cascade`, `parallel` and `plan`,
+//! `plans:`: what may be run, as trees of calls. That each node is exactly one of `call`, `cascade`, `parallel`, `steps` and `plan`,
 //! and what may stand beside which, is checked by `compile`, whose messages say more than a schema's.
 
 use schemars::JsonSchema;
@@ -69,6 +69,8 @@ macro_rules! node {
                 aggregate: Option<AggregateSpec>,
                 /// Another plan of this file, by name.
                 plan: Option<String>,
+                /// Reasoning step by step by two models, and an answer after it.
+                steps: Option<Box<StepsSpec>>,
                 $($(#[$field])* $own: $kind,)*
             }
         }
@@ -93,6 +95,7 @@ macro_rules! node {
                     parallel: self.parallel.as_deref(),
                     aggregate: self.aggregate.as_ref(),
                     plan: self.plan.as_deref(),
+                    steps: self.steps.as_deref(),
                 }
             }
         }
@@ -100,22 +103,25 @@ macro_rules! node {
 }
 
 node! {
-    /// What may be run under a name. Exactly one of `call`, `cascade`, `parallel` and `plan`. Beside `call` stands sampling that
+    /// What may be run under a name. Exactly one of `call`, `cascade`, `parallel`, `steps` and `plan`. Beside `call` stands sampling that
     /// the plan sets where the client did not.
     PlanSpec {}
 }
 
 node! {
-    /// One stage of a cascade. Exactly one of `call`, `cascade`, `parallel` and `plan`.
+    /// One stage of a cascade. Exactly one of `call`, `cascade`, `parallel`, `steps` and `plan`.
     StageSpec {
         /// Conditions on the stage's answer: all hold, or the next stage is asked. Not on the last stage, whose answer is taken.
         #[schemars(length(min = 1))]
         accept_when: Option<Vec<ConditionSpec>>,
+        /// Stop the call while its answer comes, as soon as a condition cannot hold any more and a later stage can begin. What
+        /// it has said is gone then, also where the later stages fail. A remote model is only stopped where the client streams.
+        stop_early: bool,
     }
 }
 
 node! {
-    /// One branch of a parallel plan. Exactly one of `call`, `cascade`, `parallel` and `plan`. What a call in a branch sets
+    /// One branch of a parallel plan. Exactly one of `call`, `cascade`, `parallel`, `steps` and `plan`. What a call in a branch sets
     /// holds also where the client said otherwise.
     BranchSpec {
         /// That many branches of this kind. Default: 1.
@@ -140,6 +146,7 @@ pub(in crate::policy) struct Node<'a> {
     pub parallel: Option<&'a [BranchSpec]>,
     pub aggregate: Option<&'a AggregateSpec>,
     pub plan: Option<&'a str>,
+    pub steps: Option<&'a StepsSpec>,
 }
 
 impl<'a> Node<'a> {
@@ -152,6 +159,37 @@ impl<'a> Node<'a> {
         }
         self.parallel.into_iter().flatten().for_each(|branch| branch.node().calibrations(into));
     }
+}
+
+/// Reasoning steps (GlimpRouter): the small model begins each step; where the entropy of its first token is at least `tau`,
+/// the large model writes the step. Clients get the answer, not the steps.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["small", "large"]))]
+pub struct StepsSpec {
+    /// Begins each step: a model, or a call with sampling.
+    pub small: Option<AskSpec>,
+    /// Writes the steps that the small model is unsure of.
+    pub large: Option<AskSpec>,
+    /// Writes the answer. Default: the large model.
+    pub answer: Option<AskSpec>,
+    /// Entropy of a step's first token in nats from which on the large model writes it. Default: 1.
+    pub tau: Option<f64>,
+    /// What ends a step. Default: an empty line.
+    pub separator: Option<String>,
+    /// What stands before the first step. Default: `<think>` and a line feed.
+    pub open: Option<String>,
+    /// What ends the reasoning where a model writes it, and stands before the answer. Default: `</think>`.
+    pub close: Option<String>,
+    /// Default: 16.
+    #[schemars(range(min = 1, max = 31))]
+    pub max_steps: Option<u32>,
+    /// Longest step. Default: 512.
+    #[schemars(range(min = 1))]
+    pub step_tokens: Option<u32>,
+    /// Longest reasoning; it ends with the step that reaches this. Default: 8192.
+    #[schemars(range(min = 1))]
+    pub max_tokens: Option<u32>,
 }
 
 /// How branches become one answer: by a word, or with a parameter.

@@ -352,8 +352,8 @@ mod tests {
         let agree = Condition::new(Score::Disagreement, Bound::Below(0.5));
         let two = Plan::Parallel { branches: vec![call("a"), call("b")], aggregate: Aggregate::Vote };
         let cascade = Plan::Cascade(vec![
-            Stage { plan: two, accept_when: vec![agree] },
-            Stage { plan: call("c"), accept_when: Vec::new() },
+            Stage { plan: two, accept_when: vec![agree], stop_early: false },
+            Stage { plan: call("c"), accept_when: Vec::new(), stop_early: false },
         ]);
         let mut walk = Walk::new(2, 3);
         let (_, mut decision, _) = way.decide(&policy.initial_state(), &(0, 0, 7));

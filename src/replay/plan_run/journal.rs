@@ -33,7 +33,14 @@ impl<'a> Journal<'a> {
 
 impl Answers for Journal<'_> {
     fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded> {
-        let never = Recorded { answer: 0, ending: Ending::Never, cost: Spend::default(), first: None, latency: 0 };
+        let never = Recorded {
+            answer: 0,
+            ending: Ending::Never,
+            cost: Spend::default(),
+            first: None,
+            known: Vec::new(),
+            latency: 0,
+        };
         let Some(attempt) = self.attempt(asked.call) else { return self.broken_off.then_some(never) };
         if attempt.model != asked.spec.model || attempt.why != asked.why || attempt.at != asked.at {
             return None;
@@ -52,6 +59,7 @@ impl Answers for Journal<'_> {
             ending,
             cost: Spend::of(attempt.cost_usd, &attempt.usage),
             first: attempt.ttft_us.map(after),
+            known: attempt.facts.as_ref().map(|facts| facts.scores.clone()).unwrap_or_default(),
             latency: after(attempt.latency_us),
         })
     }

@@ -36,6 +36,7 @@ impl Answers for Row<'_> {
             ending: Ending::Answers(Facts { form, ..Facts::default() }),
             cost: Spend::usd((self.matrix.costs(self.query)[column] * 1e6).ceil() as u64),
             first: None,
+            known: Vec::new(),
             latency: latency as i64,
         })
     }
@@ -94,6 +95,8 @@ fn any(plan: &Plan, is: &dyn Fn(&Aggregate) -> bool) -> bool {
         Plan::Call(_) => false,
         Plan::Cascade(stages) => stages.iter().any(|stage| any(&stage.plan, is)),
         Plan::Parallel { branches, aggregate } => is(aggregate) || branches.iter().any(|branch| any(branch, is)),
+        // Nobody has recorded its steps, which is a miss.
+        Plan::Steps(_) => false,
     }
 }
 

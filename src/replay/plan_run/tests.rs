@@ -17,8 +17,8 @@ fn call(model: &str) -> Plan {
 fn frugal() -> Plan {
     let sure = Condition::new(Score::MeanLogprob, Bound::Above(-0.5));
     Plan::Cascade(vec![
-        Stage { plan: call("small"), accept_when: vec![sure] },
-        Stage { plan: call("large"), accept_when: Vec::new() },
+        Stage { plan: call("small"), accept_when: vec![sure], stop_early: false },
+        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
     ])
 }
 
@@ -41,7 +41,8 @@ impl Shelf {
     fn with(mut self, model: &str, ending: Ending, cost: u64, latency: i64) -> Self {
         let cost = Spend::usd(cost);
         let answer = self.answers.len();
-        self.answers.push((model.to_owned(), Recorded { answer, ending, cost, first: None, latency }));
+        self.answers
+            .push((model.to_owned(), Recorded { answer, ending, cost, first: None, known: Vec::new(), latency }));
         self
     }
 }
@@ -57,7 +58,7 @@ impl Answers for Shelf {
 
 fn says(form: u32, logprob: f64) -> Ending {
     let read = Ok(Scored { value: logprob, exact: true });
-    Ending::Answers(Facts { form, scores: vec![Reading { score: Score::MeanLogprob, read }], verdict: None })
+    Ending::Answers(Facts { form, scores: vec![Reading { score: Score::MeanLogprob, read }], ..Facts::default() })
 }
 
 fn fails(kind: ErrorKind) -> Ending {
@@ -163,7 +164,7 @@ fn plan() -> impl Strategy<Value = Plan> {
             true => Condition::new(Score::Disagreement, Bound::Below(-at)),
             false => Condition::new(Score::MeanLogprob, Bound::Above(at)),
         };
-        Stage { plan, accept_when: vec![condition] }
+        Stage { plan, accept_when: vec![condition], stop_early: false }
     });
     proptest::collection::vec(stage, 1..4).prop_map(|mut stages| {
         stages.last_mut().unwrap().accept_when.clear();
@@ -218,8 +219,8 @@ fn plans_run_over_the_answers_of_a_matrix() {
     // Two cheap models, and the dear one where they disagree.
     let agree = Condition::new(Score::Disagreement, Bound::Below(0.5));
     let cascade = Plan::Cascade(vec![
-        Stage { plan: parallel(&["a", "b"], Aggregate::Vote), accept_when: vec![agree] },
-        Stage { plan: call("c"), accept_when: Vec::new() },
+        Stage { plan: parallel(&["a", "b"], Aggregate::Vote), accept_when: vec![agree], stop_early: false },
+        Stage { plan: call("c"), accept_when: Vec::new(), stop_early: false },
     ]);
     let (first, second) = (over(&cascade, 0), over(&cascade, 1));
     assert_eq!((first.served, first.calls), (Some(2), 3));
@@ -232,8 +233,13 @@ fn plans_run_over_the_answers_of_a_matrix() {
     assert!(judge.missed, "nobody knows what it would have said");
 
     // Without log-probabilities a gate on them never holds.
-    let gated = Stage { plan: call("a"), accept_when: vec![Condition::new(Score::MeanLogprob, Bound::Above(-9.0))] };
-    let came = over(&Plan::Cascade(vec![gated, Stage { plan: call("b"), accept_when: Vec::new() }]), 1);
+    let gated = Stage {
+        plan: call("a"),
+        accept_when: vec![Condition::new(Score::MeanLogprob, Bound::Above(-9.0))],
+        stop_early: false,
+    };
+    let came =
+        over(&Plan::Cascade(vec![gated, Stage { plan: call("b"), accept_when: Vec::new(), stop_early: false }]), 1);
     assert_eq!(came.served, Some(1));
 }
 
