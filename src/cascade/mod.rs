@@ -70,8 +70,8 @@ impl Machine {
     /// A machine at its start; its first commands are ready at once. A plan that makes no sense ([`Plan::check`]) fails
     /// without a call.
     pub fn new(setup: Setup, now: Micros) -> Self {
-        let Setup { plan, fallback, failover, fallback_on, retry, limits, worst, seed } = setup;
-        let mut scope = Scope::new(retry, limits, worst, seed, now);
+        let Setup { plan, fallback, failover, fallback_on, retry, limits, worst, waits, seed } = setup;
+        let mut scope = Scope::new(retry, limits, worst, waits, seed, now);
         if let Some(at) = scope.deadline() {
             scope.push(Command::SetTimer { timer: Timer::Deadline, at });
         }

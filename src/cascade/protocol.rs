@@ -95,11 +95,13 @@ pub struct Limits {
     pub budget: Option<MicroUsd>,
     /// What they may use of tokens, prompts and answers together; likewise.
     pub tokens: Option<u64>,
+    /// Microseconds from the start to the first token: what is not expected to begin by then is not escalated to.
+    pub first_token: Option<i64>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { deadline: None, max_calls: 8, budget: None, tokens: None }
+        Self { deadline: None, max_calls: 8, budget: None, tokens: None, first_token: None }
     }
 }
 
@@ -113,6 +115,7 @@ impl Limits {
             max_calls: bounds.calls.map_or(max_calls, |calls| calls.min(max_calls)),
             budget: self.budget.into_iter().chain(bounds.usd).min(),
             tokens: self.tokens.into_iter().chain(bounds.tokens).min(),
+            first_token: self.first_token.into_iter().chain(bounds.first_token_us).min(),
         }
     }
 }
@@ -132,6 +135,8 @@ pub struct Setup {
     /// The most that one call of a model can cost for this request, by fleet name; matters only under a budget, where a
     /// model without an entry is taken to cost more than any. Whoever fills it counts the answers that a judge is shown.
     pub worst: BTreeMap<String, Spend>,
+    /// Microseconds to the first token that are expected of a call, by fleet name; 0 for a model without an entry.
+    pub waits: BTreeMap<String, i64>,
     /// Of the jitter.
     pub seed: u64,
 }
@@ -147,6 +152,7 @@ impl Setup {
             fallback_on: Vec::new(),
             retry: RetryPolicy::never(),
             worst: BTreeMap::new(),
+            waits: BTreeMap::new(),
             seed: 0,
         }
     }
@@ -166,6 +172,7 @@ impl Setup {
             fallback_on: decision.fallback_on.iter().filter_map(named).collect(),
             retry: RetryPolicy { max_retries: decision.retries.unwrap_or(retry.max_retries), ..retry.clone() },
             worst: bounds.map(|bounds| bounds.worst.clone()).unwrap_or_default(),
+            waits: bounds.map(|bounds| bounds.waits.clone()).unwrap_or_default(),
             seed: id.0.as_u64_pair().1,
         })
     }

@@ -63,6 +63,9 @@ pub(super) struct Scope {
     calls: u32,
     room: Room,
     worst: BTreeMap<String, Spend>,
+    /// When the first token is due, and how long each model is expected to take to it.
+    first_token_by: Option<Micros>,
+    waits: BTreeMap<String, i64>,
     /// What is reserved for each running call.
     running: BTreeMap<u32, Spend>,
     /// Models that were called, by call.
@@ -76,6 +79,7 @@ impl Scope {
         retry: RetryPolicy,
         limits: Limits,
         worst: BTreeMap<String, Spend>,
+        waits: BTreeMap<String, i64>,
         seed: u64,
         now: Micros,
     ) -> Self {
@@ -88,6 +92,8 @@ impl Scope {
             calls: 0,
             room: Room { late: false, calls: limits.max_calls.max(1), usd: limits.budget, tokens: limits.tokens },
             worst,
+            first_token_by: limits.first_token.map(|time| now.saturating_add(time)),
+            waits,
             running: BTreeMap::new(),
             models: Vec::new(),
             retries: 0,
@@ -119,6 +125,15 @@ impl Scope {
     /// The most that the call can cost.
     pub(super) fn worst(&self, spec: &CallSpec) -> Spend {
         self.worst.get(&spec.model).copied().unwrap_or(Spend::MAX)
+    }
+
+    /// Whether an answer that begins with calls of these models, all at once, is expected to begin in time.
+    pub(super) fn in_time(&self, models: &[String]) -> Result<(), Mask> {
+        let wait = models.iter().filter_map(|model| self.waits.get(model)).max().copied().unwrap_or(0);
+        match self.first_token_by {
+            Some(by) if self.now.saturating_add(wait) > by => Err(Mask::FirstToken),
+            _ => Ok(()),
+        }
     }
 
     /// Whether the request may make this call now.

@@ -28,6 +28,8 @@ struct Running {
     node: Node,
     accept_when: Vec<Condition>,
     stop_early: bool,
+    /// Models that it begins with.
+    first: Vec<String>,
 }
 
 /// Why a stage is entered.
@@ -53,7 +55,12 @@ impl CascadeNode {
                 live: position.live && gate.is_empty(),
                 all_votes: position.all_votes || gate.iter().any(|c| c.score == Score::Disagreement),
             };
-            Running { node: Node::of(&stage.plan, position), accept_when: gate.clone(), stop_early: stage.stop_early }
+            Running {
+                node: Node::of(&stage.plan, position),
+                accept_when: gate.clone(),
+                stop_early: stage.stop_early,
+                first: stage.plan.beginning(),
+            }
         };
         let stages = stages.iter().enumerate().map(node).collect();
         Self { stages, current: 0, position }
@@ -96,7 +103,8 @@ impl CascadeNode {
         });
         let Some(fails) = fails else { return Step::Running };
         let mut later = self.stages.iter().skip(self.current + 1);
-        if !later.any(|stage| stage.node.fits(scope, &mut scope.room()).is_ok()) {
+        if !later.any(|stage| scope.in_time(&stage.first).is_ok() && stage.node.fits(scope, &mut scope.room()).is_ok())
+        {
             return Step::Running;
         }
         scope.note(&self.position.child(self.current), fails);
@@ -130,7 +138,12 @@ impl CascadeNode {
         let from = self.current as u32;
         let mut mask = Mask::Calls;
         for i in first..self.stages.len() {
-            if let Err(by) = self.stages[i].node.fits(scope, &mut scope.room()) {
+            // An answer that is there is better than one that comes too late; without one there is nothing to lose.
+            let in_time = match cause {
+                Cause::Rejected { .. } => scope.in_time(&self.stages[i].first),
+                Cause::Start(_) | Cause::Failed { .. } => Ok(()),
+            };
+            if let Err(by) = in_time.and_then(|()| self.stages[i].node.fits(scope, &mut scope.room())) {
                 scope.note(&self.position.child(i), What::Masked { by });
                 mask = by;
                 continue;

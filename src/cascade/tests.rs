@@ -27,6 +27,7 @@ fn setup(models: &[&str], on: &[ErrorKind]) -> Setup {
         retry: RetryPolicy::default(),
         limits: Limits::default(),
         worst: Default::default(),
+        waits: Default::default(),
         seed: 7,
     }
 }
@@ -205,8 +206,9 @@ prop_compose! {
             failover: None,
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
-            limits: Limits { deadline: Some(60_000_000), max_calls, budget: None, tokens: None },
+            limits: Limits { deadline: Some(60_000_000), max_calls, budget: None, tokens: None, first_token: None },
             worst: Default::default(),
+            waits: Default::default(),
             seed,
         }
     }

@@ -134,6 +134,19 @@ pub struct ModelState {
 }
 
 impl ModelState {
+    /// Seconds to the first token that are expected of a call now: of a model in the process, which knows its pace, until the
+    /// prompts before this one are computed and what of this one is not in its memory; of any other the time that it took
+    /// lately, once more per call that waits already. 0 where nothing was measured, so that the model is tried. `prompt`:
+    /// tokens, where the model's own count is not known.
+    pub fn first_token_s(&self, prompt: u32) -> f64 {
+        if self.prefill_tokens_per_s > 0.0 {
+            let prompt = if self.prompt_tokens > 0 { self.prompt_tokens } else { prompt };
+            let fresh = prompt.saturating_sub(self.resident_tokens);
+            return (f64::from(self.pending_tokens) + f64::from(fresh)) / self.prefill_tokens_per_s;
+        }
+        self.ttft_ms / 1000.0 * (1.0 + f64::from(self.waiting))
+    }
+
     /// One of which every part says something, so that its form has every key.
     pub fn whole() -> Self {
         Self {

@@ -55,6 +55,13 @@ pub struct RequestBounds {
     /// Microseconds from the start to the end of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_us: Option<i64>,
+    /// Microseconds from the start to the first token of the answer: no stage of a cascade is escalated to that is not expected
+    /// to begin in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_token_us: Option<i64>,
+    /// Microseconds to the first token that are expected of a call, by fleet name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waits: BTreeMap<String, i64>,
     /// The most that one call of a model is reckoned with, by fleet name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub worst: BTreeMap<String, Spend>,

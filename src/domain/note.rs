@@ -130,13 +130,15 @@ pub enum Mask {
     Budget,
     /// Likewise its tokens.
     Tokens,
+    /// The request's first token, where what waits before a model would be too long.
+    FirstToken,
 }
 
 impl Mask {
     /// The error of a request for which nothing else could be done.
     pub fn error(self) -> ErrorKind {
         match self {
-            Mask::Deadline => ErrorKind::Timeout,
+            Mask::Deadline | Mask::FirstToken => ErrorKind::Timeout,
             Mask::Calls | Mask::Budget | Mask::Tokens => ErrorKind::RateLimited,
         }
     }
@@ -305,6 +307,7 @@ impl fmt::Display for Mask {
             Mask::Calls => "the bound on calls",
             Mask::Budget => "the budget",
             Mask::Tokens => "the bound on tokens",
+            Mask::FirstToken => "the time for its first token",
         })
     }
 }

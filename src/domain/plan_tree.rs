@@ -138,6 +138,16 @@ impl Plan {
         }
     }
 
+    /// Models whose calls the plan begins with.
+    pub fn beginning(&self) -> Vec<String> {
+        match self {
+            Plan::Call(call) => vec![call.model.clone()],
+            Plan::Cascade(stages) => stages.first().map(|stage| stage.plan.beginning()).unwrap_or_default(),
+            Plan::Parallel { branches, .. } => branches.iter().flat_map(Plan::beginning).collect(),
+            Plan::Steps(steps) => vec![steps.small.model.clone()],
+        }
+    }
+
     /// Every model that the plan can reach, in order of first mention.
     pub fn models(&self) -> Vec<&str> {
         let mut models: Vec<&str> = Vec::new();

@@ -251,6 +251,17 @@ impl Policy {
                 reckon(call);
             });
         }
+        if matches!(plan, Plan::Call(_)) {
+            bounds.first_token_us = None;
+        }
+        if bounds.first_token_us.is_some() {
+            let wait = |model: &str| {
+                let state = context.fleet.get(model)?;
+                let micros = (state.first_token_s(context.signals.tokens) * 1e6) as i64;
+                (micros > 0).then(|| (model.to_owned(), micros))
+            };
+            bounds.waits = plan.models().into_iter().filter_map(wait).collect();
+        }
         if bounds == RequestBounds::default() {
             return None;
         }

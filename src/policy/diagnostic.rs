@@ -91,6 +91,10 @@ impl Diagnostic {
         self
     }
 
+    pub(super) fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+
     pub(super) fn warning(mut self) -> Self {
         self.severity = Severity::Warning;
         self
@@ -163,7 +167,7 @@ impl Diagnostics {
 
     /// Whether any finding keeps the file from being accepted.
     pub fn has_errors(&self) -> bool {
-        self.0.iter().any(|d| d.severity == Severity::Error)
+        self.0.iter().any(Diagnostic::is_error)
     }
 
     /// Orders by place; what has no place comes first.

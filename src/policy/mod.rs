@@ -283,7 +283,7 @@ impl Policy {
 
     /// Whether it asks what of the prompt models have in memory.
     pub fn needs_residency(&self) -> bool {
-        self.program.uses_residency()
+        self.program.uses_residency() || self.budgets.iter().any(|budget| budget.limits.first_token_us.is_some())
     }
 
     /// Whether it cannot decide at all without an embedding, as its selector predicts from it.

@@ -112,6 +112,7 @@ prop_compose! {
         money in proptest::option::of(0u64..120),
         tokens in proptest::option::of(0u64..360),
         deadline in 1i64..60_000_000,
+        first_token in proptest::option::weighted(0.3, 0i64..30_000_000),
         seed in any::<u64>(),
     ) -> Setup {
         Setup {
@@ -120,8 +121,9 @@ prop_compose! {
             failover: None,
             fallback_on,
             retry: RetryPolicy { max_retries, budget, on: retry_on, ..RetryPolicy::default() },
-            limits: Limits { deadline: Some(deadline), max_calls, budget: money, tokens },
+            limits: Limits { deadline: Some(deadline), max_calls, budget: money, tokens, first_token },
             worst: (0..MODELS).map(|m| (format!("m{m}"), spend(worst_of(m)))).collect(),
+            waits: (1..MODELS).map(|m| (format!("m{m}"), 2_000_000 * m as i64)).collect(),
             seed,
         }
     }

@@ -156,7 +156,7 @@ impl Compiler<'_> {
         }
         let mut silent: Vec<&str> = Vec::new();
         for (places, answers) in tree.calls.iter().zip(answering(&tree.plan)) {
-            for place in places.iter().filter(|place| answers && !self.able[**place].logprobs) {
+            for place in places.iter().filter(|place| answers && !self.entries[**place].capabilities.logprobs) {
                 if !silent.contains(&self.cards[*place]) {
                     silent.push(self.cards[*place]);
                 }

@@ -28,7 +28,7 @@ use super::{
     spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
 use crate::domain::{
-    CallSpec, Capabilities, EmbedderIdentity, ErrorKind, Fleet, Hash, Plan, PolicyVersion, RequestBounds, canonical,
+    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, ModelCard, Plan, PolicyVersion, RequestBounds, canonical,
 };
 
 /// Error kinds that another try elsewhere may well cure.
@@ -52,7 +52,7 @@ pub fn compile(spec: &Spec, inputs: &Inputs<'_>) -> Result<Policy, Diagnostics> 
         spec,
         source: &spec.source,
         cards: inputs.fleet.0.values().map(|card| card.name.as_str()).collect(),
-        able: inputs.fleet.0.values().map(|card| &card.capabilities).collect(),
+        entries: inputs.fleet.0.values().collect(),
         targets: Vec::new(),
         models: BTreeMap::new(),
         artifacts: &inputs.artifacts,
@@ -163,8 +163,8 @@ struct Compiler<'a> {
     source: &'a Arc<Source>,
     /// Names of the fleet's entries, in order.
     cards: Vec<&'a str>,
-    /// What each of them can do.
-    able: Vec<&'a Capabilities>,
+    /// And what the fleet says of them.
+    entries: Vec<&'a ModelCard>,
     targets: Vec<Target>,
     /// This file's model names, and the places in the fleet that they stand for.
     models: BTreeMap<&'a str, Vec<usize>>,
@@ -468,6 +468,7 @@ impl<'a> Compiler<'a> {
                 ("tokens", spec.tokens.is_some()),
                 ("calls", spec.calls.is_some()),
                 ("seconds", spec.seconds.is_some()),
+                ("first_token_seconds", spec.first_token_seconds.is_some()),
             ];
             for (key, _) in given.into_iter().filter(|(_, given)| *given && spec.per != Per::Request) {
                 let message = format!("`{key}` are counted per request only; per {}, money is", spec.per.as_str());
@@ -475,12 +476,17 @@ impl<'a> Compiler<'a> {
                 self.findings.push(d.help("give `usd`, or make it a budget `per: request`"));
             }
             if spec.usd.is_none() && given.iter().all(|(_, given)| !given) {
-                let help = "give `usd`; per request also `tokens`, `calls` or `seconds`";
+                let help = "give `usd`; per request also `tokens`, `calls`, `seconds` or `first_token_seconds`";
                 self.wrong(&at, Kind::Value, "this budget bounds nothing", Some(help.into()));
             }
-            let seconds = spec.seconds.map(|seconds| (seconds * 1e6) as i64);
-            let limits =
-                RequestBounds { tokens: spec.tokens, calls: spec.calls, time_us: seconds, ..Default::default() };
+            let micros = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6) as i64);
+            let limits = RequestBounds {
+                tokens: spec.tokens,
+                calls: spec.calls,
+                time_us: micros(spec.seconds),
+                first_token_us: micros(spec.first_token_seconds),
+                ..Default::default()
+            };
             out.push(Budget { per: spec.per, usd: spec.usd.unwrap_or(f64::INFINITY), every, when_spent, limits });
         }
         out

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        diagnostic::DiagnosticKind as Kind,
+        diagnostic::{Diagnostic, DiagnosticKind as Kind},
         source::step,
         spec::{AskSpec, StepsSpec},
     },
@@ -73,9 +73,10 @@ impl Compiler<'_> {
             max_steps,
             max_tokens: spec.max_tokens.unwrap_or(MAX_TOKENS),
         };
+        self.has_room(at, &steps, &[&a, &b, &c]);
         let mut parts = Parts::default();
         parts.calls.extend([a, b, c]);
-        (self.findings.len() == before).then(|| parts.tree(Plan::Steps(Box::new(steps))))
+        (!self.findings[before..].iter().any(Diagnostic::is_error)).then(|| parts.tree(Plan::Steps(Box::new(steps))))
     }
 
     /// A call that goes on from an answer that has begun, and where it can go.
@@ -90,8 +91,11 @@ impl Compiler<'_> {
             return None;
         };
         let (call, places) = self.ask(at, ask)?;
-        let unable: Vec<&str> =
-            places.iter().filter(|place| !self.able[**place].continuation).map(|place| self.cards[*place]).collect();
+        let unable: Vec<&str> = places
+            .iter()
+            .filter(|place| !self.entries[**place].capabilities.continuation)
+            .map(|place| self.cards[*place])
+            .collect();
         if !unable.is_empty() {
             let message = format!("`{}` is not known to go on from an answer that has begun", unable.join("`, `"));
             let help = "models in the process do; where its server knows `continue_final_message`, say `capabilities: {continuation: true}` \
@@ -101,8 +105,23 @@ impl Compiler<'_> {
         Some((call, places))
     }
 
+    /// Warns of entries that never have room for the reasoning.
+    fn has_room(&mut self, at: &str, steps: &Steps, calls: &[&Vec<usize>]) {
+        let mut told: Vec<usize> = Vec::new();
+        for &place in calls.iter().copied().flatten() {
+            let (name, context) = (&self.entries[place].name, self.entries[place].context);
+            if context > 0 && context <= steps.max_tokens && !told.contains(&place) {
+                told.push(place);
+                let message =
+                    format!("the reasoning may have {} tokens, and `{name}` takes {context} in all", steps.max_tokens);
+                let d = self.source.value(at, Kind::Value, message).warning();
+                self.findings.push(d.help("give a smaller `max_tokens`, or this model is never asked"));
+            }
+        }
+    }
+
     fn gives_logprobs(&mut self, at: &str, call: &CallSpec, places: &[usize]) {
-        if places.iter().any(|place| !self.able[*place].logprobs) {
+        if places.iter().any(|place| !self.entries[*place].capabilities.logprobs) {
             let message = format!("`{}` gives no log-probabilities, by which steps are routed", call.model);
             self.wrong(at, Kind::Conflict, message, Some("name a model that gives them".into()));
         }

@@ -37,12 +37,12 @@ fn expected_seconds(offer: &Offer<'_>, context: &Context) -> f64 {
     }
 }
 
-/// From what was measured of the model's last calls: time to the first token, once more per call that waits already, and
-/// the answer at the measured rate. A model that has not been measured counts as 0, so that it is tried.
+/// From what was measured of the model: time to the first token ([`ModelState::first_token_s`]), and the answer at the measured
+/// rate. A model that has not been measured counts as 0, so that it is tried.
 fn call_seconds(card: &ModelCard, max_tokens: Option<u32>, context: &Context) -> f64 {
     let idle = ModelState::default();
     let state = context.fleet.get(&card.name).unwrap_or(&idle);
-    let first = state.ttft_ms / 1000.0 * (1.0 + f64::from(state.waiting));
+    let first = state.first_token_s(context.signals.tokens);
     let rest = match state.tokens_per_s > 0.0 {
         true => f64::from(Tokens::of(context).answer(max_tokens)) / state.tokens_per_s,
         false => 0.0,

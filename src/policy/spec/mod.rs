@@ -230,6 +230,12 @@ pub struct BudgetSpec {
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub seconds: Option<f64>,
+    /// Seconds from a request's start to the first token of its answer, by which cascades abide: a stage is not escalated to
+    /// where the calls that wait before it, and what of the prompt it has not in memory, would take longer than what is left;
+    /// the best answer so far is given. For `per: request` only.
+    #[serde(default)]
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub first_token_seconds: Option<f64>,
     /// Length of the time that the budget is for, counted in UTC from the epoch: `1d` begins at midnight. Default: 1d. Not
     /// for `per: request`.
     #[serde(default)]

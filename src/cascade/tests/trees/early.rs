@@ -1,7 +1,7 @@
 //! What is decided while an answer comes: stages that are stopped, and reasoning steps.
 
 use super::*;
-use crate::domain::{Ends, Reading, Scored, StepFacts, Steps};
+use crate::domain::{BestBecause, Ends, Reading, Scored, StepFacts, Steps};
 
 fn first(call: u32, entropy: Result<f64, Unscored>) -> Event {
     let read = entropy.map(|value| Scored { value, exact: true });
@@ -156,4 +156,30 @@ fn where_one_model_fails_or_does_not_fit_the_other_writes() {
     assert_eq!(tell(&mut machine, first(0, Ok(1.5))), [glimpsed(0, 0, 1.5, false), masked]);
     let commands = tell(&mut machine, wrote(0, 1.5, of_tokens(2)));
     assert!(commands.contains(&asks(1, "a", AttemptReason::Planned, Input::Reasoned(vec![0]))), "{commands:?}");
+}
+
+#[test]
+fn no_stage_is_escalated_to_that_would_begin_too_late() {
+    let wait = |model: &str, seconds: i64| (model.to_owned(), seconds * 1_000_000);
+    let setup = |limit| {
+        let setup = of(cascade(vec![call("s"), call("l"), call("m")], &[SURE]));
+        let limits = Limits { first_token: Some(limit), ..setup.limits };
+        Setup { limits, waits: [wait("s", 9), wait("l", 3), wait("m", 1)].into(), ..setup }
+    };
+    let told = |limit, now| {
+        let (mut machine, commands) = begin(setup(limit));
+        assert_eq!(commands, [begins(0, "s", AttemptReason::Planned, &[0])], "whoever comes first is waited for");
+        machine.handle(said(0, "x", Some(1.5)), now);
+        drain(&mut machine)
+    };
+    let late = |stage| note(&[stage], What::Masked { by: Mask::FirstToken });
+    // Two seconds of five are gone: three are left, and enough.
+    let escalated = |to| note(&[], What::Escalated { from: 0, to, call: 0 });
+    assert_eq!(told(5_000_000, 2_000_000)[1..], [escalated(1), begins(1, "l", AttemptReason::Escalation, &[1])]);
+    let next = [late(1), escalated(2), begins(1, "m", AttemptReason::Escalation, &[2])];
+    assert_eq!(told(5_000_000, 2_000_001)[1..], next);
+    let because = BestBecause::Masked { by: Mask::FirstToken };
+    let best = note(&[], What::BestSoFar { call: 0, because });
+    let end = [late(1), late(2), best, Command::Emit { call: 0 }, Command::Finish { call: 0 }];
+    assert_eq!(told(5_000_000, 4_500_000)[1..], end);
 }
