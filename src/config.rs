@@ -4,6 +4,8 @@
 //! say each thing); [`Config::assemble`] adds the command line, the environment and the defaults, reads policy files and
 //! resolves names. Precedence: command line, then environment, then file, then default.
 
+mod overload;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -21,6 +23,8 @@ use crate::{
     engine::Bound,
     gateway::UnknownModel,
 };
+
+pub use overload::AdaptiveConcurrency;
 
 /// The built-in configuration's policy: two arms on the same weights, learning from feedback.
 pub const DEFAULT_POLICY: &str = include_str!("../policies/default.yaml");
@@ -252,8 +256,12 @@ pub struct RemoteEntry {
     #[serde(default)]
     pub max_concurrent: Option<u32>,
 }
+    /// Calls at once, at most; any number otherwise.
 
 /// The embedding model.
+    /// Instead: as many calls at once as the server turns out to bear.
+    #[serde(default)]
+    pub adaptive_concurrency: Option<AdaptiveConcurrency>,
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedderSection {
@@ -544,6 +552,19 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
 /// The built-in model.
 const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
 
+        if let Some(remote) = &entry.remote
+            && let Some(adaptive) = &remote.adaptive_concurrency
+        {
+            if remote.max_concurrent.is_some() {
+                problems.push(format!(
+                    "fleet[{i}] `{}`: has both `max_concurrent` and `adaptive_concurrency`; set the latter's `max` instead",
+                    entry.name
+                ));
+            }
+            if let Err(error) = adaptive.policy().check() {
+                problems.push(format!("fleet[{i}] `{}`: adaptive_concurrency: {error}", entry.name));
+            }
+        }
 fn local_entry(name: &str, model: &str) -> FleetEntry {
     FleetEntry {
         name: name.to_owned(),
@@ -594,6 +615,7 @@ fn upstream_entry(url: &str, forward_client_key: bool) -> FleetEntry {
 }
 
 /// What `--upstream` does with `auto`: a bandit over the models that the server lists, or, where it lists none, the
+            adaptive_concurrency: None,
 /// server's own idea of `auto`.
 pub fn upstream_policy(listed: &[&str]) -> PolicyFile {
     let names: Vec<&str> = if listed.is_empty() { vec![UPSTREAM] } else { listed.to_vec() };

@@ -156,6 +156,7 @@ pub struct Metrics {
     engine_tokens: Family<TokenLabels, Counter>,
     engine_kept: Family<ModelLabels, Gauge>,
     engine_preemptions: Family<ModelLabels, Counter>,
+    concurrency_limit: Family<ModelLabels, Gauge>,
 }
 
 impl Default for Metrics {
@@ -188,6 +189,7 @@ impl Metrics {
             engine_tokens: Family::default(),
             engine_kept: Family::default(),
             engine_preemptions: Family::default(),
+            concurrency_limit: Family::default(),
             registry,
         };
         metrics.registered()
@@ -241,6 +243,11 @@ impl Metrics {
             names::ENGINE_PREEMPTIONS,
             "Times that a sequence gave its blocks to others",
             self.engine_preemptions.clone(),
+        );
+        r.register(
+            names::CONCURRENCY_LIMIT,
+            "Calls at once that a server is given, where adapted to what it bears",
+            self.concurrency_limit.clone(),
         );
         self
     }
@@ -327,6 +334,12 @@ impl Metrics {
         let labels = ModelLabels { gen_ai_request_model: model.to_owned() };
         self.engine_preemptions.get_or_create(&labels).inner().store(preempted, Ordering::Relaxed);
         self.engine_kept.get_or_create(&labels).set(gauge(kept));
+    }
+
+    /// How many calls at once a model's server is given now; set before each scrape.
+    pub fn concurrency_limit(&self, model: &str, limit: u32) {
+        let labels = ModelLabels { gen_ai_request_model: model.to_owned() };
+        self.concurrency_limit.get_or_create(&labels).set(i64::from(limit));
     }
 
     /// All of them as OpenMetrics text.

@@ -447,3 +447,55 @@ async fn two_thousand_requests_to_faulty_servers_all_end_properly() {
     let why = record.count("why");
     assert!(why.contains_key("retry") && why.contains_key("fallback"), "{why:?}");
 }
+
+/// The limit that `weir models running` shows of a model.
+fn limit(url: &str, model: &str) -> u32 {
+    let said = running(url, model);
+    let shown = said.split(" of ").nth(1).and_then(|rest| rest.split_once(" at most")?.0.parse().ok());
+    shown.unwrap_or_else(|| panic!("no limit: {said}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_given_as_many_calls_as_it_bears() {
+    let dir = tempfile::tempdir().unwrap();
+    let small = Character { name: "small", conducts: &[(1, Conduct::Good)], ill: 0..0 };
+    let server = Faulty::start_small(small, SEED, 6, Duration::from_millis(10)).await;
+    let yaml = format!(
+        "fleet:\n  - name: small\n    context: 8192\n    remote: {{url: \"{}\", adaptive_concurrency: {{initial: 40, max: 64}}}}\n\
+         embedder: {{model: \"off\"}}\npolicies: [p.yaml]\n",
+        server.url
+    );
+    std::fs::write(
+        dir.path().join("p.yaml"),
+        "policy: p\nmodels: {small: {name: small}}\nselect: {arms: [small], static: small}\n",
+    )
+    .unwrap();
+    let weir = Weir::start(&weir::config(dir.path(), &yaml), &dir.path().join("data"), &[]);
+    assert_eq!(limit(&weir.url, "small"), 40);
+    let client = weir::client();
+    // Fifty at a time, so that some always wait.
+    let mut asking =
+        stream::iter(0..).map(|number| ask(&client, &weir.url, "small", number)).buffer_unordered(50).boxed();
+    let mut seen = Vec::new();
+    for (places, low, high) in [(6, 3, 7), (25, 13, 26), (3, 1, 4)] {
+        server.grow_to(places);
+        let before = seen.len();
+        while !(low..=high).contains(&limit(&weir.url, "small")) {
+            seen.extend((&mut asking).take(50).collect::<Vec<_>>().await);
+            assert!(seen.len() < before + 10_000, "{} for {places} places", limit(&weir.url, "small"));
+        }
+        // There it stays, between what congestion leaves of it and one more than there are places.
+        for _ in 0..10 {
+            seen.extend((&mut asking).take(50).collect::<Vec<_>>().await);
+            let shown = limit(&weir.url, "small");
+            assert!((low..=high).contains(&shown), "{shown} for {places} places");
+        }
+        let metrics = client.get(format!("{}/metrics", weir.url)).send().await.unwrap().text().await.unwrap();
+        assert!(metrics.contains("weir_concurrency_limit{gen_ai_request_model=\"small\"} "), "{metrics}");
+    }
+    let wrong: Vec<&str> = seen.iter().filter_map(|one| one.wrong.as_deref()).collect();
+    assert!(wrong.is_empty(), "{}", wrong[0]);
+    // What was refused was asked again, and few were refused more than twice.
+    let failed = seen.iter().filter(|one| one.error.is_some()).count();
+    assert!(failed < seen.len() / 10, "{failed} of {}", seen.len());
+}

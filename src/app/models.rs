@@ -11,11 +11,12 @@ use super::StartError;
 use crate::{
     assets::{self, Assets},
     backend::{
-        Backend, Guarded, Listener,
+        Backend, Guarded, Limited, Listener,
         local::LocalBackend,
         remote::{RemoteBackend, RemoteConfig, Secret, UpstreamModel},
         scripted::ScriptedBackend,
     },
+    cascade::limiter::Limiter,
     config::{self, Config, FleetEntry, UPSTREAM},
     domain::{Fleet, ModelCard},
     engine::{Chunks, EngineOptions, KvCache, Precision},
@@ -24,6 +25,9 @@ use crate::{
 
 /// How long a start waits for `--upstream` to list its models.
 const UPSTREAM_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How many calls wait for a place at a server whose limit is adapted, where its entry does not say.
+const MAX_WAITING: u32 = 1024;
 
 /// Adds one fleet entry per model that `--upstream` lists, so that `auto` has arms. Where the list cannot be had, every
 /// model name still passes through.
@@ -119,8 +123,19 @@ pub(super) async fn backends(
             card.context = u32::try_from(backend.info().context).unwrap_or(u32::MAX);
             Arc::new(backend)
         } else if let Some(remote) = &entry.remote {
-            let remote = RemoteBackend::new(remote_config(entry, remote).map_err(wrong)?);
-            let remote: Arc<dyn Backend> = Arc::new(remote.map_err(|e| wrong(e.to_string()))?);
+            let adaptive = remote.adaptive_concurrency.clone();
+            let (settings, name) = (remote_config(entry, remote).map_err(wrong)?, entry.name.clone());
+            let patience = settings.first_byte_timeout;
+            let remote: Arc<dyn Backend> = Arc::new(RemoteBackend::new(settings).map_err(|e| wrong(e.to_string()))?);
+            // A call that a breaker refuses takes no place.
+            let remote = match adaptive {
+                Some(adaptive) => {
+                    let limiter = Limiter::new(adaptive.policy()).map_err(|e| wrong(e.to_string()))?;
+                    let max_waiting = adaptive.max_waiting.unwrap_or(MAX_WAITING) as usize;
+                    Arc::new(Limited::new(remote, name, limiter, max_waiting, patience))
+                }
+                None => remote,
+            };
             match config.breaker.filter(|_| others) {
                 Some(policy) => Arc::new(Guarded::new(remote, entry.name.clone(), policy, Arc::clone(listener))),
                 None => remote,

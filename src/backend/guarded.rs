@@ -212,6 +212,10 @@ impl Backend for Guarded {
     fn breaker(&self) -> Option<BreakerState> {
         Some(self.guard.breaker().state(self.guard.now()))
     }
+
+    fn concurrency_limit(&self) -> Option<u32> {
+        self.inner.concurrency_limit()
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! OpenAI-compatible server), [`scripted`] (deterministic, for tests, demonstrations and development without models).
 
 mod guarded;
+mod limited;
 pub mod local;
 pub mod remote;
 pub mod scripted;
@@ -21,6 +22,7 @@ use futures_util::stream::BoxStream;
 use serde::Serialize;
 
 pub use guarded::{BreakerChange, Guarded, Listener};
+pub use limited::Limited;
 
 use crate::{
     cascade::breaker::BreakerState,
@@ -153,6 +155,11 @@ pub trait Backend: Send + Sync {
 
     /// The breaker before it; `None` where there is none.
     fn breaker(&self) -> Option<BreakerState> {
+        None
+    }
+
+    /// How many calls at once it is given now, where that is adapted to what its server bears.
+    fn concurrency_limit(&self) -> Option<u32> {
         None
     }
 

@@ -30,6 +30,7 @@ mod facts;
 pub mod failover;
 mod fallback;
 pub mod gate;
+pub mod limiter;
 mod node;
 mod parallel;
 mod protocol;

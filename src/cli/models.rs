@@ -156,6 +156,8 @@ fn in_words(entry: &Value) -> String {
             Some("half_open") => ", tried again after it was left alone",
             _ => "",
         };
+        let limit = entry["concurrency_limit"].as_u64().map(|limit| format!(" of {limit} at most")).unwrap_or_default();
+        let load = format!("{} running{limit}, {} waiting", number("running"), number("waiting"));
         return format!("{}, {there}{breaker}, {load}", entry["kind"].as_str().unwrap_or_default());
     };
     let model = format!(

@@ -111,6 +111,9 @@ impl Gateway {
             if let Some(counters) = backend.counters() {
                 self.parts.metrics.engine(name, counters);
             }
+            if let Some(limit) = backend.concurrency_limit() {
+                self.parts.metrics.concurrency_limit(name, limit);
+            }
         }
         self.parts.metrics.render()
     }
@@ -137,6 +140,7 @@ fn status(name: &str, backend: &Arc<dyn Backend>) -> FleetStatus {
         running: state.running,
         waiting: state.waiting,
         breaker: backend.breaker().map(|state| state.as_str()),
+        concurrency_limit: backend.concurrency_limit(),
         local: backend.local(),
     }
 }

@@ -99,6 +99,9 @@ pub struct FleetStatus {
     /// `closed`, `open` or `half_open`, of entries that are left alone when their calls keep failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub breaker: Option<&'static str>,
+    /// Calls at once that it is given now, of entries with `adaptive_concurrency`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub concurrency_limit: Option<u32>,
     /// Of a model that runs in this process.
     #[serde(flatten)]
     pub local: Option<LocalModel>,

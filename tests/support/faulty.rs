@@ -9,7 +9,7 @@ use std::{
     ops::Range,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -89,6 +89,11 @@ struct State {
     seed: u64,
     requests: AtomicU64,
     conducts: Mutex<BTreeMap<Conduct, u64>>,
+    /// Requests that it takes at once; what is beyond them gets 429.
+    places: AtomicUsize,
+    taken: AtomicUsize,
+    /// How long each takes.
+    work: Duration,
 }
 
 /// What this question's answer is: characters of one to four bytes, and an end that can be told.
@@ -99,11 +104,24 @@ pub fn answer_to(question: &str) -> String {
 impl Faulty {
     /// Listens on a free port.
     pub async fn start(character: Character, seed: u64) -> Self {
+        Self::start_small(character, seed, usize::MAX, Duration::ZERO).await
+    }
+
+    /// One that takes so many requests at once, each for so long, and answers 429 to what is beyond them.
+    pub async fn start_small(character: Character, seed: u64, places: usize, work: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let name = character.name;
         let seed = name.bytes().fold(seed, |seed, byte| Draws(seed ^ u64::from(byte)).next());
-        let state = Arc::new(State { character, seed, requests: AtomicU64::new(0), conducts: Mutex::default() });
+        let state = Arc::new(State {
+            character,
+            seed,
+            requests: AtomicU64::new(0),
+            conducts: Mutex::default(),
+            places: AtomicUsize::new(places),
+            taken: AtomicUsize::new(0),
+            work,
+        });
         let serving = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
@@ -120,6 +138,11 @@ impl Faulty {
     /// Requests that have come.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::SeqCst)
+    }
+
+    /// From now on it takes so many requests at once.
+    pub fn grow_to(&self, places: usize) {
+        self.state.places.store(places, Ordering::SeqCst);
     }
 
     /// What it never did although it is in its character.
@@ -178,6 +201,13 @@ impl State {
             let (conduct, draws) = self.draw();
             let question = body["messages"][0]["content"].as_str().unwrap();
             let reply = Reply::new(question, body["stream"] == true, draws);
+            let full = self.taken.fetch_add(1, Ordering::SeqCst) >= self.places.load(Ordering::SeqCst);
+            let conduct = if full { TooMany } else { conduct };
+            if !full && !self.work.is_zero() {
+                tokio::time::sleep(self.work).await;
+            }
+            // Before its end is seen, as the next one may follow at once.
+            self.taken.fetch_sub(1, Ordering::SeqCst);
             if !reply.give(conduct, &mut socket).await? {
                 break;
             }
