@@ -18,13 +18,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::scripted::ScriptedConfig,
-    cascade::breaker::BreakerPolicy,
+    cascade::{breaker::BreakerPolicy, retry_budget::RetryBudgetPolicy},
     domain::{Capabilities, Energy, Fleet, ModelCard, Price},
     engine::Bound,
     gateway::UnknownModel,
 };
 
-pub use overload::AdaptiveConcurrency;
+pub use overload::{AdaptiveConcurrency, RetryBudgetSection};
 
 /// The built-in configuration's policy: two arms on the same weights, learning from feedback.
 pub const DEFAULT_POLICY: &str = include_str!("../policies/default.yaml");
@@ -60,6 +60,7 @@ pub struct ConfigFile {
     pub kv_disk_mib: Option<u64>,
     pub chunk_reuse: ChunkReuseSection,
     pub breaker: BreakerSection,
+    pub retry_budget: RetryBudgetSection,
     pub limits: LimitsSection,
 }
 
@@ -253,15 +254,15 @@ pub struct RemoteEntry {
     /// Seconds between two bytes of a stream.
     #[serde(default)]
     pub idle_timeout_s: Option<f64>,
+    /// Calls at once, at most; any number otherwise.
     #[serde(default)]
     pub max_concurrent: Option<u32>,
-}
-    /// Calls at once, at most; any number otherwise.
-
-/// The embedding model.
     /// Instead: as many calls at once as the server turns out to bear.
     #[serde(default)]
     pub adaptive_concurrency: Option<AdaptiveConcurrency>,
+}
+
+/// The embedding model.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EmbedderSection {
@@ -336,6 +337,8 @@ pub struct Config {
     pub chunk_reuse: Option<Bound>,
     /// `None`: no entry has one.
     pub breaker: Option<BreakerPolicy>,
+    /// `None`: no bound on the retries of all requests together.
+    pub retry_budget: Option<RetryBudgetPolicy>,
     pub body_limit: usize,
     pub drain: Duration,
     /// `--upstream`: the list of its models is asked for at the start.
@@ -481,6 +484,7 @@ impl Config {
             kv_disk_bytes: file.kv_disk_mib.unwrap_or(0).saturating_mul(1 << 20),
             chunk_reuse: file.chunk_reuse.bound(),
             breaker: file.breaker.enabled.unwrap_or(true).then_some(breaker),
+            retry_budget: file.retry_budget.policy(),
             body_limit: (file.limits.body_mib.unwrap_or(10) as usize) << 20,
             drain: Duration::from_secs(file.limits.drain_s.unwrap_or(30)),
             upstream: over.upstream,
@@ -546,12 +550,6 @@ fn check_fleet(fleet: &[FleetEntry], problems: &mut Vec<String>) {
             problems
                 .push(format!("fleet[{i}] `{}`: `{}` does not begin with http:// or https://", entry.name, remote.url));
         }
-    }
-}
-
-/// The built-in model.
-const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
-
         if let Some(remote) = &entry.remote
             && let Some(adaptive) = &remote.adaptive_concurrency
         {
@@ -565,6 +563,12 @@ const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
                 problems.push(format!("fleet[{i}] `{}`: adaptive_concurrency: {error}", entry.name));
             }
         }
+    }
+}
+
+/// The built-in model.
+const DEFAULT_MODEL: &str = "smollm2-135m-instruct";
+
 fn local_entry(name: &str, model: &str) -> FleetEntry {
     FleetEntry {
         name: name.to_owned(),
@@ -609,13 +613,13 @@ fn upstream_entry(url: &str, forward_client_key: bool) -> FleetEntry {
             first_byte_timeout_s: None,
             idle_timeout_s: None,
             max_concurrent: None,
+            adaptive_concurrency: None,
         }),
         ..FleetEntry::default()
     }
 }
 
 /// What `--upstream` does with `auto`: a bandit over the models that the server lists, or, where it lists none, the
-            adaptive_concurrency: None,
 /// server's own idea of `auto`.
 pub fn upstream_policy(listed: &[&str]) -> PolicyFile {
     let names: Vec<&str> = if listed.is_empty() { vec![UPSTREAM] } else { listed.to_vec() };

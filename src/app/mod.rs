@@ -159,7 +159,11 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         backends.clone(),
         Arc::clone(&journal) as Arc<dyn dispatch::Journal>,
         fleet.clone(),
-        DispatchOptions { hash_bodies: config.record.bodies == config::Bodies::Hash, ..DispatchOptions::default() },
+        DispatchOptions {
+            retry_budget: config.retry_budget,
+            hash_bodies: config.record.bodies == config::Bodies::Hash,
+            ..DispatchOptions::default()
+        },
     );
     let default_policy =
         config.default_policy.clone().or_else(|| policies.first().map(|p| p.name().to_owned())).unwrap_or_default();

@@ -68,6 +68,12 @@ impl CallNode {
                 scope.push(Command::SetTimer { timer: Timer::Backoff { call: *call }, at });
                 Step::Running
             }
+            (At::Waiting(failed, kind), Event::RetryDenied { call }) if call == failed => {
+                let kind = *kind;
+                scope.note(&self.position.place, What::RetryDenied { call: *call });
+                scope.retry_denied();
+                self.fail(*call, kind)
+            }
             (At::Waiting(failed, kind), Event::Timer(Timer::Backoff { call })) if call == failed => {
                 // Others may have used up meanwhile what was left.
                 if let Err(by) = scope.admits(&self.spec) {

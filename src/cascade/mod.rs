@@ -19,7 +19,7 @@
 //!   what a node chose itself (accepted, voted, judged); the answer of a later stage; of branches not yet aggregated, their
 //!   vote; the first branch that has anything.
 //! - Each decision that no call shows is a [`Command::Note`] with a reason from a fixed list. A bare call has none: its
-//!   attempts and its end tell all. (Only a masked fallback is noted there, too.)
+//!   attempts and its end tell all. (Only a masked fallback and a retry that was denied are noted there, too.)
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
 pub mod breaker;
@@ -35,6 +35,7 @@ mod node;
 mod parallel;
 mod protocol;
 mod retry;
+pub mod retry_budget;
 mod scope;
 mod stages;
 mod steps;
@@ -109,7 +110,7 @@ impl Machine {
         match &event {
             Event::ClientGone => return self.stop(Abort::ClientGone),
             Event::Timer(Timer::Deadline) => return self.stop(Abort::Deadline),
-            Event::Timer(Timer::Backoff { .. }) => {}
+            Event::Timer(Timer::Backoff { .. }) | Event::RetryDenied { .. } => {}
             Event::Started { call } | Event::Delta { call } | Event::Early { call, .. }
                 if !self.scope.is_running(*call) =>
             {

@@ -34,6 +34,9 @@ pub enum Event {
     Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: Spend },
     /// A timer set by [`Command::SetTimer`] has run out.
     Timer(Timer),
+    /// The call that has failed is not made again, though [`Timer::Backoff`] was set for it: all requests together have used up
+    /// their retries ([`super::retry_budget`]).
+    RetryDenied { call: u32 },
     /// The client has left.
     ClientGone,
 }

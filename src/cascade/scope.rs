@@ -218,4 +218,9 @@ impl Scope {
         self.retries += 1;
         Some(at)
     }
+
+    /// A retry that [`Scope::retry_at`] allowed is not made.
+    pub(super) fn retry_denied(&mut self) {
+        self.retries = self.retries.saturating_sub(1);
+    }
 }

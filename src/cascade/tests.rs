@@ -12,7 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::domain::{CallSpec, Facts, Hash, Spend};
+use crate::domain::{CallSpec, Facts, Hash, Note, Spend};
 
 fn spec(model: &str) -> CallSpec {
     CallSpec::bare(model)
@@ -99,6 +99,27 @@ fn a_retryable_failure_is_retried_then_falls_back_then_fails() {
     assert_eq!(drain(&mut machine), [start(2, "b", AttemptReason::Fallback)]);
     machine.handle(failed(2, ErrorKind::BadRequest), at);
     assert_eq!(drain(&mut machine), [Command::Fail { kind: ErrorKind::BadRequest, call: Some(2) }]);
+}
+
+#[test]
+fn a_retry_that_is_denied_is_noted_and_the_failure_answered_at_once() {
+    let denied = |call| Command::Note(Note { at: Vec::new(), what: What::RetryDenied { call } });
+    let mut setup = setup(&["a", "b"], &[ErrorKind::ServerError]);
+    setup.retry.budget = 1;
+    let mut machine = Machine::new(setup, 0);
+    drain(&mut machine);
+    machine.handle(failed(0, ErrorKind::ServerError), 10);
+    let at = timer_at(&drain(&mut machine));
+    machine.handle(Event::RetryDenied { call: 0 }, 10);
+    assert_eq!(drain(&mut machine), [denied(0), start(1, "b", AttemptReason::Fallback)]);
+    // Its timer may ring all the same. What was not made is still there for the next.
+    machine.handle(Event::Timer(Timer::Backoff { call: 0 }), at);
+    machine.handle(Event::RetryDenied { call: 1 }, at);
+    assert_eq!(drain(&mut machine), []);
+    machine.handle(failed(1, ErrorKind::ServerError), at);
+    timer_at(&drain(&mut machine));
+    machine.handle(Event::RetryDenied { call: 1 }, at);
+    assert_eq!(drain(&mut machine), [denied(1), Command::Fail { kind: ErrorKind::ServerError, call: Some(1) }]);
 }
 
 #[test]

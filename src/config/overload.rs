@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cascade::limiter::LimiterPolicy;
+use crate::cascade::{limiter::LimiterPolicy, retry_budget::RetryBudgetPolicy};
 
 /// How many calls at once a server is given, found out by trying: one more after as many successes as the limit, a share of it after
 /// a refusal (429, 503, 504, 529) or a timeout. Calls beyond it wait in order.
@@ -42,6 +42,30 @@ impl AdaptiveConcurrency {
             slow_factor: self.slow_factor,
             ..default
         }
+    }
+}
+
+/// How many retries all requests together may make: so many a call and so many a second. What is beyond goes on as after a last try,
+/// to the fallback.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryBudgetSection {
+    /// `false`: any number.
+    pub enabled: Option<bool>,
+    /// Retries a call; 0.2 otherwise.
+    #[schemars(range(min = 0, max = 1))]
+    pub ratio: Option<f64>,
+    /// Retries a second, however few calls there are; 10 otherwise.
+    pub min_per_s: Option<u32>,
+}
+
+impl RetryBudgetSection {
+    pub(super) fn policy(&self) -> Option<RetryBudgetPolicy> {
+        let default = RetryBudgetPolicy::default();
+        self.enabled.unwrap_or(true).then(|| RetryBudgetPolicy {
+            ratio: self.ratio.unwrap_or(default.ratio),
+            min_per_s: self.min_per_s.unwrap_or(default.min_per_s),
+        })
     }
 }
 

@@ -16,14 +16,21 @@ mod watch;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 
 use crate::{
     backend::{Backend, BackendError, Call},
-    cascade::{self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer},
+    cascade::{
+        self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer,
+        retry_budget::{RetryBudget, RetryBudgetPolicy},
+    },
     domain::{
         AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
         ModelState, OutcomeStatus, Place, Plan, Request, Score, StepFacts, Usage, What,
@@ -52,12 +59,25 @@ pub trait Journal: Send + Sync {
 }
 
 /// What holds for every request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct DispatchOptions {
     pub retry: RetryPolicy,
     pub limits: Limits,
+    /// Of all requests together; `None`: no bound.
+    pub retry_budget: Option<RetryBudgetPolicy>,
     /// Whether outcomes carry the BLAKE3 of the answer's text.
     pub hash_bodies: bool,
+}
+
+impl Default for DispatchOptions {
+    fn default() -> Self {
+        Self {
+            retry: RetryPolicy::default(),
+            limits: Limits::default(),
+            retry_budget: Some(RetryBudgetPolicy::default()),
+            hash_bodies: false,
+        }
+    }
 }
 
 /// An answer that has begun, or is there.
@@ -75,6 +95,33 @@ pub struct Dispatcher {
     journal: Arc<dyn Journal>,
     fleet: Arc<Fleet>,
     options: DispatchOptions,
+    retries: Retries,
+}
+
+/// What is left of the retries of all requests.
+struct Retries {
+    budget: Option<Mutex<RetryBudget>>,
+    started: Instant,
+}
+
+impl Retries {
+    fn new(policy: Option<RetryBudgetPolicy>) -> Self {
+        let budget = policy.map(|policy| Mutex::new(RetryBudget::new(policy, 0)));
+        Self { budget, started: Instant::now() }
+    }
+
+    /// A call is made that is no retry.
+    fn call(&self) {
+        if let Some(budget) = &self.budget {
+            budget.lock().unwrap_or_else(PoisonError::into_inner).call(ledger::micros(self.started.elapsed()));
+        }
+    }
+
+    /// Whether a call may be repeated; if so, it is paid for.
+    fn take(&self) -> bool {
+        let Some(budget) = &self.budget else { return true };
+        budget.lock().unwrap_or_else(PoisonError::into_inner).take(ledger::micros(self.started.elapsed()))
+    }
 }
 
 impl Dispatcher {
@@ -85,7 +132,8 @@ impl Dispatcher {
         fleet: Fleet,
         options: DispatchOptions,
     ) -> Self {
-        Self { backends, journal, fleet: Arc::new(fleet), options }
+        let retries = Retries::new(options.retry_budget);
+        Self { backends, journal, fleet: Arc::new(fleet), options, retries }
     }
 
     /// Load and availability of every backend, by fleet name.
@@ -205,9 +253,11 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     async fn drive(mut self) -> Result<Dispatched, GatewayError> {
         loop {
-            let commands: Vec<Command> = std::iter::from_fn(|| self.machine.poll()).collect();
-            for command in commands {
+            while let Some(command) = self.machine.poll() {
                 match command {
+                    Command::SetTimer { timer: Timer::Backoff { call }, .. } if !self.dispatcher.retries.take() => {
+                        self.machine.handle(cascade::Event::RetryDenied { call }, self.ledger.now());
+                    }
                     Command::SetTimer { timer, at } => self.timers.set(timer, at),
                     Command::Start { call, spec, why, input, at } => self.start(call, spec, why, &input, at),
                     Command::Cancel { call } => self.stop(call),
@@ -263,6 +313,9 @@ impl<'a> Run<'a> {
         // A client's seed draws the same numbers for every call; answers that have to differ get seeds beside it.
         if let (true, None, Some(seed)) = (spec.firm, spec.sampling.seed, request.sampling.seed) {
             spec.sampling.seed = Some(seed.wrapping_add(i64::from(call)));
+        }
+        if why != AttemptReason::Retry {
+            self.dispatcher.retries.call();
         }
         self.ledger.begin(call, why, at, &spec, Arc::clone(&request), kind);
         let Some(backend) = backend else {

@@ -60,6 +60,8 @@ pub enum What {
     StagesFailed { stage: u32, error: ErrorKind, call: u32 },
     /// This node, or another try of its call, would overrun a bound and is not begun.
     Masked { by: Mask },
+    /// The call has failed and is not made again: all requests together have used up their retries.
+    RetryDenied { call: u32 },
     /// A call of the request's fallback would; its index there.
     FallbackMasked { index: u32, by: Mask },
     /// A call of the request's fallback follows, by the shortest path; its index there, and the path's weight.
@@ -214,6 +216,9 @@ impl fmt::Display for What {
                 write!(f, "failed: call {call} of stage {stage} with {error}, and no later stage could run")
             }
             What::Masked { by } => write!(f, "not begun: it would overrun {by}"),
+            What::RetryDenied { call } => {
+                write!(f, "call {call} is not made again: all requests together have used up their retries")
+            }
             What::FallbackMasked { index, by } => write!(f, "fallback {index} not begun: it would overrun {by}"),
             What::FailedOver { index, weight } => write!(f, "failed over to fallback {index}, at weight {weight:.3}"),
             What::NoPath { models } => write!(f, "no path: none of {models} models of the fallback can follow"),

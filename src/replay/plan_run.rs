@@ -70,6 +70,11 @@ pub trait Answers {
     fn rings(&mut self, _timer: Timer, at: Micros) -> Micros {
         at
     }
+
+    /// Whether a retry of the call was denied for the sake of other requests.
+    fn denies(&mut self, _call: u32) -> bool {
+        false
+    }
 }
 
 /// One call of a run.
@@ -183,6 +188,9 @@ impl<A: Answers> Driver<'_, A> {
                     if let Some(made) = self.calls.get_mut(call as usize) {
                         made.cancelled = true;
                     }
+                }
+                Command::SetTimer { timer: Timer::Backoff { call }, .. } if self.answers.denies(call) => {
+                    machine.handle(Event::RetryDenied { call }, self.now);
                 }
                 Command::SetTimer { timer, at } => {
                     let at = self.answers.rings(timer, at).max(at);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, Note, Reading, Score, Scored, Stage, StepFacts, Steps, Unscored};
+use crate::domain::{Aggregate, Bound, Condition, Reading, Score, Scored, Stage, StepFacts, Steps, Unscored};
 
 const MODELS: usize = 6;
 
@@ -81,6 +81,8 @@ struct Fate {
     end: End,
     /// Of its worst case, in tenths.
     cost: u64,
+    /// Other requests have used up the retries.
+    denied: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -97,8 +99,8 @@ fn fate() -> impl Strategy<Value = Fate> {
         3 => (super::kind(), proptest::option::of(0i64..20_000_000)).prop_map(|(kind, wait)| End::Fails(kind, wait)),
         1 => Just(End::Hangs),
     ];
-    (0i64..8_000_000, any::<bool>(), end, prop_oneof![Just(10u64), 0u64..=10])
-        .prop_map(|(after, streams, end, cost)| Fate { after, streams, end, cost })
+    (0i64..8_000_000, any::<bool>(), end, prop_oneof![Just(10u64), 0u64..=10], proptest::bool::weighted(0.2))
+        .prop_map(|(after, streams, end, cost, denied)| Fate { after, streams, end, cost, denied })
 }
 
 prop_compose! {
@@ -186,6 +188,11 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                         }
                         End::Hangs => {}
                     }
+                }
+                Command::SetTimer { timer: Timer::Backoff { call }, .. }
+                    if fates[*call as usize % fates.len()].denied =>
+                {
+                    expect(&mut coming, now, Event::RetryDenied { call: *call });
                 }
                 // Timers may ring late.
                 Command::SetTimer { timer, at } => expect(&mut coming, *at + lag, Event::Timer(*timer)),
@@ -278,6 +285,10 @@ proptest! {
                 Some(Event::Failed { call, cost, .. }) if running.remove(call) => {
                     actual = actual.saturating_add(*cost);
                     relevant = true;
+                }
+                Some(Event::RetryDenied { .. }) => {
+                    let noted = |c: &Command| matches!(c, Command::Note(Note { what: What::RetryDenied { .. }, .. }));
+                    relevant = commands.iter().any(noted);
                 }
                 Some(Event::ClientGone | Event::Timer(Timer::Deadline)) => stopped = true,
                 _ => {}
@@ -443,6 +454,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 26 reasons.
-    assert_eq!(reasons.len(), 2 + 26, "{reasons:?}");
+    // Two commands and the 27 reasons.
+    assert_eq!(reasons.len(), 2 + 27, "{reasons:?}");
 }

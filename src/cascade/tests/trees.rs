@@ -3,7 +3,7 @@
 mod early;
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Note, Score, Stage, Unscored};
+use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Score, Stage, Unscored};
 
 fn call(model: &str) -> Plan {
     Plan::Call(spec(model))

@@ -387,6 +387,37 @@ async fn what_is_recorded_of_a_run_gives_the_same_run_again() {
 }
 
 #[tokio::test]
+async fn retries_are_denied_once_all_requests_have_used_them_up_and_the_record_tells_it_again() {
+    let retry_budget = Some(RetryBudgetPolicy { ratio: 0.5, min_per_s: 0 });
+    let retry = RetryPolicy { max_retries: 4, ..quick().retry };
+    let options = DispatchOptions { retry, retry_budget, ..quick() };
+    let broken = scripted("broken", json!({"fail": {"kind": "server_error"}}));
+    let house = house_of(vec![("broken", broken), ("large", scripted("large", json!({})))], options.clone());
+    // Ten are saved up at first, and each call adds a half.
+    let mut retries = Vec::new();
+    for _ in 0..6 {
+        house.journal.writes.lock().unwrap().clear();
+        let decision = with(Plan::Cascade(vec![Stage { plan: call("broken"), accept_when: Vec::new() }]));
+        assert!(house.ask(&decision, false).await.is_err());
+        retries.push(house.journal.attempts().len() - 1);
+        let denied = house.reasons().iter().filter(|reason| *reason == "retry_denied").count();
+        assert_eq!(denied, usize::from(retries[retries.len() - 1] < 4), "{:?}", house.reasons());
+        let again = house.again(&decision, &options);
+        assert!(again.same, "{}\n{}", again.recorded.json(), again.derived.json());
+    }
+    assert_eq!(retries, [4, 4, 3, 0, 1, 0]);
+    // A call that is denied its retry fails like any other.
+    house.journal.writes.lock().unwrap().clear();
+    let decision = with(Plan::Cascade(vec![
+        Stage { plan: call("broken"), accept_when: Vec::new() },
+        Stage { plan: call("large"), accept_when: Vec::new() },
+    ]));
+    assert_eq!(house.whole(&decision).await.1.model, "large");
+    let again = house.again(&decision, &options);
+    assert!(again.same, "{}\n{}", again.recorded.json(), again.derived.json());
+}
+
+#[tokio::test]
 async fn a_run_that_was_stopped_gives_the_same_run_again_as_far_as_it_went() {
     let slow = || {
         vec![

@@ -10,20 +10,23 @@ use crate::{
     audit::DecisionView,
     cascade::{Limits, RetryPolicy, Setup, Timer},
     domain::{
-        Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend, canonical,
+        Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend, What,
+        canonical,
     },
 };
 
 /// The attempts of one decision, by their index.
 pub struct Journal<'a> {
     attempts: &'a [Attempt],
+    notes: &'a [Note],
     /// What is not there was running when the record broke off.
     broken_off: bool,
 }
 
 impl<'a> Journal<'a> {
-    pub fn new(attempts: &'a [Attempt], broken_off: bool) -> Self {
-        Self { attempts, broken_off }
+    /// `notes`: what the machine could not know by itself is told by these alone.
+    pub fn new(attempts: &'a [Attempt], notes: &'a [Note], broken_off: bool) -> Self {
+        Self { attempts, notes, broken_off }
     }
 
     fn attempt(&self, call: u32) -> Option<&'a Attempt> {
@@ -62,6 +65,11 @@ impl Answers for Journal<'_> {
             known: attempt.facts.as_ref().map(|facts| facts.scores.clone()).unwrap_or_default(),
             latency: after(attempt.latency_us),
         })
+    }
+
+    /// Other requests had used up the retries.
+    fn denies(&mut self, call: u32) -> bool {
+        self.notes.iter().any(|note| note.what == What::RetryDenied { call })
     }
 
     /// A retry began when its wait was over.
@@ -112,7 +120,7 @@ pub fn again(view: &DecisionView) -> Option<Again> {
 pub fn run_again(setup: &Setup, begin: Micros, attempts: &[Attempt], notes: Vec<Note>, outcome: &Outcome) -> Again {
     let broken_off = matches!(outcome.status, OutcomeStatus::Cancelled | OutcomeStatus::Interrupted);
     let begin = attempts.iter().map(|attempt| attempt.started).fold(begin, Micros::min);
-    let run = run(setup, begin, &mut Journal::new(attempts, broken_off));
+    let run = run(setup, begin, &mut Journal::new(attempts, &notes, broken_off));
     let answered = outcome.status == OutcomeStatus::Ok;
     // An answer that was cut while it was given out has a model, too.
     let recorded = Course { notes, served_by: if answered { outcome.served_by.clone() } else { String::new() } };
