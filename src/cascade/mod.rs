@@ -1,7 +1,7 @@
 //! The plan machine: which calls are made, in which order, and what follows each failure. Pure: it is told what happened
 //! ([`Event`]) and when, and says what is to be done ([`Command`]); dispatch does it.
 //!
-//! A plan is a tree of nodes: the call with its retries ([`call`]), stages behind gates ([`stages`], [`gate`]), branches
+//! A plan is a tree of nodes: the call with its retries and its hedge ([`call`]), stages behind gates ([`stages`], [`gate`]), branches
 //! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]), reasoning step by step ([`steps`]).
 //! The fallback chain stands above the tree; it belongs to the request and not to the plan.
 //!
@@ -110,7 +110,7 @@ impl Machine {
         match &event {
             Event::ClientGone => return self.stop(Abort::ClientGone),
             Event::Timer(Timer::Deadline) => return self.stop(Abort::Deadline),
-            Event::Timer(Timer::Backoff { .. }) | Event::RetryDenied { .. } => {}
+            Event::Timer(Timer::Backoff { .. } | Timer::Hedge { .. }) | Event::RetryDenied { .. } => {}
             Event::Started { call } | Event::Delta { call } | Event::Early { call, .. }
                 if !self.scope.is_running(*call) =>
             {

@@ -85,6 +85,9 @@ impl Node {
     pub(super) fn of(plan: &Plan, position: Position) -> Self {
         match plan {
             Plan::Call(spec) => Node::Call(CallNode::new(spec.clone(), Input::Request, position)),
+            Plan::Hedged { call, hedge, after_ms } => {
+                Node::Call(CallNode::hedged(call.clone(), hedge.clone(), *after_ms, position))
+            }
             Plan::Cascade(stages) => Node::Cascade(CascadeNode::new(stages, position)),
             Plan::Parallel { branches, aggregate } => {
                 Node::Parallel(Box::new(ParallelNode::new(branches, aggregate.clone(), position)))

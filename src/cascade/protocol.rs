@@ -48,6 +48,8 @@ pub enum Timer {
     Deadline,
     /// The wait before a retry of the call that has failed. Several may run at once.
     Backoff { call: u32 },
+    /// How long the call may take to begin its answer before it is hedged. Several may run at once.
+    Hedge { call: u32 },
 }
 
 /// What a call is shown.

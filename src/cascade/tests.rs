@@ -263,6 +263,7 @@ fn run(setup: &Setup, answers: &[Answer]) -> (Vec<(Event, Micros)>, Vec<Command>
                 now = at;
                 tell(Event::Timer(timer), now);
             }
+            Command::SetTimer { timer: Timer::Hedge { .. }, .. } => panic!("a bare call is not hedged"),
             Command::Start { call, .. } => {
                 now += 10;
                 // An event of another call is noise.

@@ -110,7 +110,7 @@ impl Retries {
         Self { budget, started: Instant::now() }
     }
 
-    /// A call is made that is no retry.
+    /// A call is made that is neither a retry nor a hedge.
     fn call(&self) {
         if let Some(budget) = &self.budget {
             budget.lock().unwrap_or_else(PoisonError::into_inner).call(ledger::micros(self.started.elapsed()));
@@ -190,15 +190,17 @@ impl Dispatcher {
 #[derive(Clone, Debug, Default)]
 struct Timers {
     deadline: Option<Micros>,
-    backoffs: BTreeMap<u32, Micros>,
+    /// Of calls.
+    others: Vec<(Timer, Micros)>,
 }
 
 impl Timers {
     fn set(&mut self, timer: Timer, at: Micros) {
         match timer {
             Timer::Deadline => self.deadline = Some(at),
-            Timer::Backoff { call } => {
-                self.backoffs.insert(call, at);
+            Timer::Backoff { .. } | Timer::Hedge { .. } => {
+                self.clear(timer);
+                self.others.push((timer, at));
             }
         }
     }
@@ -206,16 +208,13 @@ impl Timers {
     /// The one that runs out first.
     fn next(&self) -> Option<(Timer, Micros)> {
         let deadline = self.deadline.map(|at| (Timer::Deadline, at));
-        let backoffs = self.backoffs.iter().map(|(call, at)| (Timer::Backoff { call: *call }, *at));
-        deadline.into_iter().chain(backoffs).min_by_key(|(_, at)| *at)
+        deadline.into_iter().chain(self.others.iter().copied()).min_by_key(|(_, at)| *at)
     }
 
     fn clear(&mut self, timer: Timer) {
         match timer {
             Timer::Deadline => self.deadline = None,
-            Timer::Backoff { call } => {
-                self.backoffs.remove(&call);
-            }
+            Timer::Backoff { .. } | Timer::Hedge { .. } => self.others.retain(|(other, _)| *other != timer),
         }
     }
 }
@@ -314,7 +313,7 @@ impl<'a> Run<'a> {
         if let (true, None, Some(seed)) = (spec.firm, spec.sampling.seed, request.sampling.seed) {
             spec.sampling.seed = Some(seed.wrapping_add(i64::from(call)));
         }
-        if why != AttemptReason::Retry {
+        if !matches!(why, AttemptReason::Retry | AttemptReason::Hedge) {
             self.dispatcher.retries.call();
         }
         self.ledger.begin(call, why, at, &spec, Arc::clone(&request), kind);

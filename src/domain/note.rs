@@ -62,6 +62,16 @@ pub enum What {
     Masked { by: Mask },
     /// The call has failed and is not made again: all requests together have used up their retries.
     RetryDenied { call: u32 },
+    /// The call has not begun to answer in time: `hedge` goes out beside it.
+    Hedged { call: u32, hedge: u32 },
+    /// It would overrun a bound and does not.
+    HedgeMasked { call: u32, by: Mask },
+    /// The hedge began to answer first; the call is cancelled.
+    HedgeWon { call: u32, hedge: u32 },
+    /// The call began to answer first; the hedge is cancelled.
+    HedgeLost { call: u32, hedge: u32 },
+    /// One of the two has failed; the other goes on.
+    HedgeLeft { call: u32, failed: u32, error: ErrorKind },
     /// A call of the request's fallback would; its index there.
     FallbackMasked { index: u32, by: Mask },
     /// A call of the request's fallback follows, by the shortest path; its index there, and the path's weight.
@@ -218,6 +228,17 @@ impl fmt::Display for What {
             What::Masked { by } => write!(f, "not begun: it would overrun {by}"),
             What::RetryDenied { call } => {
                 write!(f, "call {call} is not made again: all requests together have used up their retries")
+            }
+            What::Hedged { call, hedge } => {
+                write!(f, "hedged: call {call} had not begun to answer, call {hedge} goes out beside it")
+            }
+            What::HedgeMasked { call, by } => write!(f, "call {call} not hedged: that would overrun {by}"),
+            What::HedgeWon { call, hedge } => {
+                write!(f, "call {hedge} began to answer before call {call}, which it hedges")
+            }
+            What::HedgeLost { call, hedge } => write!(f, "call {call} began to answer before call {hedge}, its hedge"),
+            What::HedgeLeft { call, failed, error } => {
+                write!(f, "call {failed} failed with {error}; call {call} beside it goes on")
             }
             What::FallbackMasked { index, by } => write!(f, "fallback {index} not begun: it would overrun {by}"),
             What::FailedOver { index, weight } => write!(f, "failed over to fallback {index}, at weight {weight:.3}"),

@@ -15,6 +15,9 @@ use super::{CallSpec, Condition, MicroUsd, Score, Steps};
 pub enum Plan {
     /// One call of one model.
     Call(CallSpec),
+    /// The same, and a second call beside it where it has not begun to answer after so many milliseconds: the one that begins
+    /// first is the node's, the other is cancelled (Dean and Barroso, "The Tail at Scale", CACM 56(2), 2013, "hedged requests").
+    Hedged { call: CallSpec, hedge: CallSpec, after_ms: u32 },
     /// Stages in order, until one accepts its answer.
     Cascade(Vec<Stage>),
     /// Branches at the same time, and one answer made of theirs.
@@ -104,6 +107,7 @@ impl Plan {
     fn gather<'a>(&'a self, calls: &mut Vec<&'a CallSpec>) {
         match self {
             Plan::Call(call) => calls.push(call),
+            Plan::Hedged { call, hedge, .. } => calls.extend([call, hedge]),
             Plan::Cascade(stages) => stages.iter().for_each(|stage| stage.plan.gather(calls)),
             Plan::Parallel { branches, aggregate } => {
                 branches.iter().for_each(|branch| branch.gather(calls));
@@ -123,6 +127,7 @@ impl Plan {
     fn gather_mut<'a>(&'a mut self, calls: &mut Vec<&'a mut CallSpec>) {
         match self {
             Plan::Call(call) => calls.push(call),
+            Plan::Hedged { call, hedge, .. } => calls.extend([call, hedge]),
             Plan::Cascade(stages) => stages.iter_mut().for_each(|stage| stage.plan.gather_mut(calls)),
             Plan::Parallel { branches, aggregate } => {
                 branches.iter_mut().for_each(|branch| branch.gather_mut(calls));
@@ -141,7 +146,7 @@ impl Plan {
     /// Models whose calls the plan begins with.
     pub fn beginning(&self) -> Vec<String> {
         match self {
-            Plan::Call(call) => vec![call.model.clone()],
+            Plan::Call(call) | Plan::Hedged { call, .. } => vec![call.model.clone()],
             Plan::Cascade(stages) => stages.first().map(|stage| stage.plan.beginning()).unwrap_or_default(),
             Plan::Parallel { branches, .. } => branches.iter().flat_map(Plan::beginning).collect(),
             Plan::Steps(steps) => vec![steps.small.model.clone()],
@@ -166,7 +171,7 @@ impl Plan {
         let (mut plan, mut rest) = (self, at);
         while let Some((&child, below)) = rest.split_first() {
             let next = match plan {
-                Plan::Call(_) => None,
+                Plan::Call(_) | Plan::Hedged { .. } => None,
                 Plan::Cascade(stages) => stages.get(child as usize).map(|stage| {
                     scores.extend(stage.accept_when.iter().map(|condition| condition.score));
                     &stage.plan
@@ -195,7 +200,7 @@ impl Plan {
         let (mut plan, mut rest) = (self, at);
         while let Some((&child, below)) = rest.split_first() {
             let next = match plan {
-                Plan::Call(_) => return Vec::new(),
+                Plan::Call(_) | Plan::Hedged { .. } => return Vec::new(),
                 Plan::Cascade(stages) => match stages.get(child as usize) {
                     Some(stage) if stage.stop_early && below.is_empty() => {
                         let early = stage.accept_when.iter().filter(|condition| condition.is_early());
@@ -217,7 +222,7 @@ impl Plan {
     pub fn steps_at(&self, at: &[u32]) -> Option<&Steps> {
         let (&child, rest) = at.split_first()?;
         match self {
-            Plan::Call(_) => None,
+            Plan::Call(_) | Plan::Hedged { .. } => None,
             Plan::Cascade(stages) => stages.get(child as usize)?.plan.steps_at(rest),
             Plan::Parallel { branches, .. } => branches.get(child as usize)?.steps_at(rest),
             Plan::Steps(steps) => Some(steps),
@@ -228,6 +233,7 @@ impl Plan {
     pub fn calls_with_times(&self) -> Vec<(&CallSpec, u32)> {
         match self {
             Plan::Call(call) => vec![(call, 1)],
+            Plan::Hedged { call, hedge, .. } => vec![(call, 1), (hedge, 1)],
             Plan::Cascade(stages) => stages.iter().flat_map(|stage| stage.plan.calls_with_times()).collect(),
             Plan::Parallel { branches, aggregate } => {
                 let calls = branches.iter().flat_map(Plan::calls_with_times);
@@ -256,7 +262,7 @@ impl Plan {
     /// The first thing that is wrong with it.
     pub fn check(&self) -> Result<(), PlanError> {
         match self {
-            Plan::Call(_) => Ok(()),
+            Plan::Call(_) | Plan::Hedged { .. } => Ok(()),
             Plan::Cascade(stages) => {
                 let (last, gated) = stages.split_last().ok_or(PlanError::NoStages)?;
                 if !last.accept_when.is_empty() {
@@ -303,6 +309,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Plan::Call(call) => f.write_str(&call.model),
+            Plan::Hedged { call, hedge, after_ms } => {
+                write!(f, "{} hedged by {} after {after_ms} ms", call.model, hedge.model)
+            }
             Plan::Cascade(stages) => {
                 f.write_str("cascade(")?;
                 for (i, stage) in stages.iter().enumerate() {

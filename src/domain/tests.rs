@@ -139,6 +139,7 @@ fn notes_are_recorded_with_their_reason() {
         What::GateUnscored { call: 0, condition: Condition::new(score, bound), why: Unscored::NoLogprobs },
         What::Masked { by: Mask::Budget },
         What::RetryDenied { call: 2 },
+        What::HedgeLeft { call: 0, failed: 1, error: ErrorKind::Timeout },
         What::Rerouted { from: 0, to: 1, error: ErrorKind::Cut, call: 0 },
         What::BranchLeftOut { branch: 1, left: Left::Failed { error: ErrorKind::Timeout, call: 3 } },
         What::BranchLeftOut { branch: 1, left: Left::Masked { by: Mask::Calls } },

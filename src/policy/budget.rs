@@ -341,13 +341,20 @@ fn micros_down(usd: f64) -> MicroUsd {
 fn begins(plan: &Plan, left: &mut MicroUsd, costs: &mut impl Iterator<Item = MicroUsd>) -> bool {
     let full = *left;
     match plan {
-        Plan::Call(_) => match left.checked_sub(costs.next().unwrap_or(0)) {
-            Some(rest) => {
-                *left = rest;
-                true
+        Plan::Call(_) | Plan::Hedged { .. } => {
+            let cost = costs.next().unwrap_or(0);
+            // The hedge is made where there is room for it.
+            if matches!(plan, Plan::Hedged { .. }) {
+                costs.next();
             }
-            None => false,
-        },
+            match left.checked_sub(cost) {
+                Some(rest) => {
+                    *left = rest;
+                    true
+                }
+                None => false,
+            }
+        }
         Plan::Cascade(stages) => {
             let mut first = None;
             for stage in stages {

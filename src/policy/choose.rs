@@ -169,6 +169,10 @@ impl Walk<'_> {
     fn node(&mut self, plan: &Plan) -> Result<Visited, Out> {
         match plan {
             Plan::Call(call) => self.leaf(call, 0),
+            Plan::Hedged { call, hedge, .. } => {
+                let (call, hedge) = (self.leaf(call, 0)?, self.leaf(hedge, 0)?);
+                Ok(Visited { answers: call.answers || hedge.answers, tokens: call.tokens.max(hedge.tokens) })
+            }
             Plan::Cascade(stages) => {
                 let mut whole = Visited { answers: false, tokens: 0 };
                 for stage in stages {

@@ -135,6 +135,9 @@ fn branch(out: &mut String, plan: &Plan, indent: usize, mark: &str) -> std::fmt:
     write!(out, "{:indent$}{mark}", "")?;
     match plan {
         Plan::Call(call) => writeln!(out, "{}", describe(call)),
+        Plan::Hedged { call, hedge, after_ms } => {
+            writeln!(out, "{}, after {after_ms} ms beside it {}", describe(call), describe(hedge))
+        }
         Plan::Cascade(stages) => {
             writeln!(out, "cascade")?;
             for (i, stage) in stages.iter().enumerate() {

@@ -60,6 +60,9 @@ impl Tokens {
         let answer = |call: &CallSpec| f64::from(self.answer(call.sampling.max_tokens));
         match plan {
             Plan::Call(call) => (of(call, 0.0), answer(call)),
+            Plan::Hedged { call, hedge, .. } => {
+                (together(of(call, 0.0), of(hedge, 0.0)), answer(call).max(answer(hedge)))
+            }
             Plan::Cascade(stages) => stages.iter().fold((0.0, 0.0), |(sum, most), stage| {
                 let (cost, tokens) = self.walk(&stage.plan, together, of);
                 (sum + cost, most.max(tokens))

@@ -66,9 +66,9 @@ pub trait Answers {
     /// What came of the call; `None` where such a call was never recorded.
     fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded>;
 
-    /// When a timer that was set for `at` ran out; not before.
-    fn rings(&mut self, _timer: Timer, at: Micros) -> Micros {
-        at
+    /// When a timer that was set for `at` ran out, not before; `None`: something else happened before it did.
+    fn rings(&mut self, _timer: Timer, at: Micros) -> Option<Micros> {
+        Some(at)
     }
 
     /// Whether a retry of the call was denied for the sake of other requests.
@@ -193,8 +193,9 @@ impl<A: Answers> Driver<'_, A> {
                     machine.handle(Event::RetryDenied { call }, self.now);
                 }
                 Command::SetTimer { timer, at } => {
-                    let at = self.answers.rings(timer, at).max(at);
-                    self.expect(at, Event::Timer(timer));
+                    if let Some(rings) = self.answers.rings(timer, at) {
+                        self.expect(rings.max(at), Event::Timer(timer));
+                    }
                 }
                 Command::Note(note) => self.notes.push(note),
                 // The end says whose answer it is.

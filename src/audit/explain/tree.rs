@@ -41,6 +41,10 @@ impl Tree<'_> {
                 writeln!(self.out, "{indent}{title}call {}", call.model)?;
                 self.calls(at)?;
             }
+            Plan::Hedged { .. } => {
+                writeln!(self.out, "{indent}{title}call {plan}")?;
+                self.calls(at)?;
+            }
             Plan::Cascade(stages) => {
                 writeln!(self.out, "{indent}{title}cascade")?;
                 for (i, stage) in (0..).zip(stages) {

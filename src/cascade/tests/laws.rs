@@ -34,9 +34,16 @@ fn condition() -> impl Strategy<Value = Condition> {
     })
 }
 
+/// A call, hedged or not.
+fn leaf() -> impl Strategy<Value = Plan> {
+    let hedged =
+        (model(), model(), 0u32..10_000).prop_map(|(call, hedge, after_ms)| Plan::Hedged { call, hedge, after_ms });
+    prop_oneof![3 => model().prop_map(Plan::Call), 1 => hedged]
+}
+
 /// Trees of up to three levels of nodes above their calls.
 fn plan() -> BoxedStrategy<Plan> {
-    (0..3).fold(model().prop_map(Plan::Call).boxed(), |inner, _| level(inner).boxed())
+    (0..3).fold(leaf().boxed(), |inner, _| level(inner).boxed())
 }
 
 /// A call, or a node over trees of the level below.
@@ -69,7 +76,7 @@ fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
             Plan::Steps(Box::new(Steps { small, large, answer, tau, separator, open, close, max_steps, max_tokens }))
         },
     );
-    prop_oneof![2 => model().prop_map(Plan::Call), 4 => stages, 4 => parallel, 1 => steps]
+    prop_oneof![2 => leaf(), 4 => stages, 4 => parallel, 1 => steps]
 }
 
 /// What the world makes of one call, and when.
@@ -216,7 +223,7 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
 fn may_stream(plan: &Plan, at: &[u32]) -> bool {
     let Some((&child, rest)) = at.split_first() else { return true };
     match plan {
-        Plan::Call(_) => false,
+        Plan::Call(_) | Plan::Hedged { .. } => false,
         Plan::Cascade(stages) => {
             let stage = &stages[child as usize];
             stage.accept_when.is_empty() && may_stream(&stage.plan, rest)
@@ -240,6 +247,7 @@ fn answers_a_failure(command: &Command) -> bool {
                 | What::BranchLeftOut { .. }
                 | What::AggregateFailed { .. }
                 | What::StepFailed { .. }
+                | What::HedgeLeft { .. }
                 | What::BestSoFar { .. }
         ),
         _ => false,
@@ -356,11 +364,16 @@ proptest! {
         let planned = starts.len() - retries as usize - fallbacks;
         prop_assert!(planned <= setup.plan.most_calls() as usize);
         prop_assert!(starts.len() <= setup.limits.max_calls.max(1) as usize);
-        let places: Vec<_> = starts.iter().filter(|s| s.1 != AttemptReason::Retry && !instead(s)).map(|s| &s.2).collect();
+        let hedge = |s: &&(&str, AttemptReason, Vec<u32>)| s.1 == AttemptReason::Hedge;
+        let first = |s: &&(&str, AttemptReason, Vec<u32>)| s.1 != AttemptReason::Retry && !hedge(s) && !instead(s);
+        let places: Vec<_> = starts.iter().filter(first).map(|s| &s.2).collect();
         for at in places.iter().collect::<BTreeSet<_>>() {
             let made = places.iter().filter(|place| *place == at).count();
             prop_assert!(made <= times(&setup.plan, at), "only calls of steps are made twice");
         }
+        let hedged: Vec<_> = starts.iter().filter(hedge).map(|s| &s.2).collect();
+        prop_assert_eq!(hedged.iter().collect::<BTreeSet<_>>().len(), hedged.len(), "no call is hedged twice");
+        prop_assert!(hedged.iter().all(|at| places.contains(at)));
         if single {
             prop_assert!(places.len() <= 1);
         }
@@ -404,7 +417,7 @@ fn is_answer(plan: &Plan, at: &[u32]) -> bool {
             None => !matches!(aggregate, Aggregate::Judge { .. }),
         },
         (Plan::Steps(_), Some((child, _))) => *child == Steps::ANSWER,
-        (_, None) | (Plan::Call(_), _) => true,
+        (_, None) | (Plan::Call(_) | Plan::Hedged { .. }, _) => true,
     }
 }
 
@@ -416,7 +429,7 @@ fn times(plan: &Plan, at: &[u32]) -> usize {
             branches.get(*child as usize).map_or(1, |branch| times(branch, rest))
         }
         (Plan::Steps(steps), Some((child, _))) => steps.times()[*child as usize].1 as usize,
-        (_, None) | (Plan::Call(_), _) => 1,
+        (_, None) | (Plan::Call(_) | Plan::Hedged { .. }, _) => 1,
     }
 }
 
@@ -426,7 +439,9 @@ fn quorum(plan: &Plan, at: &[u32]) -> usize {
         (Plan::Cascade(stages), Some((child, rest))) => quorum(&stages[*child as usize].plan, rest),
         (Plan::Parallel { branches, .. }, Some((child, rest))) => quorum(&branches[*child as usize], rest),
         (Plan::Parallel { branches, aggregate }, None) => aggregate.quorum(branches.len()),
-        (Plan::Cascade(_), None) | (Plan::Call(_) | Plan::Steps(_), _) => panic!("no parallel node at {at:?}"),
+        (Plan::Cascade(_), None) | (Plan::Call(_) | Plan::Hedged { .. } | Plan::Steps(_), _) => {
+            panic!("no parallel node at {at:?}")
+        }
     }
 }
 
@@ -454,6 +469,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 27 reasons.
-    assert_eq!(reasons.len(), 2 + 27, "{reasons:?}");
+    // Two commands and the 32 reasons.
+    assert_eq!(reasons.len(), 2 + 32, "{reasons:?}");
 }

@@ -403,3 +403,110 @@ fn the_failover_graph_names_what_follows_and_says_when_nothing_can() {
     let (mut machine, _) = begin(setup);
     assert_eq!(follows(&tell(&mut machine, failed(0, ErrorKind::ServerError))).1, "dear");
 }
+
+fn hedged(call: &str, hedge: &str) -> Plan {
+    Plan::Hedged { call: spec(call), hedge: spec(hedge), after_ms: 200 }
+}
+
+/// A hedged call that has begun, and is hedged.
+fn with_hedge(setup: Setup) -> Machine {
+    let (mut machine, commands) = begin(setup);
+    let timer = Command::SetTimer { timer: Timer::Hedge { call: 0 }, at: 200_000 };
+    assert_eq!(commands, [begins(0, "a", AttemptReason::Planned, &[]), timer]);
+    let commands = tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 }));
+    let hedged = note(&[], What::Hedged { call: 0, hedge: 1 });
+    assert_eq!(commands, [begins(1, "b", AttemptReason::Hedge, &[]), hedged]);
+    assert_eq!(tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 })), [], "once");
+    machine
+}
+
+#[test]
+fn a_call_that_begins_in_time_is_not_hedged() {
+    let (mut machine, _) = begin(of(hedged("a", "b")));
+    assert_eq!(tell(&mut machine, Event::Started { call: 0 }), []);
+    assert_eq!(tell(&mut machine, Event::Delta { call: 0 }), [Command::Forward { call: 0 }]);
+    assert_eq!(tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 })), []);
+    assert_eq!(tell(&mut machine, done(0)), [Command::Finish { call: 0 }]);
+}
+
+#[test]
+fn whichever_of_a_call_and_its_hedge_begins_first_answers() {
+    for (winner, other) in [(0, 1), (1, 0)] {
+        let what = match winner {
+            0 => What::HedgeLost { call: 0, hedge: 1 },
+            _ => What::HedgeWon { call: 0, hedge: 1 },
+        };
+        let mut machine = with_hedge(of(hedged("a", "b")));
+        let commands = tell(&mut machine, Event::Delta { call: winner });
+        let expected = [Command::Cancel { call: other }, note(&[], what), Command::Forward { call: winner }];
+        assert_eq!(commands, expected);
+        assert_eq!(tell(&mut machine, Event::Delta { call: other }), []);
+        assert_eq!(tell(&mut machine, done(other)), []);
+        assert_eq!(tell(&mut machine, done(winner)), [Command::Finish { call: winner }]);
+        // Of whole answers the end is the beginning.
+        let mut machine = with_hedge(of(hedged("a", "b")));
+        let commands = tell(&mut machine, done(winner));
+        assert_eq!(commands, [Command::Cancel { call: other }, note(&[], what), Command::Finish { call: winner }]);
+    }
+}
+
+#[test]
+fn one_of_two_may_fail_and_a_retry_is_of_the_one_that_failed_last() {
+    for (first, last, model) in [(0, 1, "b"), (1, 0, "a")] {
+        let mut setup = of(hedged("a", "b"));
+        setup.retry = RetryPolicy::default();
+        setup.fallback = vec![spec("c")];
+        setup.fallback_on = vec![ErrorKind::ServerError];
+        let mut machine = with_hedge(setup);
+        let error = ErrorKind::ServerError;
+        let left = What::HedgeLeft { call: last, failed: first, error };
+        assert_eq!(tell(&mut machine, failed(first, error)), [note(&[], left)]);
+        timer_at(&tell(&mut machine, failed(last, error)));
+        let commands = tell(&mut machine, Event::Timer(Timer::Backoff { call: last }));
+        assert_eq!(commands, [begins(2, model, AttemptReason::Retry, &[])], "with no hedge of its own");
+        assert_eq!(
+            tell(&mut machine, failed(2, ErrorKind::BadRequest)),
+            [Command::Fail { kind: ErrorKind::BadRequest, call: Some(2) }]
+        );
+    }
+    // One that fails before its time is hedged when it is made again.
+    let mut setup = of(hedged("a", "b"));
+    setup.retry = RetryPolicy::default();
+    let (mut machine, _) = begin(setup);
+    timer_at(&tell(&mut machine, failed(0, ErrorKind::Cut)));
+    let commands = tell(&mut machine, Event::Timer(Timer::Backoff { call: 0 }));
+    let timer = Command::SetTimer { timer: Timer::Hedge { call: 1 }, at: 200_010 };
+    assert_eq!(commands, [begins(1, "a", AttemptReason::Retry, &[]), timer]);
+    assert_eq!(tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 })), []);
+    assert_eq!(tell(&mut machine, Event::Timer(Timer::Hedge { call: 1 })).len(), 2);
+    let commands = tell(&mut machine, Event::ClientGone);
+    assert_eq!(commands[..2], [Command::Cancel { call: 1 }, Command::Cancel { call: 2 }]);
+}
+
+#[test]
+fn bounds_mask_a_hedge_and_the_call_goes_on() {
+    let mut setup = of(hedged("a", "b"));
+    setup.limits.max_calls = 1;
+    let (mut machine, _) = begin(setup);
+    let commands = tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 }));
+    assert_eq!(commands, [note(&[], What::HedgeMasked { call: 0, by: Mask::Calls })]);
+    assert_eq!(tell(&mut machine, Event::Delta { call: 0 }), [Command::Forward { call: 0 }]);
+}
+
+#[test]
+fn a_hedge_below_a_gate_or_a_vote_is_held_back_like_its_call() {
+    let plan = cascade(vec![hedged("a", "b"), call("l")], &[SURE]);
+    let (mut machine, _) = begin(of(plan));
+    let commands = tell(&mut machine, Event::Timer(Timer::Hedge { call: 0 }));
+    assert_eq!(commands[0], begins(1, "b", AttemptReason::Hedge, &[0]));
+    let won = note(&[0], What::HedgeWon { call: 0, hedge: 1 });
+    assert_eq!(tell(&mut machine, Event::Delta { call: 1 }), [Command::Cancel { call: 0 }, won]);
+    let commands = tell(&mut machine, said(1, "yes", Some(0.5)));
+    let expected = [
+        note(&[0], gate(1, 0.5)),
+        note(&[], What::Accepted { stage: 0, call: 1 }),
+        Command::Emit { call: 1 },
+        Command::Finish { call: 1 },
+    ];
+    assert_eq!(commands, expected);
+}

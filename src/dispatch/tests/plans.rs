@@ -24,6 +24,10 @@ fn call(model: &str) -> Plan {
     Plan::Call(CallSpec::bare(model))
 }
 
+fn hedged(call: &str, hedge: &str, after_ms: u32) -> Plan {
+    Plan::Hedged { call: CallSpec::bare(call), hedge: CallSpec::bare(hedge), after_ms }
+}
+
 /// `small` if its mean log-probability is above -0.5, else `large`.
 fn frugal() -> Plan {
     let sure = Condition::new(Score::MeanLogprob, Bound::Above(-0.5));
@@ -34,7 +38,11 @@ fn frugal() -> Plan {
 }
 
 fn parallel(models: &[&str], aggregate: Aggregate) -> Plan {
-    Plan::Parallel { branches: models.iter().map(|m| call(m)).collect(), aggregate }
+    parallel_of(models.iter().map(|m| call(m)).collect(), aggregate)
+}
+
+fn parallel_of(branches: Vec<Plan>, aggregate: Aggregate) -> Plan {
+    Plan::Parallel { branches, aggregate }
 }
 
 impl House {
@@ -146,6 +154,48 @@ async fn the_first_answer_wins_and_the_others_are_cancelled_and_paid_for() {
     assert_eq!(slow.usage.completion_tokens, 1, "what had come of it");
     assert_eq!(house.journal.outcome().served_by, "fast");
     assert_eq!(house.dispatcher.states()["slow"].running, 0);
+}
+
+#[tokio::test]
+async fn a_slow_call_is_hedged_and_the_first_to_begin_is_forwarded() {
+    for (hedge_ms, served, reasons) in
+        [(0, "fast", ["hedged", "hedge_won"]), (60_000, "slow", ["hedged", "hedge_lost"])]
+    {
+        let house = house(&[
+            ("slow", json!({"reply": {"text": "one two three"}, "first_token_ms": 60, "token_ms": 2})),
+            ("fast", json!({"reply": {"text": "four five six"}, "first_token_ms": hedge_ms, "token_ms": 2})),
+        ]);
+        let decision = with(hedged("slow", "fast", 20));
+        let (text, end) = house.stream(&decision).await;
+        end.unwrap();
+        assert_eq!(text, if served == "fast" { "four five six" } else { "one two three" });
+        assert_eq!(house.reasons(), reasons);
+        let mut attempts = house.journal.attempts();
+        attempts.sort_by_key(|attempt| attempt.index);
+        let whys: Vec<_> = attempts.iter().map(|a| (a.why, a.finish == Some(FinishReason::Cancelled))).collect();
+        assert_eq!(whys, [(AttemptReason::Planned, served == "fast"), (AttemptReason::Hedge, served == "slow")]);
+        assert_eq!(house.journal.outcome().served_by, served);
+        let states = house.dispatcher.states();
+        assert_eq!((states["slow"].running, states["fast"].running), (0, 0), "the other is cancelled");
+        let again = house.again(&decision, &quick());
+        assert!(again.same, "{}\n{}", again.recorded.json(), again.derived.json());
+    }
+    // In time, and of a whole answer.
+    let house = house(&[("a", json!({"reply": {"text": "now"}})), ("b", json!({}))]);
+    let decision = with(hedged("a", "b", 60_000));
+    assert_eq!(house.whole(&decision).await.0, "now");
+    assert_eq!((house.journal.attempts().len(), house.reasons().len()), (1, 0));
+    assert!(house.again(&decision, &quick()).same);
+}
+
+#[tokio::test]
+async fn bounds_mask_a_hedge_and_the_record_tells_it_again() {
+    let house = house(&[("slow", json!({"reply": {"text": "one"}, "first_token_ms": 30})), ("fast", json!({}))]);
+    let bounds = RequestBounds { calls: Some(1), ..RequestBounds::default() };
+    let decision = Decision { bounds: Some(Box::new(bounds)), ..with(hedged("slow", "fast", 5)) };
+    assert_eq!(house.whole(&decision).await.0, "one");
+    assert_eq!(house.reasons(), ["hedge_masked"]);
+    assert!(house.again(&decision, &quick()).same);
 }
 
 #[tokio::test]
@@ -364,6 +414,19 @@ async fn what_is_recorded_of_a_run_gives_the_same_run_again() {
             },
             Stage { plan: call("unsteady"), accept_when: Vec::new(), stop_early: false },
         ]),
+        hedged("small", "large", 5),
+        hedged("large", "small", 1),
+        hedged("unsteady", "other", 0),
+        parallel_of(vec![hedged("small", "large", 3), call("other"), hedged("other", "broken", 2)], Aggregate::Vote),
+        Plan::Cascade(vec![
+            Stage {
+                plan: hedged("small", "other", 10),
+                accept_when: vec![Condition::new(Score::MeanLogprob, Bound::Above(-0.4))],
+                stop_early: false,
+            },
+            Stage { plan: hedged("broken", "large", 1), accept_when: Vec::new(), stop_early: false },
+            Stage { plan: hedged("other", "large", 60_000), accept_when: Vec::new(), stop_early: false },
+        ]),
     ];
     for (n, plan) in plans.into_iter().enumerate() {
         for stream in [false, true] {
@@ -381,7 +444,8 @@ async fn what_is_recorded_of_a_run_gives_the_same_run_again() {
             };
             let again = house.again(&decision, &quick());
             assert!(again.same, "{n}, {stream}, {ended}:\n{}\n{}", again.recorded.json(), again.derived.json());
-            assert!(!again.derived.notes.is_empty());
+            // Nothing need be decided of a single hedged call.
+            assert!((7..=9).contains(&n) || !again.derived.notes.is_empty());
         }
     }
 }
@@ -397,7 +461,8 @@ async fn retries_are_denied_once_all_requests_have_used_them_up_and_the_record_t
     let mut retries = Vec::new();
     for _ in 0..6 {
         house.journal.writes.lock().unwrap().clear();
-        let decision = with(Plan::Cascade(vec![Stage { plan: call("broken"), accept_when: Vec::new() }]));
+        let decision =
+            with(Plan::Cascade(vec![Stage { plan: call("broken"), accept_when: Vec::new(), stop_early: false }]));
         assert!(house.ask(&decision, false).await.is_err());
         retries.push(house.journal.attempts().len() - 1);
         let denied = house.reasons().iter().filter(|reason| *reason == "retry_denied").count();
@@ -409,8 +474,8 @@ async fn retries_are_denied_once_all_requests_have_used_them_up_and_the_record_t
     // A call that is denied its retry fails like any other.
     house.journal.writes.lock().unwrap().clear();
     let decision = with(Plan::Cascade(vec![
-        Stage { plan: call("broken"), accept_when: Vec::new() },
-        Stage { plan: call("large"), accept_when: Vec::new() },
+        Stage { plan: call("broken"), accept_when: Vec::new(), stop_early: false },
+        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
     ]));
     assert_eq!(house.whole(&decision).await.1.model, "large");
     let again = house.again(&decision, &options);

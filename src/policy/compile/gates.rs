@@ -59,7 +59,7 @@ impl Compiler<'_> {
             return;
         }
         let at = step(at, "stop_early");
-        if tree.is_some_and(|tree| !matches!(tree.plan, Plan::Call(_))) {
+        if tree.is_some_and(|tree| !matches!(tree.plan, Plan::Call(_) | Plan::Hedged { .. })) {
             let d = self.source.key(&at, Kind::Conflict, "only a `call` can be stopped while its answer comes");
             self.findings.push(d.help("put it beside a `call`, or remove it"));
         } else if conditions.is_some_and(|conditions| !conditions.iter().any(Condition::is_early)) {
@@ -178,7 +178,7 @@ impl Compiler<'_> {
             Plan::Parallel { aggregate: Aggregate::First, .. } => "of `first` only one answer is there to the end",
             Plan::Parallel { branches, .. } if branches.len() < 2 => "one branch has nobody to disagree with",
             Plan::Parallel { .. } => return true,
-            Plan::Call(_) | Plan::Cascade(_) | Plan::Steps(_) => {
+            Plan::Call(_) | Plan::Hedged { .. } | Plan::Cascade(_) | Plan::Steps(_) => {
                 "only the branches of a `parallel` stage can disagree, and this is none"
             }
         };
@@ -205,6 +205,7 @@ fn range(score: Score) -> (f64, f64, &'static str) {
 pub(super) fn answering(plan: &Plan) -> Vec<bool> {
     match plan {
         Plan::Call(_) => vec![true],
+        Plan::Hedged { .. } => vec![true, true],
         Plan::Cascade(stages) => stages.iter().flat_map(|stage| answering(&stage.plan)).collect(),
         Plan::Parallel { branches, aggregate } => {
             let mut answers: Vec<bool> = branches.iter().flat_map(answering).collect();

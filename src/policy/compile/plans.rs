@@ -8,7 +8,7 @@ use super::{
         Target,
         diagnostic::{DiagnosticKind as Kind, suggest},
         source::step,
-        spec::{AggregateName, AggregateSpec, AskSpec, BranchSpec, MadeAggregateSpec, Node, StageSpec},
+        spec::{AggregateName, AggregateSpec, AskSpec, BranchSpec, HedgeSpec, MadeAggregateSpec, Node, StageSpec},
     },
     Compiler,
 };
@@ -94,6 +94,10 @@ impl<'a> Compiler<'a> {
             return None;
         }
         let call = node.call.and_then(|model| self.leaf(&step(at, "call"), model, node.sampling, node.system));
+        let call = match node.hedge.filter(|_| node.call.is_some()) {
+            Some(hedge) => self.hedged(&step(at, "hedge"), call, hedge),
+            None => call,
+        };
         let cascade = node.cascade.and_then(|stages| self.cascade(at, stages, above, named));
         let parallel = node.parallel.and_then(|branches| self.parallel(at, branches, node.aggregate, above, named));
         let steps = node.steps.and_then(|spec| self.steps(at, spec));
@@ -144,6 +148,26 @@ impl<'a> Compiler<'a> {
         };
         let call = CallSpec { sampling, system: system.map(str::to_owned), ..CallSpec::bare(model) };
         Some(Tree { plan: Plan::Call(call), calls: vec![places], depth: 0, names: 0 })
+    }
+
+    /// A call with a second one beside it, which sets the same.
+    fn hedged(&mut self, at: &str, tree: Option<Tree>, spec: &HedgeSpec) -> Option<Tree> {
+        let other = match &spec.call {
+            Some(model) => Some(self.leaf(&step(at, "call"), model, Sampling::default(), None)?),
+            None => None,
+        };
+        let Tree { plan: Plan::Call(call), mut calls, depth, names } = tree? else { return None };
+        let hedge = match other {
+            Some(Tree { plan: Plan::Call(other), calls: places, .. }) => {
+                calls.extend(places);
+                CallSpec { model: other.model, ..call.clone() }
+            }
+            _ => {
+                calls.extend(calls.first().cloned());
+                call.clone()
+            }
+        };
+        Some(Tree { plan: Plan::Hedged { call, hedge, after_ms: spec.after_ms }, calls, depth, names })
     }
 
     fn by_name(&mut self, at: &str, name: &'a str, above: usize, named: &mut Named<'a>) -> Option<Tree> {

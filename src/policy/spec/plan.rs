@@ -71,6 +71,9 @@ macro_rules! node {
                 plan: Option<String>,
                 /// Reasoning step by step by two models, and an answer after it.
                 steps: Option<Box<StepsSpec>>,
+                /// Beside `call`: a second call, where the first has not begun to answer in time. Which begins first answers, the
+                /// other is cancelled.
+                hedge: Option<HedgeSpec>,
                 $($(#[$field])* $own: $kind,)*
             }
         }
@@ -85,6 +88,7 @@ macro_rules! node {
                     ("seed", self.seed.is_some()),
                     ("stop", !self.stop.is_empty()),
                     ("system", self.system.is_some()),
+                    ("hedge", self.hedge.is_some()),
                 ];
                 Node {
                     call: self.call.as_deref(),
@@ -96,6 +100,7 @@ macro_rules! node {
                     aggregate: self.aggregate.as_ref(),
                     plan: self.plan.as_deref(),
                     steps: self.steps.as_deref(),
+                    hedge: self.hedge.as_ref(),
                 }
             }
         }
@@ -135,6 +140,18 @@ call! {
     AskedSpec {}
 }
 
+/// The second call of a call that has not begun to answer in time. What its call sets holds of it, too.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(extend("required" = ["after_ms"]))]
+pub struct HedgeSpec {
+    /// Milliseconds from the call to the first piece of its answer, or to a whole answer: best about the 95th percentile.
+    #[schemars(range(min = 1))]
+    pub after_ms: u32,
+    /// A name of `models`. Default: the call's own.
+    pub call: Option<String>,
+}
+
 /// What all nodes of plans have.
 pub(in crate::policy) struct Node<'a> {
     pub call: Option<&'a str>,
@@ -147,6 +164,7 @@ pub(in crate::policy) struct Node<'a> {
     pub aggregate: Option<&'a AggregateSpec>,
     pub plan: Option<&'a str>,
     pub steps: Option<&'a StepsSpec>,
+    pub hedge: Option<&'a HedgeSpec>,
 }
 
 impl<'a> Node<'a> {

@@ -1,7 +1,7 @@
 //! Plans of several calls: what a file says of them, what may be called, and what they may cost.
 
 use super::*;
-use crate::domain::{Aggregate, IfUnscored, Score, Spend};
+use crate::domain::{Aggregate, CallSpec, IfUnscored, Sampling, Score, Spend};
 
 const HEAD: &str = "policy: trees\nmodels: {small: {tag: small}, large: {name: large-1}, vault: {name: vault-1}, mute: {name: \
                     mute}, any: {tag: any}}\n";
@@ -296,6 +296,50 @@ fn bounds_are_of_the_dearest_entries_and_count_what_a_judge_is_shown() {
     );
 }
 
+const HEDGED: &str = "plans:\n  quick: {call: small, temperature: 0.5, hedge: {after_ms: 300, call: large}}\n  twice: {call: large, \
+                      max_tokens: 10, hedge: {after_ms: 50}}\n  sure:\n    cascade:\n      - {plan: quick, accept_when: [{score: \
+                      mean_margin, above: 0.5}]}\n      - {call: vault}\n";
+
+#[test]
+fn a_hedge_is_a_call_of_its_plan() {
+    let rules = RULES.replace("[frugal, acar, small], static: frugal", "[quick, twice, sure, small], static: quick");
+    let rules = rules.replace("use: acar", "use: sure");
+    let policy = checked(&format!("{HEDGED}{rules}").replace("[large, brief]", "[large]")).unwrap();
+    let bounds = policy.bounds();
+    let of = |name: &str| bounds.iter().find(|b| b.name == name).unwrap();
+    assert_eq!((of("quick").calls_at_most, of("twice").calls_at_most, of("sure").calls_at_most), (2, 2, 3));
+    // small-b: 1,000 x 2 + 1,000 x 4; large: 10,000 + 20,000, and twice 10,000 + 10 x 20; vault: 5,000 + 10,000.
+    assert!((of("quick").cost_at_most_usd - 0.036).abs() < 1e-12);
+    assert!((of("twice").cost_at_most_usd - 0.020_4).abs() < 1e-12);
+    assert!((of("sure").cost_at_most_usd - 0.051).abs() < 1e-12);
+    assert_eq!(of("sure").plan, "cascade(small hedged by large after 300 ms if mean_margin > 0.5, else vault)");
+    let sampling = Sampling { temperature: Some(0.5), ..Sampling::default() };
+    let call = |model: &str| CallSpec { sampling: sampling.clone(), ..CallSpec::bare(model) };
+    let c = Context::default();
+    let d = decide(&policy, &c);
+    assert_eq!(d.plan, Some(Plan::Hedged { call: call("small-a"), hedge: call("large-1"), after_ms: 300 }));
+    let text = explain::text(&d, &c);
+    let shown = "  plan        2 calls at most\n              small-a with temperature 0.5, after 300 ms beside it large-1 with";
+    assert!(text.contains(shown), "{text}");
+    assert_eq!(serde_json::from_slice::<Decision>(&canonical::to_bytes(&d).unwrap()).unwrap(), d);
+    // What may not be called may not hedge.
+    for arm in ["quick", "twice", "sure"] {
+        assert_eq!(pinned(&policy, arm, &forbidding("large")).plan, None, "{arm}");
+    }
+}
+
+#[test]
+fn a_hedge_stands_beside_a_call_and_names_a_model() {
+    let found = said(
+        "  a: {plan: b, hedge: {after_ms: 5}}\n  b: {call: small, hedge: {after_ms: 5, call: smal}}\n  c: {call: small, hedge: {call: \
+         large}}\n",
+    );
+    assert_eq!(found.len(), 1, "{found:?}");
+    let found = said("  a: {plan: b, hedge: {after_ms: 5}}\n  b: {call: small, hedge: {after_ms: 5, call: smal}}\n");
+    assert!(found[0].contains("plans.a.hedge: `hedge` is of a call, and this is none"), "{found:?}");
+    assert!(found[1].contains("plans.b.hedge.call: there is no model `smal`"), "{found:?}");
+}
+
 #[test]
 fn a_score_that_a_model_cannot_give_is_an_error_with_remedies() {
     let gate = "accept_when: [{score: mean_margin, above: 0.5}]";
@@ -480,7 +524,10 @@ fn node(seed: u64, k: &mut u64, room: usize, stage: Option<bool>) -> String {
         [pick(4) as usize];
     let times = if stage.is_none() && pick(3) == 0 { ", times: 2" } else { "" };
     match kind {
-        0 => format!("{{call: {model}{sampling}{gate}{times}}}"),
+        0 => {
+            let hedge = ["", "", ", hedge: {after_ms: 100}", ", hedge: {after_ms: 100, call: any}"][pick(4) as usize];
+            format!("{{call: {model}{sampling}{hedge}{gate}{times}}}")
+        }
         3 => format!("{{plan: leaf{gate}{times}}}"),
         1 => {
             let stages: Vec<String> = (0..children).map(|i| node(seed, k, room - 1, Some(i + 1 < children))).collect();

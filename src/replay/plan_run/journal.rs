@@ -72,12 +72,22 @@ impl Answers for Journal<'_> {
         self.notes.iter().any(|note| note.what == What::RetryDenied { call })
     }
 
-    /// A retry began when its wait was over.
-    fn rings(&mut self, timer: Timer, at: Micros) -> Micros {
-        let Timer::Backoff { call } = timer else { return at };
-        let Some(failed) = self.attempt(call) else { return at };
-        let again = |a: &&Attempt| a.index > call && a.why == AttemptReason::Retry && a.at == failed.at;
-        self.attempts.iter().filter(again).map(|a| a.started).min().unwrap_or(at)
+    /// A retry or a hedge began when its wait was over. Where the record has none, and no note that it was masked, a call began to
+    /// answer before it was hedged.
+    fn rings(&mut self, timer: Timer, at: Micros) -> Option<Micros> {
+        let begun = |call: u32, why: AttemptReason| {
+            let first = self.attempt(call)?;
+            let follows = |a: &&Attempt| a.index > call && a.why == why && a.at == first.at;
+            self.attempts.iter().filter(follows).map(|a| a.started).min()
+        };
+        match timer {
+            Timer::Deadline => Some(at),
+            Timer::Backoff { call } => Some(begun(call, AttemptReason::Retry).unwrap_or(at)),
+            Timer::Hedge { call } => begun(call, AttemptReason::Hedge).or_else(|| {
+                let masked = |note: &Note| matches!(note.what, What::HedgeMasked { call: of, .. } if of == call);
+                self.notes.iter().any(masked).then_some(at)
+            }),
+        }
     }
 }
 

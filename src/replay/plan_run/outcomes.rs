@@ -92,7 +92,7 @@ pub fn over(plan: &Plan, matrix: &Matrix, query: usize) -> Result<Came, String> 
 
 fn any(plan: &Plan, is: &dyn Fn(&Aggregate) -> bool) -> bool {
     match plan {
-        Plan::Call(_) => false,
+        Plan::Call(_) | Plan::Hedged { .. } => false,
         Plan::Cascade(stages) => stages.iter().any(|stage| any(&stage.plan, is)),
         Plan::Parallel { branches, aggregate } => is(aggregate) || branches.iter().any(|branch| any(branch, is)),
         // Nobody has recorded its steps, which is a miss.
@@ -106,7 +106,12 @@ fn compares(plan: &Plan) -> bool {
     any(plan, &|aggregate| !matches!(aggregate, Aggregate::First))
 }
 
-/// Whether it matters which answer comes first.
+/// Whether it matters which answer comes first, or when.
 fn races(plan: &Plan) -> bool {
-    any(plan, &|aggregate| matches!(aggregate, Aggregate::First))
+    match plan {
+        Plan::Call(_) | Plan::Steps(_) => false,
+        Plan::Hedged { .. } => true,
+        Plan::Cascade(stages) => stages.iter().any(|stage| races(&stage.plan)),
+        Plan::Parallel { branches, aggregate } => matches!(aggregate, Aggregate::First) || branches.iter().any(races),
+    }
 }
