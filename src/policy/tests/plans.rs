@@ -334,10 +334,12 @@ fn a_hedge_stands_beside_a_call_and_names_a_model() {
         "  a: {plan: b, hedge: {after_ms: 5}}\n  b: {call: small, hedge: {after_ms: 5, call: smal}}\n  c: {call: small, hedge: {call: \
          large}}\n",
     );
-    assert_eq!(found.len(), 1, "{found:?}");
-    let found = said("  a: {plan: b, hedge: {after_ms: 5}}\n  b: {call: small, hedge: {after_ms: 5, call: smal}}\n");
-    assert!(found[0].contains("plans.a.hedge: `hedge` is of a call, and this is none"), "{found:?}");
-    assert!(found[1].contains("plans.b.hedge.call: there is no model `smal`"), "{found:?}");
+    let expected = [
+        "4:16 plans.a.hedge: `hedge` is of a call, and this is none",
+        "5:47 plans.b.hedge.call: there is no model `smal`",
+        "6:27 plans.c.hedge.after_ms: this key is missing",
+    ];
+    assert_eq!(found, expected);
 }
 
 #[test]
