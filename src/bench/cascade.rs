@@ -1,12 +1,13 @@
 //! `weir bench cascade`: what gates of cascades are worth. Answers of an in-process model to made questions ([`tasks`],
 //! [`ask`]) are kept in a file ([`answers`]); plans ([`plans`]) are run over them by the machine that serves, and no model is
-//! called. Gates are swept ([`sweep`], [`curve`], [`calibrated`]); over matrices of outcomes there are votes, and cascades by
+//! called. Gates are swept ([`sweep`], [`curve`], [`calibrated`]), and given guarantees ([`guarantees`]); over matrices of outcomes there are votes, and cascades by
 //! agreement ([`sets`]).
 
 pub mod answers;
 pub mod ask;
 mod calibrated;
 mod curve;
+pub mod guarantees;
 mod plans;
 mod report;
 pub mod sets;
@@ -19,6 +20,7 @@ use serde::Serialize;
 
 use self::{
     answers::{Answer, Asking},
+    guarantees::Guaranteed,
     sets::Set,
     sweep::{Fixed, Row, Sweep},
     tasks::Kind,
@@ -60,6 +62,7 @@ pub struct Report {
     pub asked: Asked,
     pub plans: Vec<Fixed>,
     pub rows: Vec<Row>,
+    pub guarantees: Vec<Guaranteed>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Set>,
     pub plan: Plan,
@@ -77,6 +80,8 @@ pub fn run(plan: Plan, matrices: &[Matrix], tick: &(dyn Fn() + Sync)) -> Result<
     }
     let bytes = std::fs::read(&plan.answers).map_err(BenchError::io(plan.answers.display().to_string()))?;
     let asked = asked(&answers, blake3::hash(&bytes).to_hex().to_string());
+    let guarantees = guarantees::judge(&answers, plan.splits, plan.seed);
+    let guarantees = guarantees.map_err(|e| BenchError::Usage(format!("{}: {e}", plan.answers.display())))?;
     let askings = Asking::all(answers, plan.seed);
     let fixed = sweep::fixed(&askings);
     let rows = sweep::sweep(&askings, Sweep { splits: plan.splits, steps: plan.steps }, tick);
@@ -91,6 +96,7 @@ pub fn run(plan: Plan, matrices: &[Matrix], tick: &(dyn Fn() + Sync)) -> Result<
         asked,
         plans: fixed,
         rows,
+        guarantees,
         sets,
         plan,
         machine: Machine::here(),

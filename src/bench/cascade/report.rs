@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt::Write as _};
 use super::{Report, tasks::Kind};
 
 impl Report {
-    /// `<gate>.<last stage>.<quantity>`, `plan.<plan>.<quantity>`, `<set>.<quantity>`.
+    /// `<gate>.<last stage>.<quantity>`, `guarantee.<score>.<bound>.<quantity>`, `plan.<plan>.<quantity>`, `<set>.<quantity>`.
     pub(super) fn figures(&self) -> BTreeMap<String, f64> {
         let mut figures = BTreeMap::new();
         for row in &self.rows {
@@ -13,6 +13,11 @@ impl Report {
             figures.insert(format!("{name}.gain"), row.gain);
             figures.insert(format!("{name}.calibration_error"), row.calibration_error);
             figures.extend(row.auroc.map(|auroc| (format!("{name}.auroc"), auroc)));
+        }
+        for row in &self.guarantees {
+            let name = format!("guarantee.{}.{}", row.score.replace(' ', "_"), row.max_error);
+            figures.insert(format!("{name}.held"), row.held as f64 / row.draws.max(1) as f64);
+            figures.insert(format!("{name}.accepted"), row.accepted);
         }
         for fixed in &self.plans {
             let name = fixed.plan.replace([' ', ','], "_");
@@ -59,6 +64,7 @@ impl Report {
             );
         }
         self.gates(&mut out);
+        self.guarantees(&mut out);
         self.sets(&mut out);
         out
     }
@@ -87,6 +93,31 @@ impl Report {
                 row.calibration_error,
                 percent(row.never.score),
                 percent(row.always.score),
+            );
+        }
+    }
+
+    fn guarantees(&self, out: &mut String) {
+        let _ = writeln!(
+            out,
+            "\nGuaranteed gates: a threshold from a random sample of the answers, by `max_error` and `confidence`; whether the bound holds \
+             of all answers.\n\n\
+             | score | at most wrong | with confidence | certified | held | accepted | of these wrong |\n|---|---|---|---|---|---|---|"
+        );
+        for row in &self.guarantees {
+            let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+            let _ = writeln!(
+                out,
+                "| {} | {} | {} | {} of {} | {} of {} | {} | {} |",
+                row.score,
+                percent(row.max_error),
+                percent(row.confidence),
+                row.certified,
+                row.draws,
+                row.held,
+                row.draws,
+                percent(row.accepted),
+                percent(row.wrong),
             );
         }
     }

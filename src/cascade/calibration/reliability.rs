@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Direction,
+    Direction, Point,
     draw::{Purpose, order},
     isotonic::{Isotonic, Labelled},
 };
@@ -24,6 +24,16 @@ pub struct Ece {
     pub before: f64,
     /// Of the isotonic regression, each point's probability being that of a fit to the four fifths without it.
     pub after: f64,
+}
+
+impl Ece {
+    /// Of points whose score is high where the answer was unsure. `seed` deals them to the folds.
+    pub fn of(points: impl IntoIterator<Item = Point>, seed: u64) -> Self {
+        let labelled = |p: Point| Labelled { unsure: p.score, wrong: p.wrong };
+        let mut sorted: Vec<Labelled> = points.into_iter().map(labelled).collect();
+        sorted.sort_by(|a, b| a.unsure.total_cmp(&b.unsure).then(a.wrong.cmp(&b.wrong)));
+        measure(&sorted, seed)
+    }
 }
 
 /// Both errors of points sorted by unsureness.
