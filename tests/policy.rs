@@ -62,7 +62,7 @@ fn weir(args: &[&str]) -> (i32, String, String) {
     (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
 }
 
-const SHIPPED: [&str; 11] = [
+const SHIPPED: [&str; 12] = [
     "policies/balanced-bandit.yaml",
     "policies/cost-saver.yaml",
     "policies/default.yaml",
@@ -70,6 +70,7 @@ const SHIPPED: [&str; 11] = [
     "policies/frugal-cascade.yaml",
     "policies/glimpse-steps.yaml",
     "policies/graph.yaml",
+    "policies/guaranteed-cascade.yaml",
     "policies/privacy-local.yaml",
     "policies/quality-first.yaml",
     "policies/self-consistency-arena.yaml",
@@ -187,6 +188,7 @@ fn init_writes_a_policy_that_is_fine_and_never_overwrites() {
         "frugal-cascade",
         "self-consistency-arena",
         "glimpse-steps",
+        "guaranteed-cascade",
         "failover",
     ] {
         let file = dir.path().join(format!("{template}.yaml"));

@@ -374,6 +374,16 @@ fn chat_prompts_go_through_the_template() {
 }
 
 #[test]
+fn an_answer_that_has_begun_is_continued_behind_the_template() {
+    let engine = engine(EngineOptions::default());
+    let messages = vec![Message::text(Role::User, "the")];
+    let mut ids = engine.encode(&messages).unwrap();
+    ids.tokens.extend(engine.encode_text("the <|im_end|>").unwrap());
+    let begun = ask(&engine, generate(Prompt::Begun(messages, "the <|im_end|>".to_owned()), GREEDY, 8));
+    assert_eq!(begun, ask(&engine, generate(Prompt::Encoded(ids), GREEDY, 8)), "nothing in it is special");
+}
+
+#[test]
 fn weights_that_give_no_numbers_end_in_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = tiny(TensorType::F32, TensorType::F32);

@@ -35,7 +35,7 @@ pub struct Guaranteed {
     pub wrong: f64,
 }
 
-/// Every score with every bound.
+/// Every score that answers have, with every bound.
 ///
 /// # Errors
 /// Where a score of an answer is no number.
@@ -44,6 +44,9 @@ pub fn judge(answers: &[Answer], draws: u64, seed: u64) -> Result<Vec<Guaranteed
     for score in SCORES {
         let point = |answer: &Answer| Some(Point { score: answer.score(score)?, wrong: !answer.correct });
         let population: Vec<Point> = answers.iter().filter_map(point).collect();
+        if population.is_empty() {
+            continue;
+        }
         for max_error in BOUNDS {
             let one = |draw: u64| accepted(score, &population, max_error, seed ^ (draw << 20));
             let drawn: Vec<Option<(f64, f64)>> = (0..draws).into_par_iter().map(one).collect::<Result<_, _>>()?;

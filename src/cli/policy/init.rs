@@ -41,6 +41,8 @@ enum Template {
     FrugalCascade,
     /// Three probes answer where they agree, else larger models and a judge
     SelfConsistencyArena,
+    /// A gate that keeps a bound on wrong answers, with a confidence, lets the small model's answers through
+    GuaranteedCascade,
     /// Two models reason together, step by step; the small one writes what it is sure of
     GlimpseSteps,
     /// One model answers; when it fails, the best that is left does
@@ -58,9 +60,25 @@ impl Template {
             Template::TenantTiers => include_str!("../../../policies/tenant-tiers.yaml"),
             Template::FrugalCascade => include_str!("../../../policies/frugal-cascade.yaml"),
             Template::SelfConsistencyArena => include_str!("../../../policies/self-consistency-arena.yaml"),
+            Template::GuaranteedCascade => include_str!("../../../policies/guaranteed-cascade.yaml"),
             Template::GlimpseSteps => include_str!("../../../policies/glimpse-steps.yaml"),
             Template::Failover => include_str!("../../../policies/failover.yaml"),
         }
+    }
+
+    /// What the policy needs beside it, and where.
+    fn artifact(self) -> Option<(&'static str, &'static [u8])> {
+        Some(match self {
+            Template::Graph => (
+                "artifacts/open-models.graph.safetensors",
+                include_bytes!("../../../policies/artifacts/open-models.graph.safetensors"),
+            ),
+            Template::GuaranteedCascade => (
+                "artifacts/smollm2-135m.calibration.json",
+                include_bytes!("../../../policies/artifacts/smollm2-135m.calibration.json"),
+            ),
+            _ => return None,
+        })
     }
 
     fn name(self) -> &'static str {
@@ -73,17 +91,12 @@ impl Template {
             Template::TenantTiers => "tenant-tiers",
             Template::FrugalCascade => "frugal-cascade",
             Template::SelfConsistencyArena => "self-consistency-arena",
+            Template::GuaranteedCascade => "guaranteed-cascade",
             Template::GlimpseSteps => "glimpse-steps",
             Template::Failover => "failover",
         }
     }
 }
-
-/// What the graph's policy needs beside it.
-const GRAPH: (&str, &[u8]) = (
-    "artifacts/open-models.graph.safetensors",
-    include_bytes!("../../../policies/artifacts/open-models.graph.safetensors"),
-);
 
 pub(super) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
     let text = args.template.text();
@@ -105,11 +118,11 @@ pub(super) fn run(args: &InitArgs) -> anyhow::Result<ExitCode> {
         opened => opened.with_context(|| format!("cannot write {shown}"))?,
     };
     file.write_all(text.as_bytes()).with_context(|| format!("cannot write {shown}"))?;
-    if matches!(args.template, Template::Graph) {
-        let artifact = args.file.parent().unwrap_or(std::path::Path::new("")).join(GRAPH.0);
+    if let Some((path, bytes)) = args.template.artifact() {
+        let artifact = args.file.parent().unwrap_or(std::path::Path::new("")).join(path);
         let wrong = || format!("cannot write {}", artifact.display());
         std::fs::create_dir_all(artifact.parent().unwrap_or(&artifact)).with_context(wrong)?;
-        std::fs::write(&artifact, GRAPH.1).with_context(wrong)?;
+        std::fs::write(&artifact, bytes).with_context(wrong)?;
     }
     if args.json {
         say!("{}", json!({"file": args.file, "template": args.template.name()}));
