@@ -89,6 +89,28 @@ select:
 fallback: {on: [timeout, rate_limited, server_error, cut, garbage], to: [cutter, liar], retries: 1}
 ";
 
+/// Plans of several calls: votes, races, stages, hedges.
+const COMPOSED: &str = "
+policy: faults
+models: {steady: {name: steady}, cutter: {name: cutter}, garbler: {name: garbler}, liar: {name: liar}, sick: {name: sick}}
+plans:
+  voted: {parallel: [{call: steady}, {call: cutter}, {call: liar}], aggregate: vote}
+  raced: {parallel: [{call: steady}, {call: garbler}], aggregate: first}
+  staged:
+    cascade:
+      - parallel: [{call: garbler}, {call: cutter}, {call: steady}]
+        aggregate: vote
+        # These servers say nothing of their tokens.
+        accept_when: [{score: mean_logprob, above: -1, if_unscored: escalate}]
+      - {call: liar, hedge: {after_ms: 50, call: cutter}}
+      - {call: steady}
+  hedged: {call: cutter, hedge: {after_ms: 100, call: steady}}
+select:
+  arms: [voted, raced, staged, hedged, sick]
+  weighted: {voted: 1, raced: 1, staged: 1, hedged: 1, sick: 1}
+fallback: {on: [timeout, rate_limited, server_error, cut, garbage], to: [cutter, liar], retries: 1}
+";
+
 /// How a request ended, as its client saw it.
 #[derive(Debug)]
 struct Seen {
@@ -407,6 +429,11 @@ async fn run(policy: &str, requests: usize) -> (Vec<Seen>, Record) {
     let verified: Value = serde_json::from_str(&out).unwrap();
     assert_eq!((&verified["passed"], &verified["not_ingested"]), (&json!(true), &json!(0)), "{verified}");
 
+    // Each run of a plan of several calls, from what its calls came to, gives the same decisions again.
+    let (code, out, err) = weir::run(&["audit", "reproduce", "--last", "100000", "--data-dir", data.to_str().unwrap()]);
+    assert_eq!(code, 0, "{out}{err}");
+    println!("{out}");
+
     let record = Record::read(&data);
     for server in &fleet {
         // A call that never left (its breaker was open, the connection broke before) is an attempt, too.
@@ -446,6 +473,22 @@ async fn two_thousand_requests_to_faulty_servers_all_end_properly() {
     assert!(good > requests / 2 && good < seen.len(), "{good} of {}", seen.len());
     let why = record.count("why");
     assert!(why.contains_key("retry") && why.contains_key("fallback"), "{why:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plans_of_several_calls_over_faulty_servers_all_end_properly() {
+    let (seen, record) = run(COMPOSED, 1000).await;
+    let wrong: Vec<&str> = seen.iter().filter_map(|one| one.wrong.as_deref()).collect();
+    assert!(wrong.is_empty(), "{} requests ended wrongly:\n{}", wrong.len(), wrong[..wrong.len().min(20)].join("\n"));
+    record.says_what_was_seen(&seen);
+    record.breakers_are_told_in_order();
+    let why = record.count("why");
+    println!("{} requests; attempts: why {why:?}, ends {:?}", seen.len(), record.count("finish"));
+    for reason in ["planned", "retry", "fallback", "escalation", "hedge"] {
+        assert!(why.contains_key(reason), "{reason}: {why:?}");
+    }
+    let good = seen.iter().filter(|one| one.error.is_none()).count();
+    assert!(good > seen.len() / 2 && good < seen.len(), "{good} of {}", seen.len());
 }
 
 /// The limit that `weir models running` shows of a model.

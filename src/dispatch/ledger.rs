@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
     task::{Context, Poll},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -31,6 +34,8 @@ pub(super) struct Ledger {
     /// Wall clock and monotonic clock at the same moment: stamps are the first plus what the second has run since.
     began: Micros,
     clock: Instant,
+    /// The last instant that was told.
+    told: AtomicI64,
     /// The calls that are running.
     open: Vec<Open>,
     ended: Vec<Ended>,
@@ -86,6 +91,7 @@ impl Ledger {
             runtime: Handle::current(),
             began: wall_clock(),
             clock: Instant::now(),
+            told: AtomicI64::new(0),
             open: Vec::new(),
             ended: Vec::new(),
             calls: 0,
@@ -100,9 +106,12 @@ impl Ledger {
         }
     }
 
-    /// The request's own clock, in microseconds since the epoch; never goes back.
+    /// The request's own clock, in microseconds since the epoch. No instant is told twice, so that the record gives the order in
+    /// which things happened.
     pub(super) fn now(&self) -> Micros {
-        self.began + since(self.clock)
+        let now = self.began + since(self.clock);
+        let before = self.told.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |told| Some(now.max(told + 1)));
+        before.map_or(now, |told| now.max(told + 1))
     }
 
     /// The moment at which [`Ledger::now`] will be `at`.

@@ -30,7 +30,8 @@ impl Watch {
             Chunk::Wire(json) => said.read(json),
             Chunk::Text { .. } | Chunk::Finish { .. } | Chunk::Usage(_) => return Vec::new(),
         }
-        let first = !self.begun && !(said.tokens.is_empty() && said.text().is_empty());
+        let says = !said.tokens.is_empty() || !said.text().is_empty();
+        let first = says && !self.begun;
         self.begun |= first;
         let mut readings = Vec::new();
         for &score in &self.scores {

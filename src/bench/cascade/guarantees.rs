@@ -94,7 +94,7 @@ mod tests {
         // Below 0.3 one in ten is wrong, above nine in ten.
         let of = |i: u32| {
             let entropy = f64::from(i % 100) / 100.0;
-            let wrong = (entropy < 0.3) == (i / 100 % 10 == 0);
+            let wrong = (entropy < 0.3) == (i / 100).is_multiple_of(10);
             answer(&format!("t-{i}"), 0.0, 0, if wrong { "5" } else { "4" }, entropy)
         };
         let answers: Vec<Answer> = (0..2000).map(of).collect();

@@ -10,8 +10,8 @@ use crate::{
     audit::DecisionView,
     cascade::{Limits, RetryPolicy, Setup, Timer},
     domain::{
-        Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend, What,
-        canonical,
+        Abort, Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend,
+        What, canonical,
     },
 };
 
@@ -72,8 +72,8 @@ impl Answers for Journal<'_> {
         self.notes.iter().any(|note| note.what == What::RetryDenied { call })
     }
 
-    /// A retry or a hedge began when its wait was over. Where the record has none, and no note that it was masked, a call began to
-    /// answer before it was hedged.
+    /// A retry or a hedge began when its wait was over. Where the record has none, and no note that it was masked, something else
+    /// came first, were it only by being looked at first.
     fn rings(&mut self, timer: Timer, at: Micros) -> Option<Micros> {
         let begun = |call: u32, why: AttemptReason| {
             let first = self.attempt(call)?;
@@ -81,8 +81,15 @@ impl Answers for Journal<'_> {
             self.attempts.iter().filter(follows).map(|a| a.started).min()
         };
         match timer {
-            Timer::Deadline => Some(at),
-            Timer::Backoff { call } => Some(begun(call, AttemptReason::Retry).unwrap_or(at)),
+            Timer::Deadline => {
+                let stopped = What::Stopped { by: Abort::Deadline };
+                self.notes.iter().any(|note| note.what == stopped).then_some(at)
+            }
+            Timer::Backoff { call } => begun(call, AttemptReason::Retry).or_else(|| {
+                let failed = self.attempt(call)?;
+                let masked = |note: &Note| matches!(note.what, What::Masked { .. }) && note.at == failed.at;
+                self.notes.iter().any(masked).then_some(at)
+            }),
             Timer::Hedge { call } => begun(call, AttemptReason::Hedge).or_else(|| {
                 let masked = |note: &Note| matches!(note.what, What::HedgeMasked { call: of, .. } if of == call);
                 self.notes.iter().any(masked).then_some(at)
