@@ -7,21 +7,10 @@ use super::{
     gate,
 };
 
-/// What is always computed where a gate asks about an answer, so that other gates can be tried on the record.
-const STANDARD: [Score; 7] = [
-    Score::MeanTokenEntropy,
-    Score::FirstTokenEntropy,
-    Score::MeanMargin,
-    Score::MeanLogprob,
-    Score::LogprobQuantile(0.0),
-    Score::LogprobQuantile(0.1),
-    Score::LogprobQuantile(0.5),
-];
-
 /// The scores of an answer with these tokens that its gates ask for, and the usual ones.
 pub fn readings(tokens: &[TokenLogprob], asked: impl IntoIterator<Item = Score>) -> Vec<Reading> {
-    let mut scores = STANDARD.to_vec();
-    scores.extend(asked.into_iter().filter(|score| *score != Score::Disagreement && !STANDARD.contains(score)));
+    let mut scores = Score::STANDARD.to_vec();
+    scores.extend(asked.into_iter().filter(|score| *score != Score::Disagreement && !Score::STANDARD.contains(score)));
     scores.into_iter().map(|score| Reading { score, read: gate::score(score, tokens) }).collect()
 }
 

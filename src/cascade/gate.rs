@@ -21,7 +21,7 @@
 
 use libm::{exp, log};
 
-use crate::domain::{Score, Scored, TokenLogprob, Unscored};
+use crate::domain::{Score, Scored, Scorer, TokenLogprob, Unscored};
 
 /// The score of an answer with these tokens. Units are [`Score`]'s. How far answers disagree is no score of one.
 ///
@@ -35,6 +35,7 @@ pub fn score(score: Score, tokens: &[TokenLogprob]) -> Result<Scored, Unscored> 
         Score::MeanLogprob => mean_logprob(tokens),
         Score::LogprobQuantile(q) => logprob_quantile(tokens, q),
         Score::Disagreement => Err(Unscored::NoVote),
+        Score::Learned(scorer) => learned(&scorer, tokens),
     }?;
     if scored.value.is_finite() { Ok(scored) } else { Err(Unscored::NotFinite) }
 }
@@ -114,6 +115,36 @@ pub fn logprob_quantile(tokens: &[TokenLogprob], q: f64) -> Result<Scored, Unsco
     let part = h - below as f64;
     let value = if part == 0.0 || low == high { low } else { low + part * (high - low) };
     Ok(Scored { value, exact: true })
+}
+
+/// How probably the answer is right: [`p_right`] of its scores and its length. Exact where all of them are.
+///
+/// # Errors
+/// As the scores that it is made of.
+pub fn learned(scorer: &Scorer, tokens: &[TokenLogprob]) -> Result<Scored, Unscored> {
+    let mut exact = true;
+    let mut features = [0.0; Scorer::FEATURES];
+    for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
+        let scored = score(standard, tokens)?;
+        *feature = scored.value;
+        exact &= scored.exact;
+    }
+    features[Scorer::FEATURES - 1] = length(tokens.len());
+    Ok(Scored { value: p_right(scorer, &features), exact })
+}
+
+/// The logistic function of the weighted features, 0 to 1.
+pub fn p_right(scorer: &Scorer, features: &[f64; Scorer::FEATURES]) -> f64 {
+    let mut z = scorer.bias;
+    for (weight, feature) in scorer.weights.iter().zip(features) {
+        z += weight * feature;
+    }
+    1.0 / (1.0 + exp(-z))
+}
+
+/// The feature of an answer of so many tokens.
+pub fn length(tokens: usize) -> f64 {
+    log(1.0 + tokens as f64)
 }
 
 /// Mean over tokens; exact where every token is.

@@ -24,7 +24,24 @@ pub enum Score {
     LogprobQuantile(f64),
     /// How far the branches of a parallel stage disagree: 0 when all answers are the same, 1 when no two are.
     Disagreement,
+    /// How probably the answer is right, 0 to 1, by a fit to answers that were known to be right or wrong.
+    Learned(Scorer),
 }
+
+/// A logistic regression over [`Score::STANDARD`] and the logarithm of one more than the answer's tokens: FrugalGPT's scoring
+/// function (arXiv 2305.05176, section 3) in its smallest form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scorer {
+    pub bias: f64,
+    /// Of the standard scores in their order, and of the length.
+    pub weights: [f64; Self::FEATURES],
+}
+
+impl Scorer {
+    pub const FEATURES: usize = 8;
+}
+
+const _: () = assert!(Scorer::FEATURES == Score::STANDARD.len() + 1);
 
 /// The side of a threshold on which a score has to lie; the threshold itself lies on neither.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -100,16 +117,35 @@ impl Condition {
 }
 
 impl Score {
+    /// What is always computed where a gate asks about an answer, so that other gates can be tried on the record.
+    pub const STANDARD: [Score; 7] = [
+        Score::MeanTokenEntropy,
+        Score::FirstTokenEntropy,
+        Score::MeanMargin,
+        Score::MeanLogprob,
+        Score::LogprobQuantile(0.0),
+        Score::LogprobQuantile(0.1),
+        Score::LogprobQuantile(0.5),
+    ];
+
+    /// The text that [`Score::from_str`] reads; the displayed one but for a learned score, whose weights it has.
+    pub fn name(&self) -> String {
+        match self {
+            Score::Learned(scorer) => format!("{self} {}", serde_json::to_string(scorer).unwrap_or_default()),
+            _ => self.to_string(),
+        }
+    }
+
     /// Whether a high value speaks for an answer.
     pub fn high_is_sure(&self) -> bool {
-        matches!(self, Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_))
+        matches!(self, Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_) | Score::Learned(_))
     }
 
     /// What a backend has to give with its answer for this score: `None` nothing, else log-probabilities with that many
     /// alternatives per token. 20 is the most that OpenAI's API gives; engines of ours give whole distributions' entropy.
     pub fn logprobs(&self) -> Option<u8> {
         match self {
-            Score::MeanTokenEntropy | Score::FirstTokenEntropy | Score::MeanMargin => Some(20),
+            Score::MeanTokenEntropy | Score::FirstTokenEntropy | Score::MeanMargin | Score::Learned(_) => Some(20),
             Score::MeanLogprob | Score::LogprobQuantile(_) => Some(0),
             Score::Disagreement => None,
         }
@@ -125,11 +161,12 @@ impl fmt::Display for Score {
             Score::MeanLogprob => "mean_logprob",
             Score::LogprobQuantile(q) => return write!(f, "logprob_quantile {q}"),
             Score::Disagreement => "disagreement",
+            Score::Learned(_) => "learned",
         })
     }
 }
 
-/// As [`Score`] is displayed.
+/// As [`Score::name`] says it. `learned` alone is a learned score that knows nothing yet.
 impl FromStr for Score {
     type Err = String;
 
@@ -140,7 +177,13 @@ impl FromStr for Score {
             "mean_margin" => Score::MeanMargin,
             "mean_logprob" => Score::MeanLogprob,
             "disagreement" => Score::Disagreement,
+            "learned" => Score::Learned(Scorer::default()),
             _ => {
+                if let Some(json) = text.strip_prefix("learned ") {
+                    let scorer =
+                        serde_json::from_str(json).map_err(|e| format!("a learned score without weights: {e}"));
+                    return scorer.map(Score::Learned);
+                }
                 let q = text.strip_prefix("logprob_quantile ").and_then(|q| q.parse().ok());
                 Score::LogprobQuantile(q.ok_or_else(|| format!("there is no score `{text}`"))?)
             }

@@ -37,7 +37,7 @@ pub use event::{
 };
 pub use facts::{Facts, Reading, Scored};
 pub use failover::{Availability, Edge, FailoverGraph, FailoverWeights, Health};
-pub use gate::{Bound, Condition, IfUnscored, Score};
+pub use gate::{Bound, Condition, IfUnscored, Score, Scorer};
 pub use ids::{DecisionId, Hash, Micros};
 pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptKv};
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};

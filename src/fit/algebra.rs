@@ -71,13 +71,18 @@ impl Gram {
     }
 }
 
-/// Logistic regression of scores in [0, 1], models x columns, by steps with the Hessian's upper bound xᵀx/4, which has one
+/// Logistic regression of scores in [0, 1], one per model, that `scores` says of a row; models x columns. By steps with the Hessian's upper bound xᵀx/4, which has one
 /// factor for all models and never overshoots (Böhning, Lindsay, "Monotonicity of quadratic-approximation algorithms",
 /// 1988).
-pub(super) fn logistic(rows: &[Vec<f64>], matrix: &Matrix, places: &[usize], lambda: f64) -> Option<Vec<f64>> {
+pub(super) fn logistic<'a>(
+    rows: &[Vec<f64>],
+    models: usize,
+    places: &[usize],
+    scores: &dyn Fn(usize) -> &'a [f64],
+    lambda: f64,
+) -> Option<Vec<f64>> {
     const STEPS: usize = 60;
     let columns = places.first().map_or(0, |q| rows[*q].len());
-    let models = matrix.models.len();
     let mut a = vec![0.0; linalg::packed_len(columns)];
     places.iter().for_each(|q| linalg::rank_one(&mut a, &rows[*q], 0.25));
     let factor = linalg::cholesky(&a, columns, |_| lambda)?;
@@ -86,7 +91,7 @@ pub(super) fn logistic(rows: &[Vec<f64>], matrix: &Matrix, places: &[usize], lam
         let mut gradient: Vec<f64> = weights.iter().map(|w| -lambda * w).collect();
         for q in places {
             let x = &rows[*q];
-            for (m, score) in matrix.scores(*q).iter().enumerate() {
+            for (m, score) in scores(*q).iter().enumerate() {
                 let z = linalg::dot(&weights[m * columns..(m + 1) * columns], x);
                 let rest = score - 1.0 / (1.0 + (-z).exp());
                 gradient[m * columns..(m + 1) * columns].iter_mut().zip(x).for_each(|(g, x)| *g += rest * x);

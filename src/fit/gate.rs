@@ -6,8 +6,13 @@ use std::{collections::BTreeSet, str::FromStr};
 use serde::Deserialize;
 
 use crate::{
-    cascade::calibration::{Calibration, CalibrationError, Direction, Point},
-    domain::{Bound, Reading, Score},
+    cascade::{
+        self,
+        calibration::{Calibration, CalibrationError, Direction, Point},
+    },
+    domain::{Bound, Reading, Score, Scorer},
+    fit::algebra,
+    replay::metrics::SplitMix,
 };
 
 /// One answer. Further fields are not looked at.
@@ -21,10 +26,26 @@ pub struct Answer {
     /// That it was drawn at, where that is known.
     #[serde(default)]
     pub temperature: Option<f64>,
+    /// How long it is; without it a learned score is of the other features alone.
+    #[serde(default)]
+    pub completion_tokens: u32,
 }
 
 impl Answer {
+    /// What a learned score is made of.
+    fn features(&self) -> Option<[f64; Scorer::FEATURES]> {
+        let mut features = [0.0; Scorer::FEATURES];
+        for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
+            *feature = self.score(standard)?;
+        }
+        features[Scorer::FEATURES - 1] = cascade::gate::length(self.completion_tokens as usize);
+        Some(features)
+    }
+
     fn score(&self, score: Score) -> Option<f64> {
+        if let Score::Learned(scorer) = score {
+            return Some(cascade::gate::p_right(&scorer, &self.features()?));
+        }
         let reading = self.scores.iter().find(|reading| reading.score == score)?;
         Some(reading.read.ok()?.value)
     }
@@ -58,6 +79,10 @@ pub enum GateError {
     Line { line: usize, error: serde_json::Error },
     #[error("there is no answer of `{model}`; there are answers of {}", known.join(", "))]
     NoModel { model: String, known: Vec<String> },
+    #[error("{found} of the answers that a score is learned from have all features; at least {needed} have to")]
+    TooFew { found: usize, needed: usize },
+    #[error("no score can be learned: the features of these answers say all the same")]
+    Singular,
     #[error(transparent)]
     Calibration(#[from] CalibrationError),
 }
@@ -76,6 +101,50 @@ pub struct Calibrated {
 pub fn read(text: &str) -> Result<Vec<Answer>, GateError> {
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(line, json)| serde_json::from_str(json).map_err(|error| GateError::Line { line, error })).collect()
+}
+
+/// Learns a score from a third of the answers, which calibrate nothing any more, by logistic regression; the others are left.
+/// `seed` deals them. Features are standardised for the fit alone.
+///
+/// # Errors
+/// Where too few answers have all features.
+pub fn learn(answers: &mut Vec<Answer>, seed: u64) -> Result<Scorer, GateError> {
+    const LAMBDA: f64 = 1.0;
+    const LEAST: usize = 50;
+    let order = SplitMix(seed).order(answers.len());
+    let taken: BTreeSet<usize> = order.into_iter().take(answers.len() / 3).collect();
+    let of = |i: &usize| Some((answers[*i].features()?, answers[*i].correct));
+    let known: Vec<([f64; Scorer::FEATURES], bool)> = taken.iter().filter_map(of).collect();
+    if known.len() < LEAST {
+        return Err(GateError::TooFew { found: known.len(), needed: LEAST });
+    }
+    let n = known.len() as f64;
+    let mut scale = [(0.0, 1.0); Scorer::FEATURES];
+    for (i, (mean, deviation)) in scale.iter_mut().enumerate() {
+        *mean = known.iter().map(|(x, _)| x[i]).sum::<f64>() / n;
+        let squares: f64 = known.iter().map(|(x, _)| (x[i] - *mean).powi(2)).sum();
+        // What is always the same tells nothing.
+        *deviation = if squares > 0.0 { (squares / n).sqrt() } else { 1.0 };
+    }
+    let row = |(x, _): &([f64; Scorer::FEATURES], bool)| {
+        let standard = x.iter().zip(&scale).map(|(x, (mean, deviation))| (x - mean) / deviation);
+        std::iter::once(1.0).chain(standard).collect::<Vec<f64>>()
+    };
+    let rows: Vec<Vec<f64>> = known.iter().map(row).collect();
+    let right: Vec<f64> = known.iter().map(|(_, right)| f64::from(u8::from(*right))).collect();
+    let places: Vec<usize> = (0..rows.len()).collect();
+    let fitted = algebra::logistic(&rows, 1, &places, &|i| &right[i..=i], LAMBDA).ok_or(GateError::Singular)?;
+    let mut scorer = Scorer { bias: fitted[0], weights: [0.0; Scorer::FEATURES] };
+    for (i, (mean, deviation)) in scale.iter().enumerate() {
+        scorer.weights[i] = fitted[i + 1] / deviation;
+        scorer.bias -= scorer.weights[i] * mean;
+    }
+    let mut place = 0;
+    answers.retain(|_| {
+        place += 1;
+        !taken.contains(&(place - 1))
+    });
+    Ok(scorer)
 }
 
 /// Calibrates a gate on `score` with the answers of these models, all where none is named, that pass what stands before it.
@@ -109,7 +178,7 @@ pub fn calibrate(
         }
     }
     let direction = if score.high_is_sure() { Direction::HighIsSure } else { Direction::LowIsSure };
-    let calibration = Calibration::fit(score.to_string(), direction, of.into_iter().collect(), seed, points)?;
+    let calibration = Calibration::fit(score.name(), direction, of.into_iter().collect(), seed, points)?;
     Ok(Calibrated { calibration, left_out })
 }
 
@@ -153,5 +222,38 @@ mod tests {
             assert!(bad.parse::<Passed>().is_err(), "{bad}");
         }
         assert_eq!("logprob_quantile 0.1 > -3".parse::<Passed>().unwrap().score, Score::LogprobQuantile(0.1));
+    }
+
+    #[test]
+    fn what_is_learned_tells_right_from_wrong_better_than_any_score_alone() {
+        // Right where margin and log-probability together are high; each alone tells half of it.
+        let mut rng = SplitMix(5);
+        let mut line = || {
+            let (margin, logprob) = (rng.unit(), -rng.unit());
+            let right = margin + logprob > 0.0;
+            let other = |name: &str| format!(r#"{{"score":{name},"value":0.5}}"#);
+            let quantiles = [0.0, 0.1, 0.5].map(|q| other(&format!(r#"{{"logprob_quantile":{q:?}}}"#)));
+            format!(
+                r#"{{"model":"a","completion_tokens":9,"correct":{right},"scores":[{{"score":"mean_margin","value":{margin}}},
+                {{"score":"mean_logprob","value":{logprob}}},{},{},{}]}}"#,
+                other(r#""mean_token_entropy""#),
+                other(r#""first_token_entropy""#),
+                quantiles.join(",")
+            )
+            .replace('\n', "")
+        };
+        let mut answers = read(&(0..900).map(|_| line()).collect::<Vec<_>>().join("\n")).unwrap();
+        let scorer = learn(&mut answers, 1).unwrap();
+        assert_eq!(answers.len(), 600, "a third has taught it");
+        let errors = |score| calibrate(score, &answers, &[], &[], 0).unwrap().calibration;
+        let (learned, margin) = (errors(Score::Learned(scorer)), errors(Score::MeanMargin));
+        let kept = |of: &Calibration| of.guaranteed(0.1, 0.95).unwrap().map_or(0.0, |g| g.coverage);
+        assert!(kept(&learned) > 0.4 && kept(&learned) > 2.0 * kept(&margin), "{} {}", kept(&learned), kept(&margin));
+        // It is named with what it has learned, and read again.
+        assert_eq!(learned.score().parse::<Score>(), Ok(Score::Learned(scorer)));
+        assert_eq!(Score::Learned(scorer).to_string(), "learned");
+        answers.truncate(100);
+        let few = learn(&mut answers, 1).unwrap_err().to_string();
+        assert!(few.contains("33 of the answers that a score is learned from"), "{few}");
     }
 }

@@ -204,7 +204,9 @@ fn one(family: Family, task: &Task<'_>, folds: &Folds, fitted: &mut Fitted) -> R
         Family::Logistic => {
             let rows = rows(task, &scale, &|seen| expanded(seen, &[], 0, 0.0));
             let lambda = 3.0;
-            let mut weights = algebra::logistic(&rows, task.matrix, task.places, lambda).ok_or_else(singular)?;
+            let mut weights =
+                algebra::logistic(&rows, task.matrix.models.len(), task.places, &|q| task.matrix.scores(q), lambda)
+                    .ok_or_else(singular)?;
             scale.fold(&mut weights, models);
             fitted.card.parameters.insert("logistic.lambda".into(), lambda);
             let shape = vec![models, weights.len() / models];

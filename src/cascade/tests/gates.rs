@@ -96,3 +96,18 @@ fn an_answer_that_lacks_what_a_score_needs_has_none() {
     assert_eq!(gate::score(Score::MeanTokenEntropy, &infinite), Err(Unscored::NotFinite));
     assert_eq!(gate::score(Score::Disagreement, &[with]), Err(Unscored::NoVote));
 }
+
+#[test]
+fn a_learned_score_is_the_logistic_function_of_the_others() {
+    use crate::domain::Scorer;
+    let tokens = [token(-0.25, &[-0.25, -1.5], Some(0.75)), token(-0.5, &[-0.5, -1.0], Some(1.25))];
+    let of = |score| gate::score(score, &tokens).unwrap().value;
+    let mut scorer = Scorer { bias: 0.5, ..Scorer::default() };
+    (scorer.weights[0], scorer.weights[3], scorer.weights[7]) = (-2.0, 1.0, 0.25);
+    let z = 0.5 - 2.0 * of(Score::MeanTokenEntropy) + of(Score::MeanLogprob) + 0.25 * 3.0f64.ln();
+    let scored = gate::score(Score::Learned(scorer), &tokens).unwrap();
+    assert!((scored.value - 1.0 / (1.0 + (-z).exp())).abs() < 1e-12 && scored.exact);
+    assert_eq!(gate::score(Score::Learned(scorer), &[]), Err(Unscored::NoLogprobs));
+    let asked = crate::cascade::readings(&tokens, [Score::Learned(scorer)]);
+    assert_eq!((asked.len(), asked[7].read), (8, Ok(scored)));
+}

@@ -29,6 +29,12 @@ pub(super) struct GateArgs {
     /// count have to be independent
     #[arg(long, value_name = "NUMBER", requires = "cascade")]
     temperature: Option<f64>,
+    /// With --cascade: say what threshold spends at most so many USD an answer on average, for the --costs
+    #[arg(long, value_name = "USD", requires = "cascade", requires = "costs")]
+    cost_cap: Option<f64>,
+    /// With --cost-cap: mean cost in USD of an answer of the stage's model, and of what it escalates to, e.g. 0.0004,0.01
+    #[arg(long, value_name = "USD,USD", value_delimiter = ',', requires = "cost_cap")]
+    costs: Vec<f64>,
     /// With --cascade: say what threshold keeps this share of accepted answers wrong at most
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, requires = "cascade")]
     max_error: f64,
@@ -38,7 +44,7 @@ pub(super) struct GateArgs {
 }
 
 pub(super) fn run(
-    score: Score,
+    mut score: Score,
     data: &Path,
     out: &PathBuf,
     seed: u64,
@@ -51,8 +57,17 @@ pub(super) fn run(
         answers.retain(|answer| answer.temperature == Some(temperature));
         anyhow::ensure!(!answers.is_empty(), "{} has no answer at the temperature {temperature}", data.display());
     }
+    if matches!(score, Score::Learned(_)) {
+        answers.retain(|answer| args.models.is_empty() || args.models.contains(&answer.model));
+        score = Score::Learned(gate::learn(&mut answers, seed)?);
+    }
     let fitted = gate::calibrate(score, &answers, &args.models, &args.passed, seed)?;
     let guarantee = fitted.calibration.guaranteed(args.max_error, args.confidence)?;
+    let capped = match (args.cost_cap, &args.costs[..]) {
+        (Some(cap), &[own, next]) => Some(capped(&fitted.calibration, cap, own, next)?),
+        (Some(_), _) => anyhow::bail!("--costs wants two amounts, e.g. --costs 0.0004,0.01"),
+        (None, _) => None,
+    };
     let bytes = serde_json::to_vec(&fitted.calibration)?;
     std::fs::write(out, &bytes).with_context(|| format!("cannot write {}", out.display()))?;
     let hash = Hash::of(&bytes);
@@ -61,7 +76,7 @@ pub(super) fn run(
         let document = json!({
             "ok": true, "artifact": out, "hash": hash, "score": score.to_string(),
             "models": fitted.calibration.models(), "answers": fitted.calibration.points().len(), "wrong": wrong,
-            "left_out": fitted.left_out, "ece": fitted.calibration.ece(), "guarantee": guarantee,
+            "left_out": fitted.left_out, "ece": fitted.calibration.ece(), "guarantee": guarantee, "cost_cap": capped,
         });
         say!("{}", serde_json::to_string_pretty(&document)?);
         return Ok(ExitCode::SUCCESS);
@@ -76,8 +91,56 @@ pub(super) fn run(
     );
     say!("calibration error {:.3}, of the raw score {:.3}", calibration.ece().after, calibration.ece().before);
     say!("{}", said(score, calibration, guarantee.as_ref(), args));
+    if let Some(Capped { threshold, accepted, wrong, p_wrong, usd }) = &capped {
+        say!(
+            "{} {threshold:.6} an answer costs ${usd:.6} on average: {:.0} % of answers are accepted, {:.1} % of them wrong; in a policy \
+             {{score: p_wrong, below: {p_wrong:.6}, calibration: {}}}",
+            if score.high_is_sure() { "above" } else { "below" },
+            accepted * 100.0,
+            wrong * 100.0,
+            name(out)
+        );
+    }
     say!("\nIn a policy, beside it: {{score: p_wrong, max_error: {}, calibration: {}}}", args.max_error, name(out));
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a cap on the mean cost leaves.
+#[derive(Debug, serde::Serialize)]
+struct Capped {
+    /// In the score's unit.
+    threshold: f64,
+    /// Share of the calibration's answers, and the share of these that is wrong.
+    accepted: f64,
+    wrong: f64,
+    /// What the policy says: accepted is what is wrong with a probability below this.
+    p_wrong: f64,
+    /// Mean cost of an answer.
+    usd: f64,
+}
+
+/// The fewest answers that may be accepted where each costs `own`, and `next` more where it is escalated: what is escalated is
+/// better answered, so that the cap is used up. Groups of answers that the calibration tells nothing of stay together.
+fn capped(calibration: &Calibration, cap: f64, own: f64, next: f64) -> anyhow::Result<Capped> {
+    anyhow::ensure!(own >= 0.0 && next > 0.0 && cap.is_finite(), "costs are amounts of USD, the second more than 0");
+    anyhow::ensure!(cap >= own, "the stage alone costs ${own} an answer, which is more than ${cap}");
+    let points = calibration.points();
+    let n = points.len() as f64;
+    let mut best: Option<Capped> = None;
+    for step in calibration.isotonic().steps() {
+        // Just above the step's probability, so that the step is accepted.
+        let p_wrong = (step.p_wrong() + 1e-6).min(1.0);
+        let Some(threshold) = calibration.threshold_at(p_wrong) else { continue };
+        let passes = |score: f64| calibration.p_wrong(score) <= p_wrong;
+        let accepted: Vec<_> = points.iter().filter(|point| passes(point.score)).collect();
+        let share = accepted.len() as f64 / n;
+        let usd = own + (1.0 - share) * next;
+        let wrong = accepted.iter().filter(|point| point.wrong).count() as f64 / accepted.len().max(1) as f64;
+        if usd <= cap && best.as_ref().is_none_or(|best| share < best.accepted) {
+            best = Some(Capped { threshold, accepted: share, wrong, p_wrong, usd });
+        }
+    }
+    best.ok_or_else(|| anyhow::anyhow!("no threshold of this calibration keeps ${cap} an answer"))
 }
 
 fn left_out(n: usize) -> String {

@@ -46,8 +46,8 @@ pub(super) struct FitArgs {
     /// What to fit
     #[arg(long, value_enum, required_unless_present_any = ["warm_start", "extend", "cascade"], conflicts_with_all = ["warm_start", "extend", "cascade"])]
     selector: Option<Family>,
-    /// Calibrate a gate on this score of answers, e.g. mean_token_entropy or "logprob_quantile 0.1"; --data is JSON lines
-    /// with model, scores ([{score, value}]) and correct
+    /// Calibrate a gate on this score of answers, e.g. mean_token_entropy or "logprob_quantile 0.1", or `learned`, which is
+    /// fitted to a third of the answers first; --data is JSON lines with model, scores ([{score, value}]) and correct
     #[arg(long, value_name = "SCORE", conflicts_with_all = ["warm_start", "extend", "test", "seeds"])]
     cascade: Option<Score>,
     #[command(flatten)]

@@ -198,6 +198,7 @@ fn range(score: Score) -> (f64, f64, &'static str) {
         Score::MeanMargin => (0.0, 1.0, "0 to 1, and high where it is sure"),
         Score::MeanLogprob | Score::LogprobQuantile(_) => (f64::MIN, 0.0, "at most 0, and high where it is sure"),
         Score::Disagreement => (0.0, 1.0, "0 to 1, and low where branches agree"),
+        Score::Learned(_) => (0.0, 1.0, "0 to 1, and high where it is sure"),
     }
 }
 
