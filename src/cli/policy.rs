@@ -84,7 +84,7 @@ enum Verb {
     #[command(
         after_help = "Examples:\n  weir policy fit --selector ensemble --data outcomes.parquet --out support.safetensors\n  weir policy fit --selector knn --data train.parquet --test test.parquet --out knn.safetensors --json"
     )]
-    Fit(fit::FitArgs),
+    Fit(Box<fit::FitArgs>),
     /// Run the tests that policy files hold.
     #[command(after_help = "Example:\n  weir policy test policies/*.yaml")]
     Test {

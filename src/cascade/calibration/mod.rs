@@ -228,6 +228,20 @@ impl Calibration {
         self.isotonic.threshold_at(p)
     }
 
+    /// The threshold, in the score's unit, that accepts at least this share of the points, the surest, and no more of them than
+    /// those with the same score.
+    ///
+    /// # Errors
+    /// [`CalibrationError::OutOfRange`] where the share is not between 0 and 1.
+    pub fn threshold_accepting(&self, share: f64) -> Result<f64, CalibrationError> {
+        open_unit("accepted", share)?;
+        let labelled = self.labelled();
+        let wanted = ((share * labelled.len() as f64).ceil() as usize).max(1);
+        let last = labelled[wanted.min(labelled.len()) - 1].unsure;
+        let next = labelled.iter().map(|p| p.unsure).find(|unsure| *unsure > last);
+        Ok(self.direction.turned(next.map_or(last + 1.0, |next| isotonic::between(last, next))))
+    }
+
     /// A threshold below which (above, where high is sure) the answers of the points' source are wrong with a rate of
     /// at most `max_error`, unless the points are of the unluckiest 1 - `confidence` of all such samples. `None` where
     /// the points certify none. How, and what it assumes: the head of `learn_then_test.rs`. The guarantee is for

@@ -270,3 +270,19 @@ fn what_is_written_is_read_and_what_was_edited_is_not() {
     // What nothing is computed from may be told otherwise.
     assert!(serde_json::from_str::<Calibration>(&text.replace("mean_token_entropy", "mean_margin")).is_ok());
 }
+
+#[test]
+fn a_share_is_accepted_in_both_directions_and_equal_scores_stay_together() {
+    for direction in [Direction::LowIsSure, Direction::HighIsSure] {
+        let turn = |x: f64| if direction == Direction::LowIsSure { x } else { -x };
+        // Ten points of each score.
+        let points = (0..200u32).map(|i| Point { score: turn(f64::from(i / 10)), wrong: i.is_multiple_of(3) });
+        let calibration = fit(direction, points.collect());
+        for (share, accepted) in [(0.001, 10), (0.05, 10), (0.051, 20), (0.5, 100), (0.999, 200)] {
+            let threshold = calibration.threshold_accepting(share).unwrap();
+            let passed = calibration.points().iter().filter(|point| direction.accepts(point.score, threshold)).count();
+            assert_eq!(passed, accepted, "{direction:?} {share}");
+        }
+        assert!(calibration.threshold_accepting(1.0).is_err());
+    }
+}

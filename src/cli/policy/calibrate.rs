@@ -91,10 +91,10 @@ pub(super) fn run(
     );
     say!("calibration error {:.3}, of the raw score {:.3}", calibration.ece().after, calibration.ece().before);
     say!("{}", said(score, calibration, guarantee.as_ref(), args));
-    if let Some(Capped { threshold, accepted, wrong, p_wrong, usd }) = &capped {
+    if let Some(Capped { threshold, accepted, wrong, usd }) = &capped {
         say!(
             "{} {threshold:.6} an answer costs ${usd:.6} on average: {:.0} % of answers are accepted, {:.1} % of them wrong; in a policy \
-             {{score: p_wrong, below: {p_wrong:.6}, calibration: {}}}",
+             {{score: p_wrong, accepted: {accepted}, calibration: {}}}",
             if score.high_is_sure() { "above" } else { "below" },
             accepted * 100.0,
             wrong * 100.0,
@@ -110,37 +110,30 @@ pub(super) fn run(
 struct Capped {
     /// In the score's unit.
     threshold: f64,
-    /// Share of the calibration's answers, and the share of these that is wrong.
+    /// Share of the calibration's answers, as the policy says it, and the share of these that is wrong.
     accepted: f64,
     wrong: f64,
-    /// What the policy says: accepted is what is wrong with a probability below this.
-    p_wrong: f64,
     /// Mean cost of an answer.
     usd: f64,
 }
 
-/// The fewest answers that may be accepted where each costs `own`, and `next` more where it is escalated: what is escalated is
-/// better answered, so that the cap is used up. Groups of answers that the calibration tells nothing of stay together.
+/// The fewest answers, the surest, that may be accepted where each costs `own`, and `next` more where it is escalated: what is
+/// escalated is better answered, so that the cap is used up.
 fn capped(calibration: &Calibration, cap: f64, own: f64, next: f64) -> anyhow::Result<Capped> {
     anyhow::ensure!(own >= 0.0 && next > 0.0 && cap.is_finite(), "costs are amounts of USD, the second more than 0");
-    anyhow::ensure!(cap >= own, "the stage alone costs ${own} an answer, which is more than ${cap}");
-    let points = calibration.points();
-    let n = points.len() as f64;
-    let mut best: Option<Capped> = None;
-    for step in calibration.isotonic().steps() {
-        // Just above the step's probability, so that the step is accepted.
-        let p_wrong = (step.p_wrong() + 1e-6).min(1.0);
-        let Some(threshold) = calibration.threshold_at(p_wrong) else { continue };
-        let passes = |score: f64| calibration.p_wrong(score) <= p_wrong;
-        let accepted: Vec<_> = points.iter().filter(|point| passes(point.score)).collect();
-        let share = accepted.len() as f64 / n;
-        let usd = own + (1.0 - share) * next;
-        let wrong = accepted.iter().filter(|point| point.wrong).count() as f64 / accepted.len().max(1) as f64;
-        if usd <= cap && best.as_ref().is_none_or(|best| share < best.accepted) {
-            best = Some(Capped { threshold, accepted: share, wrong, p_wrong, usd });
-        }
-    }
-    best.ok_or_else(|| anyhow::anyhow!("no threshold of this calibration keeps ${cap} an answer"))
+    let escalated = (cap - own) / next;
+    anyhow::ensure!(
+        escalated > 0.0,
+        "the stage alone costs ${own} an answer, and the cap of ${cap} leaves nothing for more"
+    );
+    anyhow::ensure!(escalated < 1.0, "${cap} an answer is enough to escalate every one");
+    let accepted = ((1.0 - escalated) * 1e4).ceil() / 1e4;
+    let threshold = calibration.threshold_accepting(accepted)?;
+    let sure = |score: f64| calibration.direction().accepts(score, threshold);
+    let passed: Vec<_> = calibration.points().iter().filter(|point| sure(point.score)).collect();
+    let share = passed.len() as f64 / calibration.points().len() as f64;
+    let wrong = passed.iter().filter(|point| point.wrong).count() as f64 / passed.len().max(1) as f64;
+    Ok(Capped { threshold, accepted, wrong, usd: own + (1.0 - share) * next })
 }
 
 fn left_out(n: usize) -> String {

@@ -27,6 +27,7 @@ impl<'a> Compiler<'a> {
         let given = [
             ("calibration", spec.calibration.is_some()),
             ("max_error", spec.max_error.is_some()),
+            ("accepted", spec.accepted.is_some()),
             ("confidence", spec.confidence.is_some()),
         ];
         let Some((key, _)) = given.into_iter().find(|(_, given)| *given) else { return true };
@@ -123,8 +124,12 @@ impl<'a> Compiler<'a> {
         score: Score,
         hash: Hash,
     ) -> Option<f64> {
-        match (spec.below, spec.max_error) {
-            (Some(below), None) if spec.confidence.is_none() => {
+        match (spec.below, spec.max_error, spec.accepted) {
+            (None, None, Some(share)) if spec.confidence.is_none() => {
+                let threshold = calibration.threshold_accepting(share);
+                threshold.map_err(|e| self.wrong(&step(at, "accepted"), Kind::Value, e.to_string(), None)).ok()
+            }
+            (Some(below), None, None) if spec.confidence.is_none() => {
                 if !(below > 0.0 && below <= 1.0) {
                     let message = format!("{below} is no probability that something could lie below");
                     self.wrong(&step(at, "below"), Kind::Value, message, Some("more than 0, and at most 1".into()));
@@ -142,7 +147,9 @@ impl<'a> Compiler<'a> {
                 }
                 threshold
             }
-            (None, Some(max_error)) => match calibration.guaranteed(max_error, spec.confidence.unwrap_or(CONFIDENCE)) {
+            (None, Some(max_error), None) => match calibration
+                .guaranteed(max_error, spec.confidence.unwrap_or(CONFIDENCE))
+            {
                 Ok(Some(guarantee)) => {
                     let threshold = guarantee.threshold;
                     let bound = if score.high_is_sure() { Bound::Above(threshold) } else { Bound::Below(threshold) };
@@ -165,9 +172,9 @@ impl<'a> Compiler<'a> {
                 }
             },
             _ => {
-                let help = "`below: 0.2`, a probability by the calibration; or `max_error: 0.1`, with a `confidence`, a guarantee";
-                let message =
-                    "`p_wrong` needs exactly one of `below` and `max_error`, and `confidence` only beside the latter";
+                let help = "`below: 0.2`, a probability by the calibration; `max_error: 0.1`, with a `confidence`, a guarantee; or `accepted: 0.6`, a \
+                            share of answers";
+                let message = "`p_wrong` needs exactly one of `below`, `max_error` and `accepted`, and `confidence` only beside `max_error`";
                 self.wrong(at, Kind::Conflict, message, Some(help.into()));
                 None
             }

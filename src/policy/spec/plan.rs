@@ -249,7 +249,7 @@ pub enum AskSpec {
 }
 
 /// One condition on an answer: a score, and the side of a threshold on which it has to lie. Exactly one of `below` and
-/// `above`; of `p_wrong` instead `max_error`, from which the calibration finds the threshold.
+/// `above`; of `p_wrong` instead `max_error` or `accepted`, from which the calibration finds the threshold.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(extend("required" = ["score"]))]
@@ -270,6 +270,10 @@ pub struct ConditionSpec {
     /// `confidence`, over draws of the calibration's answers; for as long as answers come from where these came from.
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub max_error: Option<f64>,
+    /// For `p_wrong`: the share of answers that is accepted, the surest of the calibration's; what is left is escalated, so that it
+    /// says what is spent.
+    #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
+    pub accepted: Option<f64>,
     /// Beside `max_error`. Default: 0.95.
     #[schemars(extend("exclusiveMinimum" = 0, "exclusiveMaximum" = 1))]
     pub confidence: Option<f64>,

@@ -62,6 +62,10 @@ fn a_guarantee_becomes_a_threshold_of_the_calibrated_score() {
     let Bound::Below(threshold) = gate(&likely).bound else { panic!("low is sure") };
     assert!((0.9..1.1).contains(&threshold), "{threshold}");
     assert!(likely.guarantees().is_empty());
+    // Of scores from 0 to 2, evenly, the surer quarter.
+    let quarter = checked("{score: p_wrong, accepted: 0.25, calibration: c.json}", "s").unwrap();
+    let Bound::Below(threshold) = gate(&quarter).bound else { panic!("low is sure") };
+    assert!((threshold - 0.499).abs() < 1e-9, "{threshold}");
 }
 
 #[test]
@@ -69,9 +73,15 @@ fn what_is_wrong_with_a_calibrated_gate_is_named_with_its_place() {
     let cases = [
         ("{score: p_wrong, max_error: 0.1}", "needs a `calibration`"),
         ("{score: p_wrong, max_error: 0.1, calibration: gone.json}", "gone.json cannot be used: no such file"),
-        ("{score: p_wrong, calibration: c.json}", "exactly one of `below` and `max_error`"),
-        ("{score: p_wrong, below: 0.2, max_error: 0.1, calibration: c.json}", "exactly one of `below` and `max_error`"),
-        ("{score: p_wrong, below: 0.2, confidence: 0.9, calibration: c.json}", "`confidence` only beside the latter"),
+        ("{score: p_wrong, calibration: c.json}", "exactly one of `below`, `max_error` and `accepted`"),
+        (
+            "{score: p_wrong, below: 0.2, max_error: 0.1, calibration: c.json}",
+            "exactly one of `below`, `max_error` and `accepted`",
+        ),
+        ("{score: p_wrong, below: 0.2, confidence: 0.9, calibration: c.json}", "`confidence` only beside `max_error`"),
+        ("{score: p_wrong, below: 0.2, accepted: 0.5, calibration: c.json}", "exactly one of `below`, `max_error`"),
+        ("{score: p_wrong, accepted: 1, calibration: c.json}", "less than 1"),
+        ("{score: mean_margin, above: 0.2, accepted: 0.5}", "`accepted` is of `p_wrong` alone"),
         ("{score: p_wrong, above: 0.2, calibration: c.json}", "`p_wrong` has no `above`"),
         ("{score: p_wrong, below: 1.5, calibration: c.json}", "1.5 is no probability"),
         (
