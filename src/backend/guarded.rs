@@ -11,10 +11,10 @@ use std::{
 use async_trait::async_trait;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 
-use super::{Backend, BackendError, Call, LocalModel, PromptState, Reply};
+use super::{Backend, BackendError, Call, Reply};
 use crate::{
     cascade::breaker::{Breaker, BreakerPolicy, BreakerState, Verdict},
-    domain::{Chunk, Counters, ErrorKind, KvAnswer, KvCommand, Micros, ModelState, Request},
+    domain::{Chunk, ErrorKind, Micros, ModelState},
 };
 
 /// A breaker that has changed.
@@ -162,6 +162,10 @@ impl Backend for Guarded {
         self.inner.kind()
     }
 
+    fn inner(&self) -> Option<&dyn Backend> {
+        Some(&*self.inner)
+    }
+
     async fn start(&self, call: Call) -> Result<Reply, BackendError> {
         let mut pass = self.guard.enter(call.deadline)?;
         match self.inner.start(call).await {
@@ -189,32 +193,8 @@ impl Backend for Guarded {
         ModelState { available: state.available && admits, failed_share, ..state }
     }
 
-    async fn prompt(&self, request: &Arc<Request>) -> Option<PromptState> {
-        self.inner.prompt(request).await
-    }
-
-    fn local(&self) -> Option<LocalModel> {
-        self.inner.local()
-    }
-
-    async fn set_loaded(&self, loaded: bool) -> Result<(), BackendError> {
-        self.inner.set_loaded(loaded).await
-    }
-
-    async fn kv(&self, command: KvCommand) -> Result<KvAnswer, BackendError> {
-        self.inner.kv(command).await
-    }
-
-    fn counters(&self) -> Option<Counters> {
-        self.inner.counters()
-    }
-
     fn breaker(&self) -> Option<BreakerState> {
         Some(self.guard.breaker().state(self.guard.now()))
-    }
-
-    fn concurrency_limit(&self) -> Option<u32> {
-        self.inner.concurrency_limit()
     }
 }
 

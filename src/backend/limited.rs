@@ -13,13 +13,10 @@ use async_trait::async_trait;
 use futures_util::{Stream, StreamExt, stream::BoxStream};
 use tokio::sync::oneshot;
 
-use super::{Backend, BackendError, Call, LocalModel, PromptState, Reply};
+use super::{Backend, BackendError, Call, Reply};
 use crate::{
-    cascade::{
-        breaker::BreakerState,
-        limiter::{Limiter, Permit, Verdict},
-    },
-    domain::{Chunk, Counters, ErrorKind, KvAnswer, KvCommand, Micros, ModelState, Request},
+    cascade::limiter::{Limiter, Permit, Verdict},
+    domain::{Chunk, ErrorKind, Micros, ModelState},
 };
 
 /// A backend and the limit of its calls.
@@ -225,6 +222,10 @@ impl Backend for Limited {
         self.inner.kind()
     }
 
+    fn inner(&self) -> Option<&dyn Backend> {
+        Some(&*self.inner)
+    }
+
     async fn start(&self, call: Call) -> Result<Reply, BackendError> {
         let mut place = self.gate.take(call.deadline).await?;
         match self.inner.start(call).await {
@@ -246,30 +247,6 @@ impl Backend for Limited {
         let state = self.inner.state();
         let waiting = u32::try_from(self.gate.queue().waiting.len()).unwrap_or(u32::MAX);
         ModelState { waiting: state.waiting.saturating_add(waiting), ..state }
-    }
-
-    async fn prompt(&self, request: &Arc<Request>) -> Option<PromptState> {
-        self.inner.prompt(request).await
-    }
-
-    fn local(&self) -> Option<LocalModel> {
-        self.inner.local()
-    }
-
-    async fn set_loaded(&self, loaded: bool) -> Result<(), BackendError> {
-        self.inner.set_loaded(loaded).await
-    }
-
-    async fn kv(&self, command: KvCommand) -> Result<KvAnswer, BackendError> {
-        self.inner.kv(command).await
-    }
-
-    fn counters(&self) -> Option<Counters> {
-        self.inner.counters()
-    }
-
-    fn breaker(&self) -> Option<BreakerState> {
-        self.inner.breaker()
     }
 
     fn concurrency_limit(&self) -> Option<u32> {

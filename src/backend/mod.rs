@@ -129,42 +129,53 @@ pub trait Backend: Send + Sync {
     /// Load and availability at this moment; cheap, called for every decision.
     fn state(&self) -> ModelState;
 
+    /// The backend that this one stands before, where it does: what it does not answer itself, that one does.
+    fn inner(&self) -> Option<&dyn Backend> {
+        None
+    }
+
     /// What of a request's prompt is in memory, asked for a decision that depends on it; `None` where that is not known, as of
     /// remote servers. Tokenises the prompt.
-    async fn prompt(&self, _request: &Arc<Request>) -> Option<PromptState> {
-        None
+    async fn prompt(&self, request: &Arc<Request>) -> Option<PromptState> {
+        self.inner()?.prompt(request).await
     }
 
     /// Of a model that runs in this process: what it is, and whether it is in memory.
     fn local(&self) -> Option<LocalModel> {
-        None
+        self.inner()?.local()
     }
 
     /// Takes a model that runs in this process into memory, or out of it once its calls have ended; others go on meanwhile.
     /// Does nothing where it is so already.
-    async fn set_loaded(&self, _loaded: bool) -> Result<(), BackendError> {
+    async fn set_loaded(&self, loaded: bool) -> Result<(), BackendError> {
+        if let Some(inner) = self.inner() {
+            return inner.set_loaded(loaded).await;
+        }
         let message = "only models that run in this process are loaded and unloaded";
         Err(BackendError::new(ErrorKind::Unsupported, message))
     }
 
     /// What a model in this process keeps of keys and values: asked for, computed beforehand, let go.
-    async fn kv(&self, _command: KvCommand) -> Result<KvAnswer, BackendError> {
+    async fn kv(&self, command: KvCommand) -> Result<KvAnswer, BackendError> {
+        if let Some(inner) = self.inner() {
+            return inner.kv(command).await;
+        }
         let message = "only models that run in this process keep keys and values here";
         Err(BackendError::new(ErrorKind::Unsupported, message))
     }
 
     /// The breaker before it; `None` where there is none.
     fn breaker(&self) -> Option<BreakerState> {
-        None
+        self.inner()?.breaker()
     }
 
     /// How many calls at once it is given now, where that is adapted to what its server bears.
     fn concurrency_limit(&self) -> Option<u32> {
-        None
+        self.inner()?.concurrency_limit()
     }
 
     /// What has been computed and reused; `None` where that is not known, as of remote servers.
     fn counters(&self) -> Option<Counters> {
-        None
+        self.inner()?.counters()
     }
 }
