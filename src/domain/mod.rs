@@ -49,4 +49,6 @@ pub use spend::{MicroUsd, Spend};
 pub use steps::{StepFacts, Steps};
 
 #[cfg(test)]
+pub mod testing;
+#[cfg(test)]
 mod tests;

@@ -5,7 +5,10 @@ mod early;
 use serde_json::json;
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, Note, RequestBounds, Stage};
+use crate::domain::{
+    Aggregate, Bound, Condition, Note, RequestBounds, Stage,
+    testing::{call, frugal, parallel},
+};
 
 /// Scripted models that say these texts, a token each this certain.
 fn arena(models: &[(&str, &str, f64)]) -> House {
@@ -20,25 +23,8 @@ fn with(plan: Plan) -> Decision {
     Decision { plan: Some(plan), ..decision(&["unused"], &[]) }
 }
 
-fn call(model: &str) -> Plan {
-    Plan::Call(CallSpec::bare(model))
-}
-
 fn hedged(call: &str, hedge: &str, after_ms: u32) -> Plan {
     Plan::Hedged { call: CallSpec::bare(call), hedge: CallSpec::bare(hedge), after_ms }
-}
-
-/// `small` if its mean log-probability is above -0.5, else `large`.
-fn frugal() -> Plan {
-    let sure = Condition::new(Score::MeanLogprob, Bound::Above(-0.5));
-    Plan::Cascade(vec![
-        Stage { plan: call("small"), accept_when: vec![sure], stop_early: false },
-        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
-    ])
-}
-
-fn parallel(models: &[&str], aggregate: Aggregate) -> Plan {
-    parallel_of(models.iter().map(|m| call(m)).collect(), aggregate)
 }
 
 fn parallel_of(branches: Vec<Plan>, aggregate: Aggregate) -> Plan {

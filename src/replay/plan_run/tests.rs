@@ -5,26 +5,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     cascade::{Limits, RetryPolicy},
-    domain::{Aggregate, BestBecause, Bound, Condition, Plan, Reading, Score, Scored, Stage, What},
+    domain::{
+        Aggregate, BestBecause, Bound, Condition, Plan, Reading, Score, Scored, Stage, What,
+        testing::{call, frugal, parallel},
+    },
     replay::matrix::{Matrix, Query},
 };
-
-fn call(model: &str) -> Plan {
-    Plan::Call(CallSpec::bare(model))
-}
-
-/// `small` if its mean log-probability is above -0.5, else `large`.
-fn frugal() -> Plan {
-    let sure = Condition::new(Score::MeanLogprob, Bound::Above(-0.5));
-    Plan::Cascade(vec![
-        Stage { plan: call("small"), accept_when: vec![sure], stop_early: false },
-        Stage { plan: call("large"), accept_when: Vec::new(), stop_early: false },
-    ])
-}
-
-fn parallel(models: &[&str], aggregate: Aggregate) -> Plan {
-    Plan::Parallel { branches: models.iter().map(|m| call(m)).collect(), aggregate }
-}
 
 fn setup(plan: Plan) -> Setup {
     Setup { retry: RetryPolicy::default(), seed: 7, ..Setup::bare(plan) }
