@@ -440,7 +440,8 @@ async fn run(policy: &str, requests: usize) -> (Vec<Seen>, Record) {
         let recorded = record.attempts.values().flatten().filter(|a| a["model"] == server.name).count() as u64;
         assert!(server.requests() <= recorded, "{}: {} > {recorded}", server.name, server.requests());
         println!("{}: {} requests, {recorded} attempts: {:?}", server.name, server.requests(), server.conducts());
-        assert!(server.untried().is_empty(), "{}: never did {:?}", server.name, server.untried());
+        let untried = server.untried();
+        assert!(untried.is_empty(), "{}: of {} requests none got {untried:?}", server.name, server.requests());
     }
     (seen, record)
 }

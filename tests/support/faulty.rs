@@ -179,17 +179,20 @@ impl Draws {
 }
 
 impl State {
+    /// Each conduct once to begin with, as few requests may come; then by their weights.
     fn draw(&self) -> (Conduct, Draws) {
         let number = self.requests.fetch_add(1, Ordering::SeqCst);
         let mut draws = Draws(self.seed ^ number.wrapping_mul(0xa076_1d64_78bd_642f));
-        let total: u32 = self.character.conducts.iter().map(|(weight, _)| weight).sum();
+        let Character { conducts, ill, .. } = &self.character;
+        let total: u32 = conducts.iter().map(|(weight, _)| weight).sum();
         let mut left = draws.below(total as usize) as u32;
-        let drawn = self.character.conducts.iter().find(|(weight, _)| {
+        let drawn = conducts.iter().find(|(weight, _)| {
             let this = left < *weight;
             left = left.saturating_sub(*weight);
             this
         });
-        let conduct = if self.character.ill.contains(&number) { Failure } else { drawn.unwrap().1 };
+        let first = conducts.get(number as usize);
+        let conduct = if ill.contains(&number) { Failure } else { first.or(drawn).unwrap().1 };
         *self.conducts.lock().unwrap().entry(conduct).or_default() += 1;
         (conduct, draws)
     }
