@@ -98,7 +98,7 @@ impl CallNode {
             (At::Running(_), Event::Done { call, answer }) if self.is_of(*call) => {
                 self.begins(*call, scope);
                 let answer = Arc::clone(answer);
-                let got = Got { call: *call, answer, live: self.position.live, disagreement: None };
+                let got = Got { call: *call, answer, live: self.position.live, disagreement: None, verified: None };
                 self.at = At::Answered(got.clone());
                 Step::Succeeded(got)
             }

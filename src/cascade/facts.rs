@@ -10,7 +10,7 @@ use super::{
 /// The scores of an answer with these tokens that its gates ask for, and the usual ones.
 pub fn readings(tokens: &[TokenLogprob], asked: impl IntoIterator<Item = Score>) -> Vec<Reading> {
     let mut scores = Score::STANDARD.to_vec();
-    scores.extend(asked.into_iter().filter(|score| *score != Score::Disagreement && !Score::STANDARD.contains(score)));
+    scores.extend(asked.into_iter().filter(|score| score.logprobs().is_some() && !Score::STANDARD.contains(score)));
     scores.into_iter().map(|score| Reading { score, read: gate::score(score, tokens) }).collect()
 }
 

@@ -35,6 +35,7 @@ pub fn score(score: Score, tokens: &[TokenLogprob]) -> Result<Scored, Unscored> 
         Score::MeanLogprob => mean_logprob(tokens),
         Score::LogprobQuantile(q) => logprob_quantile(tokens, q),
         Score::Disagreement => Err(Unscored::NoVote),
+        Score::Verified => Err(Unscored::NoVerdict),
         Score::Learned(scorer) => learned(&scorer, tokens),
     }?;
     if scored.value.is_finite() { Ok(scored) } else { Err(Unscored::NotFinite) }

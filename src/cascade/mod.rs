@@ -2,7 +2,8 @@
 //! ([`Event`]) and when, and says what is to be done ([`Command`]); dispatch does it.
 //!
 //! A plan is a tree of nodes: the call with its retries and its hedge ([`call`]), stages behind gates ([`stages`], [`gate`]), branches
-//! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]), reasoning step by step ([`steps`]).
+//! at the same time and one answer made of theirs ([`parallel`], [`vote`], [`canonical`]), reasoning step by step ([`steps`]), an
+//! answer and calls that verify it ([`verified`]).
 //! The fallback chain stands above the tree; it belongs to the request and not to the plan.
 //!
 //! Rules that every node keeps:
@@ -39,6 +40,7 @@ pub mod retry_budget;
 mod scope;
 mod stages;
 mod steps;
+mod verified;
 pub mod vote;
 
 #[cfg(test)]

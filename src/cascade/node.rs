@@ -12,6 +12,7 @@ use super::{
     scope::{Room, Scope},
     stages::CascadeNode,
     steps::StepsNode,
+    verified::VerifiedNode,
 };
 
 /// The answer of a node.
@@ -24,12 +25,16 @@ pub(super) struct Got {
     pub(super) live: bool,
     /// How far the branches that it was chosen from disagreed, 0 to 1; absent where it was chosen from none.
     pub(super) disagreement: Option<f64>,
+    /// Which share of the calls that were asked says that it is right, 0 to 1; absent where none was.
+    pub(super) verified: Option<f64>,
 }
 
 impl Got {
     pub(super) fn score(&self, score: Score) -> Result<Scored, Unscored> {
+        let known = |value: Option<f64>, else_why| value.map(|value| Scored { value, exact: true }).ok_or(else_why);
         match score {
-            Score::Disagreement => self.disagreement.map(|value| Scored { value, exact: true }).ok_or(Unscored::NoVote),
+            Score::Disagreement => known(self.disagreement, Unscored::NoVote),
+            Score::Verified => known(self.verified, Unscored::NoVerdict),
             _ => self.answer.facts.score(score),
         }
     }
@@ -78,6 +83,7 @@ pub(super) enum Node {
     Cascade(CascadeNode),
     Parallel(Box<ParallelNode>),
     Steps(Box<StepsNode>),
+    Verified(Box<VerifiedNode>),
 }
 
 impl Node {
@@ -93,6 +99,7 @@ impl Node {
                 Node::Parallel(Box::new(ParallelNode::new(branches, aggregate.clone(), position)))
             }
             Plan::Steps(steps) => Node::Steps(Box::new(StepsNode::new((**steps).clone(), position))),
+            Plan::Verified(spec) => Node::Verified(Box::new(VerifiedNode::new((**spec).clone(), position))),
         }
     }
 
@@ -105,6 +112,7 @@ impl Node {
             Node::Cascade(node) => node.fits(scope, &mut left),
             Node::Parallel(node) => node.fits(scope, &mut left),
             Node::Steps(node) => node.fits(scope, &mut left),
+            Node::Verified(node) => node.fits(scope, &mut left),
         }?;
         *room = left;
         Ok(())
@@ -116,6 +124,7 @@ impl Node {
             Node::Cascade(node) => node.start(why, scope),
             Node::Parallel(node) => node.start(why, scope),
             Node::Steps(node) => node.start(why, scope),
+            Node::Verified(node) => node.start(why, scope),
         }
     }
 
@@ -125,6 +134,7 @@ impl Node {
             Node::Cascade(node) => node.handle(event, scope),
             Node::Parallel(node) => node.handle(event, scope),
             Node::Steps(node) => node.handle(event, scope),
+            Node::Verified(node) => node.handle(event, scope),
         }
     }
 
@@ -135,6 +145,7 @@ impl Node {
             Node::Cascade(node) => node.cancel(scope),
             Node::Parallel(node) => node.cancel(scope),
             Node::Steps(node) => node.cancel(scope),
+            Node::Verified(node) => node.cancel(scope),
         }
     }
 
@@ -147,6 +158,7 @@ impl Node {
             Node::Cascade(node) => node.best(),
             Node::Parallel(node) => node.best(),
             Node::Steps(node) => node.best(),
+            Node::Verified(node) => node.best(),
         }
     }
 }

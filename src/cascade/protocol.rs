@@ -61,6 +61,8 @@ pub enum Input {
     Judge(Vec<u32>),
     /// Likewise; to be answered by one answer made of them.
     Refine(Vec<u32>),
+    /// The request and this call's answer; to be answered by whether it is right.
+    Verify(u32),
     /// The request, and the reasoning that these calls wrote, to go on from with one step.
     Step(Vec<u32>),
     /// Likewise, to be followed by the answer.

@@ -1,5 +1,5 @@
-//! How several answers become one: counting votes over canonical forms, measuring how far they disagree, and reading a
-//! judge's verdict.
+//! How several answers become one: counting votes over canonical forms, measuring how far they disagree, and reading what a
+//! judge or a verifying call says.
 //!
 //! Majority voting over sampled answers: Wang et al., "Self-Consistency Improves Chain of Thought Reasoning in Language
 //! Models", arXiv 2203.11171, section 2. The measure of disagreement is sigma of ACAR ("Adaptive Complexity and Attribution
@@ -93,4 +93,23 @@ pub fn verdict(text: &str, answers: usize) -> Option<usize> {
         }
     }
     named.map(|number| number - 1)
+}
+
+/// Whether a verifying call's text says that the answer is right: the first of its words that says yes or no. `None` where no
+/// word does, or where what follows on its first line says the other.
+pub fn approves(text: &str) -> Option<bool> {
+    let line = text.trim_start().lines().next().unwrap_or_default();
+    let mut said = None;
+    for word in line.split(|c: char| !c.is_alphanumeric()) {
+        let this = match word.to_lowercase().as_str() {
+            "yes" | "right" | "correct" | "true" => true,
+            "no" | "wrong" | "incorrect" | "false" => false,
+            _ => continue,
+        };
+        match said {
+            Some(before) if before != this => return None,
+            _ => said = Some(this),
+        }
+    }
+    said
 }

@@ -7,10 +7,19 @@ use futures_util::{StreamExt, stream};
 
 use crate::{
     backend::wire::{self, Said},
-    cascade::{self, Forms},
+    cascade::{self, Forms, vote},
     domain::{Choice, Chunk, Completion, Facts, FinishReason, Score, Usage},
     gateway::AnswerBody,
 };
+
+/// What a call is asked about other answers.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Verdict {
+    /// Which of so many is best.
+    Best { of: usize },
+    /// Whether the one is right.
+    Right,
+}
 
 /// What has come of one answer.
 #[derive(Debug, Default)]
@@ -108,13 +117,18 @@ fn assembled(chunks: Vec<Chunk>) -> Completion {
 }
 
 /// What the machine is told of an answer. `asked`: the scores that gates ask for; without any, none is computed.
-/// `shown`: of a judge's answer, how many answers it was shown.
-pub(super) fn facts(said: &Said, forms: &mut Forms, asked: &[Score], shown: usize) -> Facts {
+/// `verdict`: what the call was asked, where it was asked about other answers.
+pub(super) fn facts(said: &Said, forms: &mut Forms, asked: &[Score], verdict: Option<Verdict>) -> Facts {
     let text = said.text();
+    let verdict = match verdict {
+        Some(Verdict::Best { of }) => vote::verdict(&text, of).map(|n| n as u32),
+        Some(Verdict::Right) => vote::approves(&text).map(u32::from),
+        None => None,
+    };
     Facts {
         form: forms.number(&text),
         scores: if asked.is_empty() { Vec::new() } else { cascade::readings(&said.tokens, asked.iter().copied()) },
-        verdict: cascade::vote::verdict(&text, shown).map(|n| n as u32),
+        verdict,
         step: None,
     }
 }

@@ -40,7 +40,7 @@ use crate::{
 
 use answer::Answering;
 use calls::{Calls, Happened};
-use held::Held;
+use held::{Held, Verdict};
 pub use journal::LogJournal;
 use ledger::Ledger;
 use watch::Watch;
@@ -175,7 +175,7 @@ impl Dispatcher {
             held: BTreeMap::new(),
             forms: Forms::default(),
             unread: None,
-            judges: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
             steps: BTreeMap::new(),
             watched: BTreeMap::new(),
             errors: BTreeMap::new(),
@@ -237,7 +237,7 @@ struct Run<'a> {
     /// The end of an answer that began with it: the machine is told of the beginning first.
     unread: Option<(u32, Usage)>,
     /// How many answers each judge's call was shown.
-    judges: BTreeMap<u32, usize>,
+    verdicts: BTreeMap<u32, Verdict>,
     /// The steps before each call that writes a reasoning step.
     steps: BTreeMap<u32, Vec<u32>>,
     /// What is looked at while it comes, of running calls.
@@ -288,12 +288,16 @@ impl<'a> Run<'a> {
         let request = match input {
             Input::Request => self.asking(&at, kind),
             Input::Judge(shown) => {
-                self.judges.insert(call, shown.len());
+                self.verdicts.insert(call, Verdict::Best { of: shown.len() });
                 spec.sampling.temperature.get_or_insert(0.0);
                 spec.sampling.max_tokens.get_or_insert(JUDGE_TOKENS);
                 Arc::new(shown::judge(&self.request, &self.texts(shown)))
             }
             Input::Refine(shown) => Arc::new(shown::refine(&self.request, &self.texts(shown))),
+            Input::Verify(of) => {
+                self.verdicts.insert(call, Verdict::Right);
+                Arc::new(shown::verify(&self.request, &self.texts(&[*of])[0]))
+            }
             Input::Step(after) => {
                 let begun = self.reasoning(&at, after, false);
                 self.steps.insert(call, after.clone());
@@ -466,9 +470,8 @@ impl<'a> Run<'a> {
             return Facts::default();
         }
         let asked = self.plan.scores_at(self.ledger.place(call));
-        let shown = self.judges.get(&call).copied().unwrap_or(0);
         let said = held.said();
-        let mut facts = held::facts(&said, &mut self.forms, &asked, shown);
+        let mut facts = held::facts(&said, &mut self.forms, &asked, self.verdicts.get(&call).copied());
         if let Some(after) = self.steps.get(&call) {
             let text = said.text();
             let closes = self.plan.steps_at(self.ledger.place(call)).is_some_and(|steps| steps.closes(&text));

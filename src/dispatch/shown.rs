@@ -1,4 +1,4 @@
-//! The requests of a plan's own calls: what a judge and a refining model are shown.
+//! The requests of a plan's own calls: what a judge, a verifying and a refining model are shown.
 
 use std::sync::Arc;
 
@@ -13,12 +13,24 @@ const JUDGE: &str = "Several answers to one request follow. Say which of them is
 const REFINE: &str = "Others have answered the above; their answers follow. Some may be wrong. Write the one best answer \
                       to the request, in the form that it asks for, without speaking of the other answers.";
 
-/// The request of a judge: one message with the conversation and the answers, numbered from 1. Nothing of the client's
-/// sampling holds for it, as its answer is only a number.
+const VERIFY: &str = "A request and an answer to it follow. Check the answer: is it right, and in the form that the request \
+                      asks for? Reply with `yes` or `no` and nothing else.";
+
+/// The request of a judge: one message with the conversation and the answers, numbered from 1.
 pub(super) fn judge(request: &Request, answers: &[String]) -> Request {
+    about(request, JUDGE, &numbered(answers))
+}
+
+/// The request of a verifying call: one message with the conversation and the answer.
+pub(super) fn verify(request: &Request, answer: &str) -> Request {
+    about(request, VERIFY, &format!("\n# Answer\n\n{answer}\n\n# Is it right? `yes` or `no`:"))
+}
+
+/// A question about answers: one message. Nothing of the client's sampling holds for it, as what it wants said is one word.
+fn about(request: &Request, question: &str, answers: &str) -> Request {
     let conversation: Vec<String> =
         request.messages.iter().map(|m| format!("[{}]\n{}", m.role.as_str(), m.joined_text())).collect();
-    let text = format!("{JUDGE}\n\n# Request\n\n{}\n{}", conversation.join("\n\n"), numbered(answers));
+    let text = format!("{question}\n\n# Request\n\n{}\n{answers}", conversation.join("\n\n"));
     let messages = json!([{"role": "user", "content": text}]);
     Request {
         messages: Arc::from([Message::text(Role::User, text)]),

@@ -15,6 +15,7 @@ pub struct Facts {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scores: Vec<Reading>,
     /// Of a judge's answer: which of the answers that it was shown it names, from 0; absent where it names none, or several.
+    /// Of a verifying one: 1 where it says that the answer is right, 0 where it says that it is wrong, absent where neither.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<u32>,
     /// Of a reasoning step.

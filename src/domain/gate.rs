@@ -24,6 +24,8 @@ pub enum Score {
     LogprobQuantile(f64),
     /// How far the branches of a parallel stage disagree: 0 when all answers are the same, 1 when no two are.
     Disagreement,
+    /// Which share of the verifying calls say that the answer is right, of those that say it is right or wrong, 0 to 1.
+    Verified,
     /// How probably the answer is right, 0 to 1, by a fit to answers that were known to be right or wrong.
     Learned(Scorer),
 }
@@ -138,7 +140,11 @@ impl Score {
 
     /// Whether a high value speaks for an answer.
     pub fn high_is_sure(&self) -> bool {
-        matches!(self, Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_) | Score::Learned(_))
+        match self {
+            Score::MeanMargin | Score::MeanLogprob | Score::LogprobQuantile(_) => true,
+            Score::Verified | Score::Learned(_) => true,
+            Score::MeanTokenEntropy | Score::FirstTokenEntropy | Score::Disagreement => false,
+        }
     }
 
     /// What a backend has to give with its answer for this score: `None` nothing, else log-probabilities with that many
@@ -147,7 +153,7 @@ impl Score {
         match self {
             Score::MeanTokenEntropy | Score::FirstTokenEntropy | Score::MeanMargin | Score::Learned(_) => Some(20),
             Score::MeanLogprob | Score::LogprobQuantile(_) => Some(0),
-            Score::Disagreement => None,
+            Score::Disagreement | Score::Verified => None,
         }
     }
 }
@@ -161,6 +167,7 @@ impl fmt::Display for Score {
             Score::MeanLogprob => "mean_logprob",
             Score::LogprobQuantile(q) => return write!(f, "logprob_quantile {q}"),
             Score::Disagreement => "disagreement",
+            Score::Verified => "verified",
             Score::Learned(_) => "learned",
         })
     }
@@ -177,6 +184,7 @@ impl FromStr for Score {
             "mean_margin" => Score::MeanMargin,
             "mean_logprob" => Score::MeanLogprob,
             "disagreement" => Score::Disagreement,
+            "verified" => Score::Verified,
             "learned" => Score::Learned(Scorer::default()),
             _ => {
                 if let Some(json) = text.strip_prefix("learned ") {

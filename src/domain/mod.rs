@@ -43,7 +43,7 @@ pub use kv::{DocumentKv, KvAnswer, KvCleared, KvCommand, KvDisk, KvStat, PromptK
 pub use model::{Capabilities, Energy, Fleet, ModelCard, Need, Price};
 pub use note::{Abort, BestBecause, Ends, Left, Mask, Note, Place, Unscored, What};
 pub use plan::{CallSpec, Sampling};
-pub use plan_tree::{Aggregate, Plan, PlanError, Stage};
+pub use plan_tree::{Aggregate, Plan, PlanError, Stage, Verified};
 pub use request::{ContentPart, Message, Request, Role, sharing};
 pub use spend::{MicroUsd, Spend};
 pub use steps::{StepFacts, Steps};

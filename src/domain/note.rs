@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Condition, ErrorKind, IfUnscored};
 
 /// A node's place in its plan's tree: the child's index at each level, from 0; the root's is empty. The call of a judge or
-/// of a refinement comes after the branches. Fallback, which belongs to the request, has the root's place.
+/// of a refinement comes after the branches, those that verify an answer after its plan. Fallback, which belongs to the request, has the root's place.
 pub type Place = Vec<u32>;
 
 /// One decision of the machine.
@@ -99,6 +99,12 @@ pub enum What {
     AggregateMasked { branch: u32, call: u32, by: Mask },
     /// The refining call's answer is the parallel node's.
     Refined { call: u32, answers: u32 },
+    /// Asked whether the answer of `call` is right, so many calls said that it is, that it is not, and neither.
+    Verified { call: u32, right: u32, wrong: u32, unclear: u32 },
+    /// A verifying call has failed, and says neither.
+    VerifierFailed { call: u32, verifier: u32, error: ErrorKind },
+    /// A verifying call would overrun a bound and is not made.
+    VerifierMasked { call: u32, by: Mask },
     /// How sure the small model is of the beginning of a reasoning step, in nats: below `tau` it writes the step.
     Glimpsed { step: u32, call: u32, value: f64, tau: f64, exact: bool, sure: bool },
     /// The small model's beginning carries too little for its entropy: the large model writes the step.
@@ -129,6 +135,8 @@ pub enum Unscored {
     NotComputed,
     /// The stage is no parallel plan of which at least two branches answered.
     NoVote,
+    /// Nobody said whether the answer is right.
+    NoVerdict,
 }
 
 /// A bound of the request that the machine keeps.
@@ -277,6 +285,16 @@ impl fmt::Display for What {
                 write!(f, "the aggregating call would overrun {by}; the vote decides: branch {branch}, call {call}")
             }
             What::Refined { call, answers } => write!(f, "refined: call {call}, from {answers} answers"),
+            What::Verified { call, right, wrong, unclear } => {
+                write!(f, "verified: of call {call}, {right} say that it is right, {wrong} that it is not")?;
+                if unclear > 0 { write!(f, ", {unclear} neither") } else { Ok(()) }
+            }
+            What::VerifierFailed { call, verifier, error } => {
+                write!(f, "call {verifier}, to verify call {call}, failed with {error}")
+            }
+            What::VerifierMasked { call, by } => {
+                write!(f, "call {call} not verified once more: that would overrun {by}")
+            }
             What::Glimpsed { step, call, value, tau, exact, sure } => {
                 let (sign, then) = if sure { ("<", "goes on") } else { (">=", "is unsure") };
                 let about = about(exact);
@@ -322,6 +340,7 @@ impl fmt::Display for Unscored {
             Unscored::NotFinite => "the score is no finite number",
             Unscored::NotComputed => "it was not computed when the answer came",
             Unscored::NoVote => "fewer than two branches answered",
+            Unscored::NoVerdict => "nobody said whether it is right",
         })
     }
 }

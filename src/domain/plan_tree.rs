@@ -24,6 +24,24 @@ pub enum Plan {
     Parallel { branches: Vec<Plan>, aggregate: Aggregate },
     /// Reasoning steps by two models, then an answer.
     Steps(Box<Steps>),
+    /// An answer, and calls that are asked whether it is right.
+    Verified(Box<Verified>),
+}
+
+/// A plan whose answer is verified: `by` is shown the request and the answer, `times` over at the same time, and says whether
+/// it is right. How many say so is the answer's [`Score::Verified`] (AutoMix: Aggarwal et al., "AutoMix: Automatically Mixing
+/// Language Models", arXiv 2310.12963, section 3, "self-verification", where the model that answers verifies, 8 times).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verified {
+    pub plan: Plan,
+    pub by: CallSpec,
+    pub times: u32,
+}
+
+impl Verified {
+    /// Places of the children.
+    pub const PLAN: u32 = 0;
+    pub const BY: u32 = 1;
 }
 
 /// One stage of a cascade: `{call: …, accept_when: […]}`.
@@ -94,6 +112,8 @@ pub enum PlanError {
     Weights,
     #[error("reasoning has at least one step, and its separator and its end are texts that are not empty")]
     Steps,
+    #[error("an answer is verified at least once")]
+    Times,
 }
 
 impl Plan {
@@ -114,6 +134,10 @@ impl Plan {
                 calls.extend(aggregate.call());
             }
             Plan::Steps(steps) => calls.extend(steps.calls()),
+            Plan::Verified(verified) => {
+                verified.plan.gather(calls);
+                calls.push(&verified.by);
+            }
         }
     }
 
@@ -140,6 +164,11 @@ impl Plan {
                 let Steps { small, large, answer, .. } = &mut **steps;
                 calls.extend([small, large, answer]);
             }
+            Plan::Verified(verified) => {
+                let Verified { plan, by, .. } = &mut **verified;
+                plan.gather_mut(calls);
+                calls.push(by);
+            }
         }
     }
 
@@ -150,6 +179,7 @@ impl Plan {
             Plan::Cascade(stages) => stages.first().map(|stage| stage.plan.beginning()).unwrap_or_default(),
             Plan::Parallel { branches, .. } => branches.iter().flat_map(Plan::beginning).collect(),
             Plan::Steps(steps) => vec![steps.small.model.clone()],
+            Plan::Verified(verified) => verified.plan.beginning(),
         }
     }
 
@@ -165,7 +195,7 @@ impl Plan {
     }
 
     /// The scores that may be asked of the answer of the call at `at`: by the gates above it, and of the beginning of a
-    /// reasoning step. A judge's answer is never the plan's and is asked for none.
+    /// reasoning step. A judge's answer and a verifying one are never the plan's and are asked for none.
     pub fn scores_at(&self, at: &[u32]) -> Vec<Score> {
         let mut scores = Vec::new();
         let (mut plan, mut rest) = (self, at);
@@ -188,6 +218,8 @@ impl Plan {
                     Steps::LARGE => return Vec::new(),
                     _ => None,
                 },
+                Plan::Verified(_) if child == Verified::BY => return Vec::new(),
+                Plan::Verified(verified) => Some(&verified.plan),
             };
             let Some(next) = next else { break };
             (plan, rest) = (next, below);
@@ -211,6 +243,7 @@ impl Plan {
                 Plan::Parallel { branches, .. } => branches.get(child as usize),
                 Plan::Steps(_) if child == Steps::SMALL => return vec![Steps::SCORE],
                 Plan::Steps(_) => return Vec::new(),
+                Plan::Verified(verified) => (child == Verified::PLAN).then_some(&verified.plan),
             };
             let Some(next) = next else { break };
             (plan, rest) = (next, below);
@@ -226,6 +259,7 @@ impl Plan {
             Plan::Cascade(stages) => stages.get(child as usize)?.plan.steps_at(rest),
             Plan::Parallel { branches, .. } => branches.get(child as usize)?.steps_at(rest),
             Plan::Steps(steps) => Some(steps),
+            Plan::Verified(verified) => verified.plan.steps_at(rest),
         }
     }
 
@@ -240,6 +274,11 @@ impl Plan {
                 calls.chain(aggregate.call().map(|call| (call, 1))).collect()
             }
             Plan::Steps(steps) => steps.times().to_vec(),
+            Plan::Verified(verified) => {
+                let mut calls = verified.plan.calls_with_times();
+                calls.push((&verified.by, verified.times));
+                calls
+            }
         }
     }
 
@@ -249,8 +288,8 @@ impl Plan {
     }
 
     /// The most that one run costs, retries and the request's fallback aside: the sum of what `worst` says of each call.
-    /// For a judge or a refining call `worst` has to count the branches' answers, which are a part of its prompt, and for
-    /// one of reasoning steps the steps.
+    /// For a judge or a refining call `worst` has to count the branches' answers, which are a part of its prompt, for a
+    /// verifying one the answer, and for one of reasoning steps the steps.
     pub fn worst_cost(&self, worst: &dyn Fn(&CallSpec) -> MicroUsd) -> MicroUsd {
         let cost = |(call, times): (&CallSpec, u32)| worst(call).saturating_mul(MicroUsd::from(times));
         self.calls_with_times().into_iter().map(cost).fold(0, MicroUsd::saturating_add)
@@ -292,6 +331,8 @@ impl Plan {
                 Err(PlanError::Steps)
             }
             Plan::Steps(_) => Ok(()),
+            Plan::Verified(verified) if verified.times == 0 => Err(PlanError::Times),
+            Plan::Verified(verified) => verified.plan.check(),
         }
     }
 }
@@ -349,6 +390,9 @@ impl fmt::Display for Plan {
                 let (small, large) = (&small.model, &large.model);
                 write!(f, "steps({small} if first_token_entropy < {tau}, else {large}; at most {max_steps}")?;
                 write!(f, "; answered by {})", answer.model)
+            }
+            Plan::Verified(verified) => {
+                write!(f, "{} verified {} x by {}", verified.plan, verified.times, verified.by.model)
             }
         }
     }

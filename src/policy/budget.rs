@@ -384,6 +384,12 @@ fn begins(plan: &Plan, left: &mut MicroUsd, costs: &mut impl Iterator<Item = Mic
             *left = rest.unwrap_or(full);
             rest.is_some()
         }
+        // Verified where there is room for it.
+        Plan::Verified(verified) => {
+            let begins = begins(&verified.plan, left, costs);
+            costs.next();
+            begins
+        }
     }
 }
 

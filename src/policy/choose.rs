@@ -207,6 +207,12 @@ impl Walk<'_> {
                 let answer = self.leaf(&steps.answer, shown)?;
                 Ok(Visited { answers: answer.answers && (small.answers || large.answers), tokens: answer.tokens })
             }
+            // Where who verifies is down, the answer is not verified.
+            Plan::Verified(verified) => {
+                let answer = self.node(&verified.plan)?;
+                self.leaf(&verified.by, answer.tokens)?;
+                Ok(answer)
+            }
         }
     }
 

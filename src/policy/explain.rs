@@ -8,7 +8,9 @@ use super::{
     decide::because,
     draw::{self, Purpose},
 };
-use crate::domain::{Aggregate, CallSpec, Context, DecidedBy, Decision, IfUnscored, Plan, RuleOutcome, Steps};
+use crate::domain::{
+    Aggregate, CallSpec, Context, DecidedBy, Decision, IfUnscored, Plan, RuleOutcome, Steps, Verified,
+};
 
 /// The explanation of `decision` on `context`, in lines of plain text.
 pub fn text(decision: &Decision, context: &Context) -> String {
@@ -181,6 +183,11 @@ fn branch(out: &mut String, plan: &Plan, indent: usize, mark: &str) -> std::fmt:
                 describe(&steps.large)
             )?;
             writeln!(out, "{:width$}- answers: {}", "", describe(&steps.answer))
+        }
+        Plan::Verified(verified) => {
+            let Verified { plan, by, times } = &**verified;
+            writeln!(out, "verified {times} x by {}", describe(by))?;
+            branch(out, plan, inner + 2, "- ")
         }
     }
 }

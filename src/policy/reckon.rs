@@ -88,6 +88,12 @@ impl Tokens {
                 let cost = |(call, times): (&CallSpec, u32)| f64::from(times) * of(call, shown);
                 (steps.times().into_iter().map(cost).sum(), answer(&steps.answer))
             }
+            Plan::Verified(verified) => {
+                let (whole, tokens) = self.walk(&verified.plan, together, of);
+                let one = of(&verified.by, tokens);
+                let all = (1..verified.times).fold(one, |sum, _| together(sum, one));
+                (whole + all, tokens)
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use crate::{
     audit::query::DecisionView,
-    domain::{Aggregate, AttemptReason, FinishReason, Place, Plan},
+    domain::{Aggregate, AttemptReason, FinishReason, Place, Plan, Verified},
 };
 
 use super::attempt;
@@ -82,6 +82,16 @@ impl Tree<'_> {
                     self.calls(at)?;
                     at.pop();
                 }
+            }
+            Plan::Verified(verified) => {
+                writeln!(self.out, "{indent}{title}verified")?;
+                at.push(Verified::PLAN);
+                self.node(&verified.plan, "answer: ", at)?;
+                at.pop();
+                at.push(Verified::BY);
+                writeln!(self.out, "{indent}{STEP}verify: call {}, {} x", verified.by.model, verified.times)?;
+                self.calls(at)?;
+                at.pop();
             }
         }
         self.notes(at)

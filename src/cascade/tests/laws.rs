@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::domain::{Aggregate, Bound, Condition, Reading, Score, Scored, Stage, StepFacts, Steps, Unscored};
+use crate::domain::{Aggregate, Bound, Condition, Reading, Score, Scored, Stage, StepFacts, Steps, Unscored, Verified};
 
 const MODELS: usize = 6;
 
@@ -27,6 +27,7 @@ fn condition() -> impl Strategy<Value = Condition> {
         1 => Just(Score::FirstTokenEntropy),
         1 => Just(Score::LogprobQuantile(0.5)),
         2 => Just(Score::Disagreement),
+        2 => Just(Score::Verified),
     ];
     (score, any::<bool>(), 0.0..1.5f64).prop_map(|(score, below, at)| {
         let bound = if below { Bound::Below(at) } else { Bound::Above(at - 1.0) };
@@ -57,6 +58,8 @@ fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
         };
         Plan::Cascade(stages.into_iter().enumerate().map(stage).collect())
     });
+    let verified = (inner.clone(), model(), 1u32..4)
+        .prop_map(|(plan, by, times)| Plan::Verified(Box::new(Verified { plan, by, times })));
     let branches = proptest::collection::vec((inner, 0.0..3.0f64), 1..4);
     let parallel = (branches, 0u8..5, model()).prop_map(|(branches, aggregate, call)| {
         let (branches, weights) = branches.into_iter().unzip();
@@ -76,7 +79,12 @@ fn level(inner: BoxedStrategy<Plan>) -> impl Strategy<Value = Plan> {
             Plan::Steps(Box::new(Steps { small, large, answer, tau, separator, open, close, max_steps, max_tokens }))
         },
     );
-    prop_oneof![2 => leaf(), 4 => stages, 4 => parallel, 1 => steps]
+    // A verified answer matters to a stage that asks.
+    let asked = (verified, condition(), model()).prop_map(|(plan, condition, last)| {
+        let first = Stage { plan, accept_when: vec![condition], stop_early: false };
+        Plan::Cascade(vec![first, Stage { plan: Plan::Call(last), accept_when: Vec::new(), stop_early: false }])
+    });
+    prop_oneof![2 => leaf(), 4 => stages, 4 => parallel, 1 => steps, 1 => asked]
 }
 
 /// What the world makes of one call, and when.
@@ -232,6 +240,7 @@ fn may_stream(plan: &Plan, at: &[u32]) -> bool {
             child as usize == branches.len() && matches!(aggregate, Aggregate::Refine { .. })
         }
         Plan::Steps(_) => child == Steps::ANSWER,
+        Plan::Verified(_) => false,
     }
 }
 
@@ -247,6 +256,7 @@ fn answers_a_failure(command: &Command) -> bool {
                 | What::BranchLeftOut { .. }
                 | What::AggregateFailed { .. }
                 | What::StepFailed { .. }
+                | What::VerifierFailed { .. }
                 | What::HedgeLeft { .. }
                 | What::BestSoFar { .. }
         ),
@@ -369,7 +379,7 @@ proptest! {
         let places: Vec<_> = starts.iter().filter(first).map(|s| &s.2).collect();
         for at in places.iter().collect::<BTreeSet<_>>() {
             let made = places.iter().filter(|place| *place == at).count();
-            prop_assert!(made <= times(&setup.plan, at), "only calls of steps are made twice");
+            prop_assert!(made <= times(&setup.plan, at), "only calls of steps and verifying ones are made twice");
         }
         let hedged: Vec<_> = starts.iter().filter(hedge).map(|s| &s.2).collect();
         prop_assert_eq!(hedged.iter().collect::<BTreeSet<_>>().len(), hedged.len(), "no call is hedged twice");
@@ -408,7 +418,7 @@ proptest! {
     }
 }
 
-/// Whether what the call at this place says can be the plan's answer: no judge's, no reasoning step.
+/// Whether what the call at this place says can be the plan's answer: no judge's, no verifying call's, no reasoning step.
 fn is_answer(plan: &Plan, at: &[u32]) -> bool {
     match (plan, at.split_first()) {
         (Plan::Cascade(stages), Some((child, rest))) => is_answer(&stages[*child as usize].plan, rest),
@@ -417,6 +427,7 @@ fn is_answer(plan: &Plan, at: &[u32]) -> bool {
             None => !matches!(aggregate, Aggregate::Judge { .. }),
         },
         (Plan::Steps(_), Some((child, _))) => *child == Steps::ANSWER,
+        (Plan::Verified(verified), Some((child, rest))) => *child == Verified::PLAN && is_answer(&verified.plan, rest),
         (_, None) | (Plan::Call(_) | Plan::Hedged { .. }, _) => true,
     }
 }
@@ -429,6 +440,8 @@ fn times(plan: &Plan, at: &[u32]) -> usize {
             branches.get(*child as usize).map_or(1, |branch| times(branch, rest))
         }
         (Plan::Steps(steps), Some((child, _))) => steps.times()[*child as usize].1 as usize,
+        (Plan::Verified(verified), Some((&Verified::PLAN, rest))) => times(&verified.plan, rest),
+        (Plan::Verified(verified), Some(_)) => verified.times as usize,
         (_, None) | (Plan::Call(_) | Plan::Hedged { .. }, _) => 1,
     }
 }
@@ -439,7 +452,8 @@ fn quorum(plan: &Plan, at: &[u32]) -> usize {
         (Plan::Cascade(stages), Some((child, rest))) => quorum(&stages[*child as usize].plan, rest),
         (Plan::Parallel { branches, .. }, Some((child, rest))) => quorum(&branches[*child as usize], rest),
         (Plan::Parallel { branches, aggregate }, None) => aggregate.quorum(branches.len()),
-        (Plan::Cascade(_), None) | (Plan::Call(_) | Plan::Hedged { .. } | Plan::Steps(_), _) => {
+        (Plan::Verified(verified), Some((_, rest))) => quorum(&verified.plan, rest),
+        (Plan::Cascade(_) | Plan::Verified(_), None) | (Plan::Call(_) | Plan::Hedged { .. } | Plan::Steps(_), _) => {
             panic!("no parallel node at {at:?}")
         }
     }
@@ -469,6 +483,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 32 reasons.
-    assert_eq!(reasons.len(), 2 + 32, "{reasons:?}");
+    // Two commands and the 35 reasons.
+    assert_eq!(reasons.len(), 2 + 35, "{reasons:?}");
 }

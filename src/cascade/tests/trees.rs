@@ -1,6 +1,7 @@
 //! Trees, case by case: what is asked, what is held back, what is noted.
 
 mod early;
+mod verified;
 
 use super::*;
 use crate::domain::{Aggregate, Bound, Condition, IfUnscored, Left, Score, Stage, Unscored};

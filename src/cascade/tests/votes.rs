@@ -2,7 +2,7 @@
 
 use crate::cascade::{
     Forms,
-    vote::{Ballot, count, decided, sigma, verdict},
+    vote::{Ballot, approves, count, decided, sigma, verdict},
 };
 
 fn forms(texts: &[&str]) -> Vec<u32> {
@@ -76,5 +76,23 @@ fn a_verdict_names_one_answer() {
         ("none", None),
     ] {
         assert_eq!(verdict(text, 3), named, "{text:?}");
+    }
+}
+
+#[test]
+fn a_verifying_call_says_yes_no_or_neither() {
+    for (text, said) in [
+        ("yes", Some(true)),
+        (" Yes.", Some(true)),
+        ("**No**", Some(false)),
+        ("The answer is correct", Some(true)),
+        ("incorrect", Some(false)),
+        ("yes and no", None),
+        ("", None),
+        ("I know that it is 42", None),
+        // What follows is no longer the answer to the question.
+        ("yes\nIs the other right? no", Some(true)),
+    ] {
+        assert_eq!(approves(text), said, "{text:?}");
     }
 }

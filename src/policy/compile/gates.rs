@@ -118,6 +118,7 @@ impl Compiler<'_> {
             ScoreName::MeanLogprob => Score::MeanLogprob,
             ScoreName::LogprobQuantile => Score::LogprobQuantile(spec.q.unwrap_or_default()),
             ScoreName::Disagreement => Score::Disagreement,
+            ScoreName::Verified => Score::Verified,
             // Has a calibration, which names the score; see `calibrated`.
             ScoreName::PWrong => return None,
         })
@@ -148,8 +149,10 @@ impl Compiler<'_> {
 
     /// Whether the stage's answers can have the score.
     pub(super) fn can_be_scored(&mut self, at: &str, spec: &ConditionSpec, score: Score, tree: &Tree) -> bool {
-        if score == Score::Disagreement {
-            return self.can_disagree(at, &tree.plan);
+        match score {
+            Score::Disagreement => return self.can_disagree(at, &tree.plan),
+            Score::Verified => return self.is_verified(at, &tree.plan),
+            _ => {}
         }
         if spec.if_unscored.is_some() {
             return true;
@@ -178,6 +181,7 @@ impl Compiler<'_> {
             Plan::Parallel { aggregate: Aggregate::First, .. } => "of `first` only one answer is there to the end",
             Plan::Parallel { branches, .. } if branches.len() < 2 => "one branch has nobody to disagree with",
             Plan::Parallel { .. } => return true,
+            Plan::Verified(verified) => return self.can_disagree(at, &verified.plan),
             Plan::Call(_) | Plan::Hedged { .. } | Plan::Cascade(_) | Plan::Steps(_) => {
                 "only the branches of a `parallel` stage can disagree, and this is none"
             }
@@ -199,6 +203,7 @@ fn range(score: Score) -> (f64, f64, &'static str) {
         Score::MeanLogprob | Score::LogprobQuantile(_) => (f64::MIN, 0.0, "at most 0, and high where it is sure"),
         Score::Disagreement => (0.0, 1.0, "0 to 1, and low where branches agree"),
         Score::Learned(_) => (0.0, 1.0, "0 to 1, and high where it is sure"),
+        Score::Verified => (0.0, 1.0, "0 to 1, and high where more say that it is right"),
     }
 }
 
@@ -214,5 +219,6 @@ pub(super) fn answering(plan: &Plan) -> Vec<bool> {
             answers
         }
         Plan::Steps(_) => vec![false, false, true],
+        Plan::Verified(verified) => answering(&verified.plan).into_iter().chain([false]).collect(),
     }
 }

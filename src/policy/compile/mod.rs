@@ -8,6 +8,7 @@ mod gates;
 mod plans;
 mod select;
 mod steps;
+mod verify;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -137,7 +137,7 @@ impl<'a> Compiler<'a> {
         self.wrong(at, Kind::Value, message, Some(format!("at most {DEPTH} inside one another")));
     }
 
-    fn leaf(&mut self, at: &str, model: &str, sampling: Sampling, system: Option<&str>) -> Option<Tree> {
+    pub(super) fn leaf(&mut self, at: &str, model: &str, sampling: Sampling, system: Option<&str>) -> Option<Tree> {
         let Some(places) = self.models.get(model).cloned() else {
             let help = match self.spec.plans.contains_key(model) {
                 true => Some(format!("`{model}` is a plan, which is run by `plan: {model}`")),
@@ -207,9 +207,11 @@ impl<'a> Compiler<'a> {
         for (i, spec) in stages.iter().enumerate() {
             let at = step(&list, &i.to_string());
             let tree = self.node(&at, spec.node(), above + 1, named);
+            let tree = self.verified(&at, spec, tree);
             let accept_when = self.accept_when(&at, spec, i + 1 == stages.len(), tree.as_ref());
             match (tree, accept_when) {
                 (Some(tree), Some(accept_when)) => {
+                    self.asks_verified(&at, spec, &accept_when);
                     if let Some((stages, parts)) = &mut whole {
                         stages.push(Stage { plan: parts.take(&tree), accept_when, stop_early: spec.stop_early });
                     }

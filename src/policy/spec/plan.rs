@@ -122,6 +122,18 @@ node! {
         /// Stop the call while its answer comes, as soon as a condition cannot hold any more and a later stage can begin. What
         /// it has said is gone then, also where the later stages fail. A remote model is only stopped where the client streams.
         stop_early: bool,
+        /// Calls that are shown the stage's answer and say whether it is right; which share says so is the score `verified`.
+        verify: Option<VerifySpec>,
+    }
+}
+
+call! {
+    /// Calls that verify a stage's answer (AutoMix), all at once. `call` defaults to the stage's own model, `temperature` to 1
+    /// (of a single one: 0), `max_tokens` to 16.
+    VerifySpec {
+        /// How many. Default: 8.
+        #[schemars(range(min = 1, max = 63))]
+        times: Option<u32>,
     }
 }
 
@@ -297,6 +309,8 @@ pub enum ScoreName {
     LogprobQuantile,
     /// How far the branches of a parallel stage disagree: 0 when all answers are the same, 1 when no two are.
     Disagreement,
+    /// Which share of the stage's `verify` calls says that the answer is right, 0 to 1: high is sure.
+    Verified,
     /// How probably the answer is wrong, 0 to 1, by a `calibration`.
     PWrong,
 }

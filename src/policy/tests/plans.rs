@@ -1,6 +1,7 @@
 //! Plans of several calls: what a file says of them, what may be called, and what they may cost.
 
 mod beginnings;
+mod verify;
 
 use super::*;
 use crate::domain::{Aggregate, CallSpec, IfUnscored, Sampling, Score, Spend};

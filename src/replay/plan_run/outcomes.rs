@@ -1,7 +1,7 @@
 //! A plan over one query of a matrix of outcomes, where every model has answered once.
 //!
 //! Answers are the same whatever the plan's sampling and system prompt, as the matrix says nothing of these. A second call of
-//! a model in one run is a miss, and so is the call of a judge or a refinement, which is shown more than the query. There
+//! a model in one run is a miss, and so is the call of a judge, a refinement or a verification, which is shown more than the query. There
 //! are no log-probabilities, so that gates which ask for them have no score. Two answers of which one is not known say
 //! different things.
 
@@ -97,6 +97,7 @@ fn any(plan: &Plan, is: &dyn Fn(&Aggregate) -> bool) -> bool {
         Plan::Parallel { branches, aggregate } => is(aggregate) || branches.iter().any(|branch| any(branch, is)),
         // Nobody has recorded its steps, which is a miss.
         Plan::Steps(_) => false,
+        Plan::Verified(verified) => any(&verified.plan, is),
     }
 }
 
@@ -113,5 +114,6 @@ fn races(plan: &Plan) -> bool {
         Plan::Hedged { .. } => true,
         Plan::Cascade(stages) => stages.iter().any(|stage| races(&stage.plan)),
         Plan::Parallel { branches, aggregate } => matches!(aggregate, Aggregate::First) || branches.iter().any(races),
+        Plan::Verified(verified) => races(&verified.plan),
     }
 }

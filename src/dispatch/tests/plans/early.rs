@@ -26,9 +26,9 @@ impl Backend for Spy {
     }
 }
 
-type Asked = Arc<Mutex<Vec<Arc<Request>>>>;
+pub(super) type Asked = Arc<Mutex<Vec<Arc<Request>>>>;
 
-fn spied(models: &[(&'static str, Value)]) -> (House, Asked) {
+pub(super) fn spied(models: &[(&'static str, Value)]) -> (House, Asked) {
     let asked = Asked::default();
     let spy = |(name, rule): &(&'static str, Value)| -> (&str, Arc<dyn Backend>) {
         (name, Arc::new(Spy(scripted(name, rule.clone()), Arc::clone(&asked))))
