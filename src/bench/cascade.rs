@@ -23,7 +23,7 @@ use self::{
     guarantees::Guaranteed,
     sets::Set,
     sweep::{Fixed, Row, Sweep},
-    tasks::Kind,
+    tasks::{Kind, Task},
 };
 use super::{BenchError, report::Machine};
 use crate::replay::matrix::Matrix;
@@ -82,7 +82,11 @@ pub fn run(plan: Plan, matrices: &[Matrix], tick: &(dyn Fn() + Sync)) -> Result<
     let asked = asked(&answers, blake3::hash(&bytes).to_hex().to_string());
     let guarantees = guarantees::judge(&answers, plan.splits, plan.seed);
     let guarantees = guarantees.map_err(|e| BenchError::Usage(format!("{}: {e}", plan.answers.display())))?;
-    let askings = Asking::all(answers, plan.seed);
+    let mut askings = Asking::all(answers, plan.seed);
+    let tasks = tasks::make(askings.len(), plan.seed);
+    for asking in &mut askings {
+        asking.signals = tasks.iter().find(|task| asking.is_of(task)).map(Task::signals);
+    }
     let fixed = sweep::fixed(&askings);
     let rows = sweep::sweep(&askings, Sweep { splits: plan.splits, steps: plan.steps }, tick);
     let sets: Vec<Set> = matrices

@@ -43,6 +43,7 @@ use calls::{Calls, Happened};
 use held::{Held, Verdict};
 pub use journal::LogJournal;
 use ledger::Ledger;
+pub use shown::verifying;
 use watch::Watch;
 
 /// What a judge may write where its plan does not say: a number, and some models' thoughts about it.

@@ -18,19 +18,26 @@ const VERIFY: &str = "A request and an answer to it follow. Check the answer: is
 
 /// The request of a judge: one message with the conversation and the answers, numbered from 1.
 pub(super) fn judge(request: &Request, answers: &[String]) -> Request {
-    about(request, JUDGE, &numbered(answers))
+    asking(request, about(&request.messages, JUDGE, &numbered(answers)))
 }
 
 /// The request of a verifying call: one message with the conversation and the answer.
 pub(super) fn verify(request: &Request, answer: &str) -> Request {
-    about(request, VERIFY, &format!("\n# Answer\n\n{answer}\n\n# Is it right? `yes` or `no`:"))
+    asking(request, verifying(&request.messages, answer))
+}
+
+/// What a verifying call is asked about the answer to a conversation.
+pub fn verifying(messages: &[Message], answer: &str) -> String {
+    about(messages, VERIFY, &format!("\n# Answer\n\n{answer}\n\n# Is it right? `yes` or `no`:"))
+}
+
+fn about(messages: &[Message], question: &str, answers: &str) -> String {
+    let said: Vec<String> = messages.iter().map(|m| format!("[{}]\n{}", m.role.as_str(), m.joined_text())).collect();
+    format!("{question}\n\n# Request\n\n{}\n{answers}", said.join("\n\n"))
 }
 
 /// A question about answers: one message. Nothing of the client's sampling holds for it, as what it wants said is one word.
-fn about(request: &Request, question: &str, answers: &str) -> Request {
-    let conversation: Vec<String> =
-        request.messages.iter().map(|m| format!("[{}]\n{}", m.role.as_str(), m.joined_text())).collect();
-    let text = format!("{question}\n\n# Request\n\n{}\n{answers}", conversation.join("\n\n"));
+fn asking(request: &Request, text: String) -> Request {
     let messages = json!([{"role": "user", "content": text}]);
     Request {
         messages: Arc::from([Message::text(Role::User, text)]),

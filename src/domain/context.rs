@@ -25,6 +25,7 @@ pub struct RequestView {
 
 /// What was measured on the text.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Signals {
     /// Estimated or counted prompt tokens of the whole conversation.
     pub tokens: u32,

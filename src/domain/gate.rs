@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use super::Hash;
+use super::{Hash, Signals};
 
 /// A number that says how sure a model was of its answer, or several models of theirs. Computed after the answer, from
 /// what came with it; never from the prompt.
@@ -30,17 +30,39 @@ pub enum Score {
     Learned(Scorer),
 }
 
-/// A logistic regression over [`Score::STANDARD`] and the logarithm of one more than the answer's tokens: FrugalGPT's scoring
-/// function (arXiv 2305.05176, section 3) in its smallest form.
+/// A logistic regression over [`Score::STANDARD`], the logarithm of one more than the answer's tokens, and the prompt's
+/// signals: FrugalGPT's scoring function (arXiv 2305.05176, section 3), which is one of query and answer, in its smallest form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scorer {
     pub bias: f64,
     /// Of the standard scores in their order, and of the length.
     pub weights: [f64; Self::FEATURES],
+    /// Of the prompt's signals ([`Signals::FEATURES`]). A decision knows these, and makes them a part of its plan's bias
+    /// ([`Scorer::told`]).
+    #[serde(default, skip_serializing_if = "none")]
+    pub signals: [f64; Signals::FEATURES.len()],
+}
+
+fn none(weights: &[f64; Signals::FEATURES.len()]) -> bool {
+    weights.iter().all(|weight| *weight == 0.0)
 }
 
 impl Scorer {
     pub const FEATURES: usize = 8;
+
+    /// Whether the prompt matters to it.
+    pub fn asks_prompt(&self) -> bool {
+        !none(&self.signals)
+    }
+
+    /// The scorer of answers to this prompt.
+    pub fn told(&self, signals: &Signals) -> Self {
+        let mut bias = self.bias;
+        for (weight, feature) in self.signals.iter().zip(signals.features()) {
+            bias += weight * feature;
+        }
+        Self { bias, signals: Default::default(), ..*self }
+    }
 }
 
 const _: () = assert!(Scorer::FEATURES == Score::STANDARD.len() + 1);

@@ -20,6 +20,7 @@ mod note;
 mod plan;
 mod plan_tree;
 mod request;
+mod signals;
 mod spend;
 mod steps;
 

@@ -172,6 +172,29 @@ impl Plan {
         }
     }
 
+    /// Every condition on an answer, to be changed.
+    pub fn conditions_mut(&mut self) -> Vec<&mut Condition> {
+        let mut conditions = Vec::new();
+        self.gather_conditions(&mut conditions);
+        conditions
+    }
+
+    fn gather_conditions<'a>(&'a mut self, conditions: &mut Vec<&'a mut Condition>) {
+        match self {
+            Plan::Call(_) | Plan::Hedged { .. } | Plan::Steps(_) => {}
+            Plan::Cascade(stages) => {
+                for Stage { plan, accept_when, .. } in stages {
+                    plan.gather_conditions(conditions);
+                    conditions.extend(accept_when);
+                }
+            }
+            Plan::Parallel { branches, .. } => {
+                branches.iter_mut().for_each(|branch| branch.gather_conditions(conditions));
+            }
+            Plan::Verified(verified) => verified.plan.gather_conditions(conditions),
+        }
+    }
+
     /// Models whose calls the plan begins with.
     pub fn beginning(&self) -> Vec<String> {
         match self {

@@ -139,15 +139,19 @@ pub async fn inputs(
 
 /// The signals of a text as the only message.
 pub fn measured(text: &str) -> Signals {
-    signals::measure(&request(text))
+    measured_chat(vec![Message::text(Role::User, text)])
 }
 
-/// A request of one user message, as a client would send it.
-fn request(text: &str) -> Request {
-    let message = Message::text(Role::User, text);
+/// The signals of a conversation.
+pub fn measured_chat(messages: Vec<Message>) -> Signals {
+    signals::measure(&request(messages))
+}
+
+/// A request of these messages, as a client would send it.
+fn request(messages: Vec<Message>) -> Request {
     Request {
         model: String::new(),
-        messages: Arc::new([message]),
+        messages: messages.into(),
         sampling: Sampling::default(),
         n: 1,
         logprobs: false,

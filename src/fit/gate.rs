@@ -10,8 +10,8 @@ use crate::{
         self,
         calibration::{Calibration, CalibrationError, Direction, Point},
     },
-    domain::{Bound, Reading, Score, Scorer},
-    fit::algebra,
+    domain::{Bound, Reading, Score, Scorer, Signals},
+    fit::{algebra, embed::measured},
     replay::metrics::SplitMix,
 };
 
@@ -29,6 +29,12 @@ pub struct Answer {
     /// How long it is; without it a learned score is of the other features alone.
     #[serde(default)]
     pub completion_tokens: u32,
+    /// Of the prompt, as a decision's record has them; a learned score looks at them where every answer has them.
+    #[serde(default)]
+    pub signals: Option<Signals>,
+    /// The prompt's text, which is measured where there are no signals.
+    #[serde(default)]
+    pub query: Option<String>,
 }
 
 impl Answer {
@@ -44,7 +50,12 @@ impl Answer {
 
     fn score(&self, score: Score) -> Option<f64> {
         if let Score::Learned(scorer) = score {
-            return Some(cascade::gate::p_right(&scorer, &self.features()?));
+            let told = match &self.signals {
+                Some(signals) => scorer.told(signals),
+                None if scorer.asks_prompt() => return None,
+                None => scorer,
+            };
+            return Some(cascade::gate::p_right(&told, &self.features()?));
         }
         let reading = self.scores.iter().find(|reading| reading.score == score)?;
         Some(reading.read.ok()?.value)
@@ -100,50 +111,86 @@ pub struct Calibrated {
 /// The first line that is no answer.
 pub fn read(text: &str) -> Result<Vec<Answer>, GateError> {
     let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-    lines.map(|(line, json)| serde_json::from_str(json).map_err(|error| GateError::Line { line, error })).collect()
+    let answer = |(line, json)| {
+        let mut answer: Answer = serde_json::from_str(json).map_err(|error| GateError::Line { line, error })?;
+        if let (None, Some(query)) = (&answer.signals, &answer.query) {
+            answer.signals = Some(measured(query));
+        }
+        Ok(answer)
+    };
+    lines.map(answer).collect()
 }
 
-/// Learns a score from a third of the answers, which calibrate nothing any more, by logistic regression; the others are left.
-/// `seed` deals them. Features are standardised for the fit alone.
+/// Learns a score from a third of the answers, which calibrate nothing any more; the others are left. `seed` deals them.
 ///
 /// # Errors
 /// Where too few answers have all features.
 pub fn learn(answers: &mut Vec<Answer>, seed: u64) -> Result<Scorer, GateError> {
-    const LAMBDA: f64 = 1.0;
-    const LEAST: usize = 50;
     let order = SplitMix(seed).order(answers.len());
     let taken: BTreeSet<usize> = order.into_iter().take(answers.len() / 3).collect();
-    let of = |i: &usize| Some((answers[*i].features()?, answers[*i].correct));
-    let known: Vec<([f64; Scorer::FEATURES], bool)> = taken.iter().filter_map(of).collect();
-    if known.len() < LEAST {
-        return Err(GateError::TooFew { found: known.len(), needed: LEAST });
-    }
-    let n = known.len() as f64;
-    let mut scale = [(0.0, 1.0); Scorer::FEATURES];
-    for (i, (mean, deviation)) in scale.iter_mut().enumerate() {
-        *mean = known.iter().map(|(x, _)| x[i]).sum::<f64>() / n;
-        let squares: f64 = known.iter().map(|(x, _)| (x[i] - *mean).powi(2)).sum();
-        // What is always the same tells nothing.
-        *deviation = if squares > 0.0 { (squares / n).sqrt() } else { 1.0 };
-    }
-    let row = |(x, _): &([f64; Scorer::FEATURES], bool)| {
-        let standard = x.iter().zip(&scale).map(|(x, (mean, deviation))| (x - mean) / deviation);
-        std::iter::once(1.0).chain(standard).collect::<Vec<f64>>()
+    let prompts = answers.iter().all(|answer| answer.signals.is_some());
+    let of = |i: &usize| {
+        let answer = &answers[*i];
+        Some(Example {
+            scores: answer.features()?,
+            signals: answer.signals.as_ref().filter(|_| prompts).map(Signals::features),
+            right: answer.correct,
+        })
     };
-    let rows: Vec<Vec<f64>> = known.iter().map(row).collect();
-    let right: Vec<f64> = known.iter().map(|(_, right)| f64::from(u8::from(*right))).collect();
-    let places: Vec<usize> = (0..rows.len()).collect();
-    let fitted = algebra::logistic(&rows, 1, &places, &|i| &right[i..=i], LAMBDA).ok_or(GateError::Singular)?;
-    let mut scorer = Scorer { bias: fitted[0], weights: [0.0; Scorer::FEATURES] };
-    for (i, (mean, deviation)) in scale.iter().enumerate() {
-        scorer.weights[i] = fitted[i + 1] / deviation;
-        scorer.bias -= scorer.weights[i] * mean;
-    }
+    let scorer = scorer(&taken.iter().filter_map(of).collect::<Vec<_>>())?;
     let mut place = 0;
     answers.retain(|_| {
         place += 1;
         !taken.contains(&(place - 1))
     });
+    Ok(scorer)
+}
+
+/// What a score is learned from.
+#[derive(Clone, Debug)]
+pub struct Example {
+    /// The standard scores, and the length.
+    pub scores: [f64; Scorer::FEATURES],
+    /// Of the prompt; of all examples, or of none.
+    pub signals: Option<[f64; Signals::FEATURES.len()]>,
+    pub right: bool,
+}
+
+/// A score by logistic regression. Features are standardised for the fit alone.
+///
+/// # Errors
+/// Where there are too few examples.
+pub fn scorer(known: &[Example]) -> Result<Scorer, GateError> {
+    const LAMBDA: f64 = 1.0;
+    const LEAST: usize = 50;
+    if known.len() < LEAST {
+        return Err(GateError::TooFew { found: known.len(), needed: LEAST });
+    }
+    let n = known.len() as f64;
+    let features: Vec<Vec<f64>> =
+        known.iter().map(|x| x.scores.iter().chain(x.signals.iter().flatten()).copied().collect()).collect();
+    let scale: Vec<(f64, f64)> = (0..features[0].len())
+        .map(|i| {
+            let mean = features.iter().map(|x| x[i]).sum::<f64>() / n;
+            let squares: f64 = features.iter().map(|x| (x[i] - mean).powi(2)).sum();
+            // What is always the same tells nothing.
+            (mean, if squares > 0.0 { (squares / n).sqrt() } else { 1.0 })
+        })
+        .collect();
+    let row = |x: &Vec<f64>| {
+        let standard = x.iter().zip(&scale).map(|(x, (mean, deviation))| (x - mean) / deviation);
+        std::iter::once(1.0).chain(standard).collect::<Vec<f64>>()
+    };
+    let rows: Vec<Vec<f64>> = features.iter().map(row).collect();
+    let right: Vec<f64> = known.iter().map(|x| f64::from(u8::from(x.right))).collect();
+    let places: Vec<usize> = (0..rows.len()).collect();
+    let fitted = algebra::logistic(&rows, 1, &places, &|i| &right[i..=i], LAMBDA).ok_or(GateError::Singular)?;
+    let mut scorer = Scorer { bias: fitted[0], ..Scorer::default() };
+    let weights = scorer.weights.iter_mut().chain(&mut scorer.signals);
+    for (weight, (fitted, (mean, deviation))) in weights.zip(fitted[1..].iter().zip(&scale)) {
+        *weight = fitted / deviation;
+        scorer.bias -= *weight * mean;
+    }
     Ok(scorer)
 }
 
@@ -255,5 +302,31 @@ mod tests {
         answers.truncate(100);
         let few = learn(&mut answers, 1).unwrap_err().to_string();
         assert!(few.contains("33 of the answers that a score is learned from"), "{few}");
+    }
+
+    #[test]
+    fn a_learned_score_knows_what_prompts_are_hard_where_every_answer_has_one() {
+        let mut rng = SplitMix(9);
+        let mut line = |query: &str| {
+            let hard = rng.unit() < 0.5;
+            let right = if hard { rng.unit() < 0.1 } else { rng.unit() < 0.9 };
+            let scores: Vec<Reading> = Score::STANDARD
+                .map(|score| Reading { score, read: Ok(crate::domain::Scored { value: rng.unit(), exact: true }) })
+                .to_vec();
+            let prompt = if hard { "fn main() { let x = 1; return x; }" } else { "How are you?" };
+            serde_json::json!({"model": "a", "correct": right, "scores": scores, query: prompt}).to_string()
+        };
+        let mut answers = read(&(0..900).map(|_| line("query")).collect::<Vec<_>>().join("\n")).unwrap();
+        let scorer = learn(&mut answers, 1).unwrap();
+        assert!(scorer.asks_prompt());
+        let calibration = calibrate(Score::Learned(scorer), &answers, &[], &[], 0).unwrap().calibration;
+        let (sure, unsure) = (calibration.p_wrong(0.9), calibration.p_wrong(0.1));
+        assert!(sure < 0.25 && unsure > 0.75, "{sure} {unsure}");
+        // An answer whose prompt nobody knows has no such score, and where one is not known none is asked.
+        answers[0].signals = None;
+        assert_eq!(calibrate(Score::Learned(scorer), &answers, &[], &[], 0).unwrap().left_out, 1);
+        assert!(!learn(&mut answers, 1).unwrap().asks_prompt());
+        let mut unknown = read(&(0..900).map(|_| line("other")).collect::<Vec<_>>().join("\n")).unwrap();
+        assert!(!learn(&mut unknown, 1).unwrap().asks_prompt());
     }
 }

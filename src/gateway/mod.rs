@@ -385,7 +385,7 @@ impl Gateway {
     }
 
     /// What is known about the request, as far as this policy looks at it. A pinned request under a policy without rules
-    /// is not looked at: nothing could follow from it.
+    /// is not embedded, and measured only where plans or budgets ask: nothing else could follow from it.
     async fn context(
         &self,
         id: DecisionId,
@@ -395,7 +395,8 @@ impl Gateway {
         caller: &Caller,
     ) -> Context {
         let looked_at = !pinned || policy.has_rules();
-        let mut signals = if looked_at { signals::measure(request) } else { Signals::default() };
+        let measured = looked_at || policy.measures_pinned();
+        let mut signals = if measured { signals::measure(request) } else { Signals::default() };
         let mut embedding = None;
         if looked_at && policy.needs_embedding() {
             match signals::embed_within(self.parts.embedder.as_ref(), &request.query(), self.parts.embed_deadline).await
@@ -416,7 +417,7 @@ impl Gateway {
         };
         let (now, mut key) = (now_micros(), caller.key.clone());
         self.parts.spending.fill(policy, now, &mut session, &mut key);
-        let resident = looked_at && policy.needs_residency();
+        let resident = measured && policy.needs_residency();
         let mut fleet = BTreeMap::new();
         for (name, backend) in &self.parts.backends {
             let mut state = backend.state();

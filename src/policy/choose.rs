@@ -7,7 +7,7 @@
 //! parallel plan while its quorum can. Calls of models that are down stay where they are; the machine goes around them.
 
 use super::{Policy, Target, reckon::Tokens};
-use crate::domain::{Aggregate, CallSpec, Context, Elimination, Plan};
+use crate::domain::{Aggregate, CallSpec, Context, Elimination, Plan, Score};
 
 /// What a target's calls go to: places in the fleet.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,14 +69,19 @@ impl Policy {
         }
     }
 
-    /// The plan that a target's calls make up, with the fleet's names.
-    pub(super) fn plan(&self, target: &Target, chosen: &Chosen) -> Plan {
+    /// The plan that a target's calls make up, with the fleet's names; gates that ask about the prompt are told of it.
+    pub(super) fn plan(&self, target: &Target, chosen: &Chosen, context: &Context) -> Plan {
         match (&target.plan, chosen) {
             (Plan::Call(call), Chosen::Call(model)) => Plan::Call(self.call(call, *model)),
             (tree, Chosen::Tree(models)) => {
                 let mut plan = tree.clone();
                 for (call, model) in plan.calls_mut().into_iter().zip(models) {
                     call.model.clone_from(&self.cards[*model].name);
+                }
+                for condition in plan.conditions_mut() {
+                    if let Score::Learned(scorer) = &mut condition.score {
+                        *scorer = scorer.told(&context.signals);
+                    }
                 }
                 plan
             }

@@ -122,7 +122,7 @@ impl Policy {
         context: &Context,
         others: bool,
     ) {
-        let plan = self.plan(target, chosen);
+        let plan = self.plan(target, chosen, context);
         decision.arm = target.name.clone();
         if let Some(fallback) = &self.fallback {
             decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();

@@ -25,14 +25,10 @@ use crate::domain::{Context, Signals};
 /// Seed of the projection's signs. Part of the meaning of every policy that projects: never change it.
 const PROJECTION_SEED: u64 = 0x7765_6972_0001;
 
-/// Names of the features without parameters.
-pub(super) const NAMES: &[&str] =
-    &["tokens", "query_tokens", "complexity", "code_share", "turn", "tools", "response_format", "pii"];
-
 /// One feature, resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Feature {
-    /// A place in [`NAMES`].
+    /// A place in [`Signals::FEATURES`].
     Named(usize),
     Similarity(String),
     /// The example sets, in name order.
@@ -78,7 +74,7 @@ impl Features {
     /// and embedders are the same.
     pub fn names(&self) -> Vec<String> {
         let name = |f: &Feature| match f {
-            Feature::Named(n) => NAMES.get(*n).copied().unwrap_or_default().to_owned(),
+            Feature::Named(n) => Signals::FEATURES.get(*n).copied().unwrap_or_default().to_owned(),
             Feature::Similarity(set) => format!("similarity {set}"),
             Feature::Task(sets) => format!("task {}", sets.join(" ")),
             Feature::Language(codes) => format!("language {}", codes.join(" ")),
@@ -103,7 +99,7 @@ impl Features {
         let mut projections = self.projections.iter();
         for feature in &self.list {
             match feature {
-                Feature::Named(n) => x.push(named(*n, &context.signals)),
+                Feature::Named(n) => x.push(context.signals.feature(*n)),
                 Feature::Similarity(name) => x.push(context.signals.similarity.get(name).copied().unwrap_or(-1.0)),
                 Feature::Language(codes) => {
                     let at = codes.iter().position(|c| *c == context.signals.language).unwrap_or(codes.len());
@@ -137,23 +133,7 @@ impl Features {
 
 /// A feature without parameters by its name, scaled as a learning selector sees it; `None` for a name that is none.
 pub fn query_feature(name: &str, signals: &Signals) -> Option<f64> {
-    NAMES.iter().position(|n| *n == name).map(|n| named(n, signals))
-}
-
-fn named(n: usize, s: &Signals) -> f64 {
-    let log = |tokens: u32| libm::log2(1.0 + f64::from(tokens)) / 16.0;
-    let flag = |b: bool| if b { 1.0 } else { 0.0 };
-    match NAMES.get(n).copied() {
-        Some("tokens") => log(s.tokens),
-        Some("query_tokens") => log(s.query_tokens),
-        Some("complexity") => s.complexity / 100.0,
-        Some("code_share") => s.code_share,
-        Some("turn") => f64::from(s.turn.min(8)) / 8.0,
-        Some("tools") => flag(s.tools),
-        Some("response_format") => flag(s.response_format),
-        Some("pii") => flag(s.pii.count > 0),
-        _ => 0.0,
-    }
+    Signals::FEATURES.iter().position(|n| *n == name).map(|n| signals.feature(n))
 }
 
 fn projection(rows: usize, columns: usize) -> Vec<f64> {

@@ -296,6 +296,12 @@ impl Policy {
         !self.rules.is_empty()
     }
 
+    /// Whether the size or the signals of a prompt bear on a pinned plan all the same: on budgets, and on plans of several
+    /// calls, whose models have to hold it and whose gates may ask about it.
+    pub fn measures_pinned(&self) -> bool {
+        !self.budgets.is_empty() || self.targets.iter().any(|target| !matches!(target.plan, Plan::Call(_)))
+    }
+
     /// Whether rewards change later decisions.
     pub fn learns(&self) -> bool {
         self.learner().is_some()

@@ -8,11 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::tasks::Kind;
+use super::tasks::{Kind, Task};
 use crate::{
     bench::BenchError,
-    cascade::{Input, canonical::form},
-    domain::{Facts, Reading, Score, Scored, Spend},
+    cascade::{Input, canonical::form, gate},
+    domain::{Facts, Reading, Score, Scored, Scorer, Signals, Spend},
     replay::{
         metrics::SplitMix,
         plan_run::{Answers, Asked, Ending, Recorded},
@@ -47,6 +47,19 @@ pub struct Answer {
     pub completion_tokens: u32,
     /// Rounded to six decimals; those that could be computed.
     pub scores: Vec<Reading>,
+    /// What the model says of it, where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified: Option<Verification>,
+}
+
+/// What verifying calls said of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Of each: that the answer is right, that it is wrong, or neither.
+    pub said: Vec<Option<bool>>,
+    /// Of the prompt, which is computed once for all of them, and of all that was written.
+    pub prompt_tokens: u32,
+    pub completion_tokens: u32,
 }
 
 /// Whether an answer says what the reference says.
@@ -66,7 +79,31 @@ impl Answer {
         u64::from(self.prompt_tokens) + u64::from(self.completion_tokens)
     }
 
+    /// Whether it answers this question, with the prompt that was recorded.
+    pub fn is_to(&self, task: &Task) -> bool {
+        self.task == task.id && task.hash().to_string().starts_with(&self.prompt)
+    }
+
+    /// What a learned score is made of.
+    pub fn features(&self) -> Option<[f64; Scorer::FEATURES]> {
+        let mut features = [gate::length(self.completion_tokens as usize); Scorer::FEATURES];
+        for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
+            *feature = self.score(standard)?;
+        }
+        Some(features)
+    }
+
+    /// A score of it; a verified one by what was said.
     pub fn score(&self, score: Score) -> Option<f64> {
+        match score {
+            Score::Learned(scorer) => return Some(gate::p_right(&scorer, &self.features()?)),
+            Score::Verified => {
+                let said: Vec<bool> = self.verified.as_ref()?.said.iter().flatten().copied().collect();
+                let right = said.iter().filter(|right| **right).count();
+                return (!said.is_empty()).then(|| right as f64 / said.len() as f64);
+            }
+            _ => {}
+        }
         let reading = self.scores.iter().find(|reading| reading.score == score)?;
         Some(reading.read.ok()?.value)
     }
@@ -125,6 +162,8 @@ pub struct Asking {
     samples: BTreeMap<i64, Vec<usize>>,
     /// Whether the simulated model is right.
     strong: bool,
+    /// Of the prompt, where it is known.
+    pub signals: Option<Signals>,
 }
 
 /// What a run's answer was: this recorded one, or a simulated one.
@@ -165,7 +204,18 @@ impl Asking {
         let mut rng = SplitMix(seed);
         rng.next_u64();
         let (task, kind) = (answers[0].task.clone(), answers[0].kind);
-        Self { task, kind, answers, forms, samples, strong: rng.unit() < STRONG }
+        Self { task, kind, answers, forms, samples, strong: rng.unit() < STRONG, signals: None }
+    }
+
+    /// Whether it asks this question, with the prompt that was recorded.
+    pub fn is_of(&self, task: &Task) -> bool {
+        self.answers[0].is_to(task)
+    }
+
+    /// All answers.
+    #[cfg(test)]
+    pub fn into_answers(self) -> Vec<Answer> {
+        self.answers
     }
 
     /// The answer at temperature 0.
@@ -178,9 +228,9 @@ impl Asking {
         self.samples.get(&hundredths(temperature)).into_iter().flatten().map(|n| &self.answers[*n])
     }
 
-    /// Answers for one run of a plan.
-    pub fn shelf(&self) -> Shelf<'_> {
-        Shelf { asking: self, taken: BTreeSet::new() }
+    /// Answers for one run of a plan, with `asked` among their scores.
+    pub fn shelf(&self, asked: Option<Score>) -> Shelf<'_> {
+        Shelf { asking: self, asked, taken: BTreeSet::new(), verdicts: 0, made: Vec::new() }
     }
 
     /// Whether the answer that a run gave out is right.
@@ -202,14 +252,49 @@ impl Asking {
 /// the order.
 pub struct Shelf<'a> {
     asking: &'a Asking,
+    asked: Option<Score>,
     taken: BTreeSet<usize>,
+    /// How many verifying calls have been answered.
+    verdicts: usize,
+    /// The answers of the run's calls.
+    made: Vec<usize>,
+}
+
+/// What a run's verifying calls answer, as a number of an answer.
+const VERDICT: usize = usize::MAX - 1;
+
+impl Shelf<'_> {
+    /// What the next verifying call says of the answer of a call, where that was asked.
+    fn verdict(&mut self, call: u32) -> Option<Recorded> {
+        let of = self.asking.answers.get(*self.made.get(call as usize)?)?;
+        let verified = of.verified.as_ref()?;
+        let said = *verified.said.get(self.verdicts)?;
+        let each = verified.completion_tokens.div_ceil(verified.said.len() as u32);
+        // The first computes the prompt for all.
+        let tokens = u64::from(each) + if self.verdicts == 0 { u64::from(verified.prompt_tokens) } else { 0 };
+        self.verdicts += 1;
+        let facts = Facts { form: u32::MAX - 1, verdict: said.map(u32::from), ..Facts::default() };
+        let cost = Spend { usd: tokens, tokens };
+        let latency = i64::from(each) * 1000;
+        self.made.push(VERDICT);
+        Some(Recorded {
+            answer: VERDICT,
+            ending: Ending::Answers(facts),
+            cost,
+            first: None,
+            known: Vec::new(),
+            latency,
+        })
+    }
 }
 
 impl Answers for Shelf<'_> {
     fn answer(&mut self, asked: &Asked<'_>) -> Option<Recorded> {
         // Nobody knows what a judge, who is shown more than the question, would have said.
-        if *asked.input != Input::Request {
-            return None;
+        match asked.input {
+            Input::Request => {}
+            Input::Verify(of) => return self.verdict(*of),
+            _ => return None,
         }
         let temperature = asked.spec.sampling.temperature.unwrap_or(0.0);
         let (answer, of, times) = match asked.spec.model.as_str() {
@@ -224,7 +309,11 @@ impl Answers for Shelf<'_> {
         if !self.taken.insert(answer) {
             return None;
         }
-        let scores = if answer == MADE_UP { Vec::new() } else { of.scores.clone() };
+        let mut scores = if answer == MADE_UP { Vec::new() } else { of.scores.clone() };
+        if let Some(score) = self.asked.filter(|_| answer != MADE_UP) {
+            scores.extend(of.score(score).map(|value| Reading { score, read: Ok(Scored { value, exact: true }) }));
+        }
+        self.made.push(answer);
         Some(Recorded {
             answer,
             ending: Ending::Answers(Facts { form: self.asking.form(answer), scores, ..Facts::default() }),
@@ -256,6 +345,7 @@ pub(super) mod tests {
             prompt_tokens: 9,
             completion_tokens: 1,
             scores: vec![Reading { score: Score::MeanTokenEntropy, read: Ok(Scored { value: entropy, exact: true }) }],
+            verified: None,
         }
     }
 
@@ -287,7 +377,7 @@ pub(super) mod tests {
         let answers =
             vec![answer("t", 0.7, 1, "five", 0.1), answer("t", 0.7, 0, "4", 0.1), answer("t", 0.0, 0, "3", 0.9)];
         let asking = Asking::all(answers, 1).remove(0);
-        let mut shelf = asking.shelf();
+        let mut shelf = asking.shelf(None);
         let mut ask = |model: &str, temperature: f64| {
             let spec = CallSpec {
                 sampling: Sampling { temperature: Some(temperature), ..Sampling::default() },
@@ -303,5 +393,32 @@ pub(super) mod tests {
         assert_eq!((greedy.cost.usd, asking.right(greedy.answer)), (10, false));
         let made_up = ask(SIMULATED, 0.0).unwrap();
         assert_eq!((made_up.cost.usd, asking.right(made_up.answer)), (100, asking.strong));
+    }
+
+    #[test]
+    fn verifying_calls_say_what_was_said_of_the_answer_and_compute_the_prompt_once() {
+        use crate::domain::{AttemptReason, CallSpec, Sampling};
+        let said = vec![Some(true), None, Some(false)];
+        let verified = Some(Verification { said, prompt_tokens: 50, completion_tokens: 6 });
+        let greedy = Answer { verified, ..answer("t", 0.0, 0, "4", 0.9) };
+        assert_eq!(greedy.score(Score::Verified), Some(0.5));
+        let asking = Asking::all(vec![greedy], 1).remove(0);
+        let mut shelf = asking.shelf(None);
+        let mut ask = |call: u32, input: Input| {
+            let sampling = Sampling { temperature: Some(0.0), ..Sampling::default() };
+            let spec = CallSpec { sampling, ..CallSpec::bare(SMALL) };
+            let why = AttemptReason::Planned;
+            shelf.answer(&Asked { call, spec: &spec, why, input: &input, at: &[], now: 0 })
+        };
+        ask(0, Input::Request).unwrap();
+        let said: Vec<_> = (1..5).map(|call| ask(call, Input::Verify(0))).collect();
+        let verdict = |recorded: &Recorded| match &recorded.ending {
+            Ending::Answers(facts) => facts.verdict,
+            other => panic!("{other:?}"),
+        };
+        let verdicts: Vec<_> = said.iter().flatten().map(verdict).collect();
+        let costs: Vec<_> = said.iter().flatten().map(|recorded| recorded.cost.usd).collect();
+        assert_eq!((verdicts, costs), (vec![Some(1), None, Some(0)], vec![52, 2, 2]));
+        assert!(said[3].is_none(), "more was never asked");
     }
 }

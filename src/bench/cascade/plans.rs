@@ -3,7 +3,7 @@
 use super::answers::{Asking, SIMULATED, SMALL};
 use crate::{
     cascade::{canonical::form, vote},
-    domain::{Aggregate, Bound, CallSpec, Condition, Plan, Sampling, Score, Stage},
+    domain::{Aggregate, Bound, CallSpec, Condition, Plan, Sampling, Score, Stage, Verified},
 };
 
 /// Temperatures of the probes and of the samples that vote.
@@ -11,6 +11,8 @@ pub const PROBE: f64 = 0.3;
 pub const VOTE: f64 = 0.7;
 const PROBES: usize = 3;
 pub const VOTES: usize = 5;
+/// As AutoMix has it.
+pub const VERDICTS: u32 = 8;
 
 /// The first stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub enum First {
     Greedy,
     /// The vote of three answers at [`PROBE`].
     Probes,
+    /// One answer at temperature 0, and what the model says of it [`VERDICTS`] times.
+    Verified,
 }
 
 /// The stage that is escalated to.
@@ -43,6 +47,9 @@ pub fn first(first: First) -> Plan {
     match first {
         First::Greedy => call(SMALL, 0.0),
         First::Probes => votes(PROBES, PROBE),
+        First::Verified => {
+            Plan::Verified(Box::new(Verified { plan: call(SMALL, 0.0), by: CallSpec::bare(SMALL), times: VERDICTS }))
+        }
     }
 }
 

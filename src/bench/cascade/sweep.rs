@@ -8,11 +8,12 @@ use super::{
     answers::{Asking, SIMULATED, SMALL},
     calibrated::{Seen, auroc, calibration_error},
     curve::{self, Both},
-    plans::{self, First, Last},
+    plans::{self, First, Last, VERDICTS},
 };
 use crate::{
     cascade::Setup,
-    domain::{Bound, Condition, Plan, Score},
+    domain::{Bound, Condition, Plan, Score, Scorer},
+    fit::{self, gate::Example},
     replay::{
         metrics::{Point, SplitMix},
         plan_run::{End, PlanRun, run},
@@ -27,12 +28,23 @@ pub struct Gate {
     pub low_is_sure: bool,
     /// What it is asked of.
     pub first: First,
+    /// It is learned from the greedy answers to the training questions.
+    pub learned: Option<Taught>,
+}
+
+/// What a gate is learned from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taught {
+    Answers,
+    /// Of answers and of the signals of their prompts.
+    Prompts,
 }
 
 impl Gate {
     /// All that are judged.
     pub fn all() -> Vec<Self> {
-        let of = |score, low_is_sure| Self { score, low_is_sure, first: First::Greedy };
+        let of = |score, low_is_sure| Self { score, low_is_sure, first: First::Greedy, learned: None };
+        let learned = |by| Self { learned: Some(by), ..of(Score::Learned(Scorer::default()), false) };
         vec![
             of(Score::MeanTokenEntropy, true),
             of(Score::FirstTokenEntropy, true),
@@ -41,19 +53,57 @@ impl Gate {
             of(Score::LogprobQuantile(0.0), false),
             of(Score::LogprobQuantile(0.1), false),
             of(Score::LogprobQuantile(0.5), false),
-            Self { score: Score::Disagreement, low_is_sure: true, first: First::Probes },
+            Self { first: First::Probes, ..of(Score::Disagreement, true) },
+            learned(Taught::Answers),
+            learned(Taught::Prompts),
+            Self { first: First::Verified, ..of(Score::Verified, false) },
         ]
     }
 
-    fn condition(&self, threshold: f64) -> Condition {
-        Condition::new(self.score, if self.low_is_sure { Bound::Below(threshold) } else { Bound::Above(threshold) })
+    fn name(&self) -> String {
+        match (self.first, self.learned) {
+            (First::Probes, _) => format!("{} of 3 probes", self.score),
+            (First::Verified, _) => format!("{} {VERDICTS} x", self.score),
+            (First::Greedy, Some(Taught::Prompts)) => format!("{} of prompt and answer", self.score),
+            (First::Greedy, _) => self.score.to_string(),
+        }
+    }
+
+    /// The gate with what the training questions teach; nothing, where they teach nothing.
+    fn fitted(&self, train: &[&Asking]) -> Self {
+        let Some(by) = self.learned else { return *self };
+        let example = |asking: &&Asking| {
+            let answer = asking.greedy()?;
+            let signals = match by {
+                Taught::Answers => None,
+                Taught::Prompts => Some(asking.signals.as_ref()?.features()),
+            };
+            Some(Example { scores: answer.features()?, signals, right: answer.correct })
+        };
+        let examples: Vec<Example> = train.iter().filter_map(example).collect();
+        Self { score: fit::gate::scorer(&examples).map_or(self.score, Score::Learned), ..*self }
+    }
+
+    /// The score as the plan of this question has it.
+    fn score(&self, asking: &Asking) -> Score {
+        match (self.score, &asking.signals) {
+            (Score::Learned(scorer), Some(signals)) => Score::Learned(scorer.told(signals)),
+            (score, _) => score,
+        }
+    }
+
+    fn condition(&self, asking: &Asking, threshold: f64) -> Condition {
+        Condition::new(
+            self.score(asking),
+            if self.low_is_sure { Bound::Below(threshold) } else { Bound::Above(threshold) },
+        )
     }
 
     /// How unsure the gate would be of the first stage's answer; `None` where it has no score.
     fn unsureness(&self, asking: &Asking) -> Option<f64> {
         let turned = |score: f64| if self.low_is_sure { score } else { -score };
         match self.first {
-            First::Greedy => asking.greedy()?.score(self.score).map(turned),
+            First::Greedy | First::Verified => asking.greedy()?.score(self.score(asking)).map(turned),
             First::Probes => Some(plans::disagreement(asking)),
         }
     }
@@ -106,9 +156,9 @@ pub struct Sweep {
     pub steps: usize,
 }
 
-/// Runs a plan for one question.
-pub fn over(plan: &Plan, asking: &Asking) -> PlanRun {
-    run(&Setup::bare(plan.clone()), 0, &mut asking.shelf())
+/// Runs a plan for one question; `asked` is a score that its answers have beside the recorded ones.
+pub fn over(plan: &Plan, asking: &Asking, asked: Option<Score>) -> PlanRun {
+    run(&Setup::bare(plan.clone()), 0, &mut asking.shelf(asked))
 }
 
 /// What a run cost, in USD, and whether its answer is right.
@@ -120,8 +170,9 @@ pub fn point(asking: &Asking, run: &PlanRun) -> Point {
 /// All gates before both last stages.
 pub fn sweep(askings: &[Asking], how: Sweep, tick: &(dyn Fn() + Sync)) -> Vec<Row> {
     let lasts = [(Last::Vote, "vote of 5"), (Last::Simulated, SIMULATED)];
-    let cases: Vec<_> =
-        lasts.into_iter().flat_map(|last| Gate::all().into_iter().map(move |gate| (gate, last))).collect();
+    let verified = askings.iter().all(|asking| asking.greedy().is_some_and(|answer| answer.verified.is_some()));
+    let gates: Vec<Gate> = Gate::all().into_iter().filter(|g| verified || g.first != First::Verified).collect();
+    let cases: Vec<_> = lasts.into_iter().flat_map(|last| gates.iter().map(move |gate| (*gate, last))).collect();
     let row = |(gate, (last, name)): (Gate, (Last, &'static str))| {
         let row = row(&gate, last, name, askings, how);
         tick();
@@ -132,15 +183,11 @@ pub fn sweep(askings: &[Asking], how: Sweep, tick: &(dyn Fn() + Sync)) -> Vec<Ro
 
 fn row(gate: &Gate, last: Last, name: &'static str, askings: &[Asking], how: Sweep) -> Row {
     let stages = |asking: &Asking| {
-        let of = |plan: &Plan| point(asking, &over(plan, asking));
+        let of = |plan: &Plan| point(asking, &over(plan, asking, None));
         Both { first: of(&plans::first(gate.first)), last: of(&plans::last(last)) }
     };
     let both: Vec<Both> = askings.iter().map(stages).collect();
-    let seen: Vec<Seen> = askings
-        .iter()
-        .zip(&both)
-        .filter_map(|(asking, both)| Some((gate.unsureness(asking)?, both.first.score == 0.0)))
-        .collect();
+    let seen = seen(gate, askings, &both);
     let mut gains = Vec::new();
     let mut curves = vec![Point { cost: 0.0, score: 0.0 }; how.steps + 1];
     let (mut ends, mut half) = ([Point { cost: 0.0, score: 0.0 }; 2], [0.0; 3]);
@@ -150,15 +197,17 @@ fn row(gate: &Gate, last: Last, name: &'static str, askings: &[Asking], how: Swe
         let order = SplitMix(seed ^ 0x6761_7465).order(askings.len());
         let (train, test) = order.split_at(order.len() / 2);
         let train: Vec<&Asking> = train.iter().map(|i| &askings[*i]).collect();
+        let gate = gate.fitted(&train);
         let pairs: Vec<Both> = test.iter().map(|i| both[*i]).collect();
         let mut points = Vec::new();
         for threshold in gate.thresholds(&train, how.steps) {
-            let plan = plans::cascade(plans::first(gate.first), gate.condition(threshold), plans::last(last));
             let mut sum = Point { cost: 0.0, score: 0.0 };
-            for i in test {
-                let run = over(&plan, &askings[*i]);
+            for asking in test.iter().map(|i| &askings[*i]) {
+                let condition = gate.condition(asking, threshold);
+                let plan = plans::cascade(plans::first(gate.first), condition, plans::last(last));
+                let run = over(&plan, asking, gate.learned.map(|_| condition.score));
                 missed += usize::from(run.missed());
-                let of = point(&askings[*i], &run);
+                let of = point(asking, &run);
                 sum = Point { cost: sum.cost + of.cost, score: sum.score + of.score };
             }
             let n = test.len().max(1) as f64;
@@ -182,10 +231,7 @@ fn row(gate: &Gate, last: Last, name: &'static str, askings: &[Asking], how: Swe
     let mean = gains.iter().sum::<f64>() / gains.len().max(1) as f64;
     let squares: f64 = gains.iter().map(|gain| (gain - mean).powi(2)).sum();
     Row {
-        gate: match gate.first {
-            First::Greedy => gate.score.to_string(),
-            First::Probes => format!("{} of 3 probes", gate.score),
-        },
+        gate: gate.name(),
         last: name,
         gain: mean,
         gain_deviation: (squares / (gains.len().max(2) - 1) as f64).sqrt(),
@@ -197,6 +243,19 @@ fn row(gate: &Gate, last: Last, name: &'static str, askings: &[Asking], how: Swe
         curve: curves,
         missed,
     }
+}
+
+/// How unsure the gate is of each question, and whether the first stage is wrong; a learned one of each half by what the
+/// other teaches.
+fn seen(gate: &Gate, askings: &[Asking], both: &[Both]) -> Vec<Seen> {
+    let order = SplitMix(0x6761_7465).order(askings.len());
+    let (a, b) = order.split_at(order.len() / 2);
+    let mut seen = Vec::new();
+    for (half, other) in [(a, b), (b, a)] {
+        let gate = gate.fitted(&other.iter().map(|i| &askings[*i]).collect::<Vec<_>>());
+        seen.extend(half.iter().filter_map(|i| Some((gate.unsureness(&askings[*i])?, both[*i].first.score == 0.0))));
+    }
+    seen
 }
 
 /// A plan without a threshold that moves.
@@ -227,7 +286,7 @@ pub fn fixed(askings: &[Asking]) -> Vec<Fixed> {
 }
 
 fn one(name: String, plan: &Plan, askings: &[Asking]) -> Fixed {
-    let runs: Vec<PlanRun> = askings.iter().map(|asking| over(plan, asking)).collect();
+    let runs: Vec<PlanRun> = askings.iter().map(|asking| over(plan, asking, None)).collect();
     let points: Vec<Point> = askings.iter().zip(&runs).map(|(asking, run)| point(asking, run)).collect();
     let n = askings.len().max(1) as f64;
     let stages = match plan {
@@ -256,7 +315,10 @@ fn one(name: String, plan: &Plan, askings: &[Asking]) -> Fixed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::cascade::answers::{Answer, tests::answer};
+    use crate::{
+        bench::cascade::answers::{Answer, Verification, tests::answer},
+        domain::{Reading, Signals},
+    };
 
     /// Questions of which every second one is wrong, and unsure; samples at 0.7 are right.
     fn askings(n: usize) -> Vec<Asking> {
@@ -300,5 +362,33 @@ mod tests {
         assert_eq!((modes.stages.as_slice(), modes.quality, modes.missed), (&[0.5, 0.5, 0.0][..], 1.0, 0));
         assert_eq!(modes.calls, 4.0, "three probes, and two more for a half");
         assert!(of("simulated").quality > 0.7);
+    }
+
+    #[test]
+    fn learned_and_verified_gates_are_judged_like_the_others() {
+        let all = |i: usize| {
+            let mut asking = askings(i + 1).remove(i).into_answers();
+            for answer in &mut asking {
+                let entropy = answer.score(Score::MeanTokenEntropy).unwrap();
+                let read = Ok(crate::domain::Scored { value: entropy, exact: true });
+                answer.scores = Score::STANDARD.map(|score| Reading { score, read }).to_vec();
+                let mut said = vec![Some(answer.correct); VERDICTS as usize];
+                said[3] = None;
+                answer.verified = Some(Verification { said, prompt_tokens: 30, completion_tokens: 6 });
+            }
+            asking
+        };
+        let mut askings = Asking::all((0..240).flat_map(all).collect(), 1);
+        for (i, asking) in askings.iter_mut().enumerate() {
+            asking.signals = Some(Signals { complexity: (i % 7) as f64, ..Signals::default() });
+        }
+        let rows = sweep(&askings, Sweep { splits: 2, steps: 10 }, &|| {});
+        assert_eq!(rows.len(), 2 * Gate::all().len());
+        for name in ["learned", "learned of prompt and answer"] {
+            let row = rows.iter().find(|r| r.gate == name && r.last == "vote of 5").unwrap();
+            assert!(row.gain > 0.9 && row.auroc > Some(0.99) && row.missed == 0, "{row:?}");
+        }
+        let verified = rows.iter().find(|r| r.gate == "verified 8 x" && r.last == "vote of 5").unwrap();
+        assert!(verified.auroc == Some(1.0) && verified.missed == 0 && verified.gain > 0.9, "{verified:?}");
     }
 }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::{
-    domain::{ContentPart, Hash, Message, Role},
+    domain::{ContentPart, Hash, Message, Role, Signals},
+    fit,
     replay::metrics::SplitMix,
 };
 
@@ -82,6 +83,11 @@ impl Task {
             examples.flat_map(|(q, a)| [say(Role::User, q), say(Role::Assistant, a)]).collect();
         messages.push(say(Role::User, &self.question));
         messages
+    }
+
+    /// What is measured of the conversation.
+    pub fn signals(&self) -> Signals {
+        fit::embed::measured_chat(self.messages())
     }
 
     /// What tells its prompt from others.

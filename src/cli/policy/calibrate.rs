@@ -57,9 +57,13 @@ pub(super) fn run(
         answers.retain(|answer| answer.temperature == Some(temperature));
         anyhow::ensure!(!answers.is_empty(), "{} has no answer at the temperature {temperature}", data.display());
     }
+    // Whether a learned score looks at prompts.
+    let mut prompts = false;
     if matches!(score, Score::Learned(_)) {
         answers.retain(|answer| args.models.is_empty() || args.models.contains(&answer.model));
-        score = Score::Learned(gate::learn(&mut answers, seed)?);
+        let scorer = gate::learn(&mut answers, seed)?;
+        prompts = scorer.asks_prompt();
+        score = Score::Learned(scorer);
     }
     let fitted = gate::calibrate(score, &answers, &args.models, &args.passed, seed)?;
     let guarantee = fitted.calibration.guaranteed(args.max_error, args.confidence)?;
@@ -76,7 +80,7 @@ pub(super) fn run(
         let document = json!({
             "ok": true, "artifact": out, "hash": hash, "score": score.to_string(),
             "models": fitted.calibration.models(), "answers": fitted.calibration.points().len(), "wrong": wrong,
-            "left_out": fitted.left_out, "ece": fitted.calibration.ece(), "guarantee": guarantee, "cost_cap": capped,
+            "left_out": fitted.left_out, "prompts": prompts, "ece": fitted.calibration.ece(), "guarantee": guarantee, "cost_cap": capped,
         });
         say!("{}", serde_json::to_string_pretty(&document)?);
         return Ok(ExitCode::SUCCESS);
@@ -89,6 +93,11 @@ pub(super) fn run(
         calibration.points().len(),
         left_out(fitted.left_out)
     );
+    if prompts {
+        say!("learned from answers and their prompts' signals");
+    } else if matches!(score, Score::Learned(_)) {
+        say!("learned from answers alone: not each of them has the `signals` or the `query` of its prompt");
+    }
     say!("calibration error {:.3}, of the raw score {:.3}", calibration.ece().after, calibration.ece().before);
     say!("{}", said(score, calibration, guarantee.as_ref(), args));
     if let Some(Capped { threshold, accepted, wrong, usd }) = &capped {

@@ -7,7 +7,7 @@ use super::{
         Artifact, Inputs,
         cel::{Condition, Program},
         diagnostic::{DiagnosticKind as Kind, suggest},
-        features::{Feature, Features, NAMES},
+        features::{Feature, Features},
         predict::Predictor,
         select::{
             Selector,
@@ -24,6 +24,7 @@ use super::{
     },
     Compiler,
 };
+use crate::domain::Signals;
 
 /// Regularisation of a feature over that of the constant, where none is said: the middle of what did best on the shared
 /// outcomes (15 to 35; eval/bandits.md).
@@ -490,7 +491,7 @@ impl Compiler<'_> {
         for (i, feature) in self.spec.select.features.iter().enumerate() {
             let at = format!("/select/features/{i}");
             let made = match feature {
-                FeatureSpec::Named(name) => match NAMES.iter().position(|n| n == name) {
+                FeatureSpec::Named(name) => match Signals::FEATURES.iter().position(|n| n == name) {
                     Some(n) => Feature::Named(n),
                     None if name == "task" => {
                         if self.spec.examples.is_empty() {
@@ -505,7 +506,7 @@ impl Compiler<'_> {
                             "embedding" => Some("write `{embedding: {project: 32}}`".to_owned()),
                             "language" => Some("write `{language: [en, de]}`".to_owned()),
                             "similarity" => Some("write `{similarity: NAME}`".to_owned()),
-                            _ => suggest("features", name, NAMES.iter().copied()),
+                            _ => suggest("features", name, Signals::FEATURES.iter().copied()),
                         };
                         self.wrong(&at, Kind::UnknownName, format!("there is no feature `{name}`"), help);
                         continue;

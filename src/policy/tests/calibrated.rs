@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     cascade::calibration::{Calibration, Direction, Point},
-    domain::{Bound, Condition, Score},
+    domain::{Bound, Condition, Score, Scorer},
 };
 
 const PLAN: &str = "policy: p\nmodels: {small: {name: s}, large: {name: l}}\nplans:\n  g:\n    cascade:\n      - {call: small, \
@@ -97,4 +97,30 @@ fn what_is_wrong_with_a_calibrated_gate_is_named_with_its_place() {
     }
     let found = checked("{score: p_wrong, max_error: 0.1, calibration: c.json}", "other").unwrap_err();
     assert!(found.to_string().contains("says nothing of answers of `s`"), "{found}");
+}
+
+#[test]
+fn a_learned_gate_is_told_of_the_prompt_when_the_plan_is_decided_on() {
+    let mut scorer = Scorer { bias: 0.5, ..Scorer::default() };
+    (scorer.weights[3], scorer.signals[2], scorer.signals[5]) = (2.0, -4.0, 1.0);
+    let points = (0..400u32).map(|i| Point { score: f64::from(i) / 400.0, wrong: i < 200 });
+    let learned = Score::Learned(scorer).name();
+    let fitted = Calibration::fit(learned, Direction::HighIsSure, vec!["s".into()], 1, points).unwrap();
+    let bytes = serde_json::to_vec(&fitted).unwrap();
+    let artifact = || Artifacts::from([("c.json".to_owned(), Ok(Arc::new(Artifact::from_bytes(&bytes).unwrap())))]);
+    let yaml = PLAN.replace("CONDITION", "{score: p_wrong, below: 0.3, calibration: c.json}");
+    let policy = check_with("t.yaml", yaml.as_bytes(), |_| (fleet(), artifact())).unwrap();
+    assert!(policy.measures_pinned());
+    let told = |complexity: f64, tools: bool| {
+        let mut c = Context::default();
+        (c.signals.complexity, c.signals.tools) = (complexity, tools);
+        let pinned = policy.pin("g", &policy.initial_state(), &c).unwrap();
+        let decided = policy.decide(&policy.initial_state(), &c);
+        assert_eq!(pinned.plan, decided.plan);
+        let Some(Plan::Cascade(stages)) = decided.plan else { panic!("no cascade") };
+        let Score::Learned(told) = stages[0].accept_when[0].score else { panic!("not learned") };
+        assert_eq!((told.weights, told.asks_prompt()), (scorer.weights, false));
+        told.bias
+    };
+    assert_eq!((told(0.0, false), told(50.0, false), told(50.0, true)), (0.5, -1.5, -0.5));
 }
