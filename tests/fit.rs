@@ -171,3 +171,45 @@ fn outcomes_that_cannot_be_used_say_why() {
     assert!(code == 1 && err.contains("cannot be read"), "{err}");
     assert_eq!(weir::run(&["policy", "fit", "--data", "x", "--out", "y"]).0, 2);
 }
+
+#[test]
+fn a_cascade_is_fitted_under_a_cap_on_its_cost_and_is_a_plan_as_it_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (data, out, file) = (at("answers.jsonl"), at("fitted.yaml"), at("policy.yaml"));
+    let mut lines = String::new();
+    for task in 0..300 {
+        // The small model shows of what it is wrong, the large one is always right.
+        for (model, right, cost) in [("small", task % 3 > 0, 0.001), ("large", true, 0.01)] {
+            let entropy = if right { 0.1 } else { 1.5 } + f64::from(task) * 1e-4;
+            let scores = serde_json::json!([{"score": "mean_token_entropy", "value": entropy}]);
+            lines += &serde_json::json!({"model": model, "task": task.to_string(), "correct": right, "cost_usd": cost,
+                "scores": scores})
+            .to_string();
+            lines.push('\n');
+        }
+    }
+    std::fs::write(&data, lines).unwrap();
+    let fit = |score: &str, cap: &str| {
+        let args = ["fit", "--cascade", score, "--stages", "small,large", "--cost-cap", cap, "--data", &data, "--out"];
+        policy(&[&args[..], &[&out, "--json"]].concat())
+    };
+    let fitted = document(fit("mean_token_entropy", "0.005"));
+    let cascade = &fitted["cascade"];
+    assert_eq!((cascade["right"].as_f64(), fitted["questions"].as_u64()), (Some(1.0), Some(300)));
+    assert!(cascade["usd"].as_f64() < Some(0.005) && cascade["right_held_out"].as_f64() > Some(0.95), "{cascade}");
+    let plan = std::fs::read_to_string(&out).unwrap();
+    let yaml = format!(
+        "policy: p\nmodels: {{small: {{name: s}}, large: {{name: l}}}}\n{plan}select: {{arms: [fitted], static: fitted}}\n"
+    );
+    std::fs::write(&file, yaml).unwrap();
+    let (code, said, err) = policy(&["check", &file]);
+    assert!(code == 0 && said.contains("cascade(small if mean_token_entropy < "), "{said}{err}");
+    // Less money than half of the questions need, and than any.
+    let spent = document(fit("mean_token_entropy", "0.003"))["cascade"]["usd"].as_f64().unwrap();
+    assert!(spent <= 0.003, "{spent}");
+    let (code, _, err) = fit("mean_token_entropy", "0.0005");
+    assert!(code == 1 && err.contains("even the cheapest of small, large costs more"), "{err}");
+    let (code, _, err) = fit("learned", "0.005");
+    assert!(code == 1 && err.contains("wants a score that each stage's answer has"), "{err}");
+}

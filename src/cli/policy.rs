@@ -7,6 +7,7 @@ mod explain;
 pub(super) mod fit;
 mod init;
 mod report;
+mod stages;
 pub(super) mod request;
 mod state;
 mod test;

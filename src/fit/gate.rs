@@ -29,6 +29,11 @@ pub struct Answer {
     /// How long it is; without it a learned score is of the other features alone.
     #[serde(default)]
     pub completion_tokens: u32,
+    /// The question, where answers of several models to one are compared.
+    #[serde(default)]
+    pub task: Option<String>,
+    #[serde(default)]
+    pub cost_usd: Option<f64>,
     /// Of the prompt, as a decision's record has them; a learned score looks at them where every answer has them.
     #[serde(default)]
     pub signals: Option<Signals>,
@@ -48,7 +53,8 @@ impl Answer {
         Some(features)
     }
 
-    fn score(&self, score: Score) -> Option<f64> {
+    /// Its value, where it has that score.
+    pub fn score(&self, score: Score) -> Option<f64> {
         if let Score::Learned(scorer) = score {
             let told = match &self.signals {
                 Some(signals) => scorer.told(signals),

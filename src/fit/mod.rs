@@ -11,6 +11,7 @@ pub mod gate;
 mod graph;
 pub mod report;
 mod scale;
+pub mod stages;
 mod tune;
 mod warm;
 

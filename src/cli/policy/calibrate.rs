@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
+use super::stages::{self, Search};
 use crate::{
     cascade::calibration::{Calibration, Guarantee},
     domain::{Hash, Score},
@@ -30,9 +31,14 @@ pub(super) struct GateArgs {
     #[arg(long, value_name = "NUMBER", requires = "cascade")]
     temperature: Option<f64>,
     /// With --cascade: say what threshold spends at most so many USD an answer on average, for the --costs
-    #[arg(long, value_name = "USD", requires = "cascade", requires = "costs")]
+    #[arg(long, value_name = "USD", requires = "cascade")]
     cost_cap: Option<f64>,
-    /// With --cost-cap: mean cost in USD of an answer of the stage's model, and of what it escalates to, e.g. 0.0004,0.01
+    /// With --cost-cap: find the thresholds of a cascade of these models, in this order, that answers best within the cap, from
+    /// answers of each of them to the same questions (`task`); --out is the plan
+    #[arg(long, value_name = "MODEL,MODEL…", value_delimiter = ',', requires = "cost_cap", conflicts_with_all = ["models", "passed"])]
+    stages: Vec<String>,
+    /// With --cost-cap: mean cost in USD of an answer of the stage's model, and of what it escalates to, e.g. 0.0004,0.01; with
+    /// --stages of each stage, unless answers have a `cost_usd`
     #[arg(long, value_name = "USD,USD", value_delimiter = ',', requires = "cost_cap")]
     costs: Vec<f64>,
     /// With --cascade: say what threshold keeps this share of accepted answers wrong at most
@@ -57,6 +63,10 @@ pub(super) fn run(
         answers.retain(|answer| answer.temperature == Some(temperature));
         anyhow::ensure!(!answers.is_empty(), "{} has no answer at the temperature {temperature}", data.display());
     }
+    if let (Some(cap), false) = (args.cost_cap, args.stages.is_empty()) {
+        let search = Search { score, models: &args.stages, cap, costs: &args.costs, seed };
+        return stages::run(&search, &answers, out, as_json);
+    }
     // Whether a learned score looks at prompts.
     let mut prompts = false;
     if matches!(score, Score::Learned(_)) {
@@ -69,7 +79,7 @@ pub(super) fn run(
     let guarantee = fitted.calibration.guaranteed(args.max_error, args.confidence)?;
     let capped = match (args.cost_cap, &args.costs[..]) {
         (Some(cap), &[own, next]) => Some(capped(&fitted.calibration, cap, own, next)?),
-        (Some(_), _) => anyhow::bail!("--costs wants two amounts, e.g. --costs 0.0004,0.01"),
+        (Some(_), _) => anyhow::bail!("--cost-cap wants --costs of two amounts, e.g. --costs 0.0004,0.01, or --stages"),
         (None, _) => None,
     };
     let bytes = serde_json::to_vec(&fitted.calibration)?;
