@@ -81,6 +81,13 @@ pub struct SessionView {
     /// What the session has cost within the time of the policy's budget per session, in USD; 0 without such a budget.
     #[serde(default, skip_serializing_if = "zero")]
     pub spent_usd: f64,
+    /// Likewise: tokens of all prompts and answers, calls, and seconds that its requests took.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_s: f64,
 }
 
 /// Who asks.
@@ -93,9 +100,57 @@ pub struct KeyView {
     /// What the key has cost within the time of the policy's budget per key, in USD; 0 without such a budget.
     #[serde(default, skip_serializing_if = "zero")]
     pub spent_usd: f64,
+    /// Likewise: tokens of all prompts and answers, calls, and seconds that its requests took.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_s: f64,
     /// The same of the tenant.
     #[serde(default, skip_serializing_if = "zero")]
     pub tenant_spent_usd: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_s: f64,
+}
+
+impl SessionView {
+    /// One of which every part says something, so that its form has every key.
+    pub fn whole() -> Self {
+        let some = BTreeMap::from([(String::new(), 0.0)]);
+        Self {
+            id: String::new(),
+            turn: 1,
+            last_arm: String::new(),
+            shares: some.clone(),
+            judged: some,
+            spent_usd: 1.0,
+            spent_tokens: 1.0,
+            spent_calls: 1.0,
+            spent_s: 1.0,
+        }
+    }
+}
+
+impl KeyView {
+    /// Likewise.
+    pub fn whole() -> Self {
+        Self {
+            spent_usd: 1.0,
+            spent_tokens: 1.0,
+            spent_calls: 1.0,
+            spent_s: 1.0,
+            tenant_spent_usd: 1.0,
+            tenant_spent_tokens: 1.0,
+            tenant_spent_calls: 1.0,
+            tenant_spent_s: 1.0,
+            ..Self::default()
+        }
+    }
 }
 
 /// One model's state when the decision was made.

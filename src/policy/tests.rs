@@ -282,6 +282,8 @@ fn missing_quality_teaches_nothing() {
     let mut seen = Observed {
         feedback: BTreeMap::new(),
         cost_usd: 0.02,
+        tokens: 0,
+        calls: 1,
         joules: None,
         latency_us: 1_000_000,
         ttft_us: None,
