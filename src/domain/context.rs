@@ -171,6 +171,9 @@ pub struct ModelState {
     /// Share of its last calls that failed, 0 to 1, where a breaker counts them.
     #[serde(default, skip_serializing_if = "zero")]
     pub failed_share: f64,
+    /// Share of its server's rate limit that is used, 0 to 1, where the server reports one.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub limit_used: f64,
     /// Tokens of prompts that are still to be computed, of calls under way and of those that wait; of in-process models.
     #[serde(default, skip_serializing_if = "none")]
     pub pending_tokens: u32,
@@ -211,6 +214,7 @@ impl ModelState {
             ttft_ms: 1.0,
             tokens_per_s: 1.0,
             failed_share: 1.0,
+            limit_used: 1.0,
             pending_tokens: 1,
             prefill_tokens_per_s: 1.0,
             decode_tokens_per_s: 1.0,

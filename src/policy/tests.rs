@@ -380,6 +380,20 @@ fallback: {on: [any], to: [b, c]}
 }
 
 #[test]
+fn failover_knows_how_much_of_a_rate_limit_is_left() {
+    let policy = build(
+        "policy: limits\nmodels: {a: {name: small-a}, b: {name: large-1}, c: {name: vault-1}}\nselect: {arms: [a], static: a}\n\
+         fallback: {on: [any], to: [b, c], weights: {}}\n",
+    );
+    let mut c = Context::default();
+    let state = ModelState { available: true, limit_used: 0.75, ..ModelState::default() };
+    c.fleet.insert("large-1".into(), state);
+    let graph = policy.decide(&policy.initial_state(), &c).failover.unwrap();
+    let left: Vec<Option<f64>> = graph.health.iter().map(|health| health.remaining).collect();
+    assert_eq!(left, [Some(0.25), None], "of the other nothing is known");
+}
+
+#[test]
 fn a_tag_goes_to_the_first_entry_that_nothing_eliminates() {
     let policy = build(BANDIT);
     let mut c = context(&policy, 3);

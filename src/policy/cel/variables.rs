@@ -132,6 +132,11 @@ pub(super) const FLEET: &[Field] = &[
     ("tokens_per_s", || Ty::Double, "recent mean rate of answer tokens of a call; 0 where nothing was measured yet"),
     ("failed_share", || Ty::Double, "share of its last calls that failed, 0 to 1, where a breaker counts them"),
     (
+        "limit_used",
+        || Ty::Double,
+        "share of its server's rate limit that is used, 0 to 1, where the server reports one",
+    ),
+    (
         "pending_tokens",
         || Ty::Int,
         "tokens of prompts still to be computed before a request that comes now; of in-process models",
@@ -206,10 +211,11 @@ impl Slot {
                     3 => double(state.ttft_ms),
                     4 => double(state.tokens_per_s),
                     5 => double(state.failed_share),
-                    6 => int(state.pending_tokens),
-                    7 => double(state.prefill_tokens_per_s),
-                    8 => double(state.decode_tokens_per_s),
-                    9 => int(state.prompt_tokens),
+                    6 => double(state.limit_used),
+                    7 => int(state.pending_tokens),
+                    8 => double(state.prefill_tokens_per_s),
+                    9 => double(state.decode_tokens_per_s),
+                    10 => int(state.prompt_tokens),
                     _ => int(state.resident_tokens),
                 }
             }
