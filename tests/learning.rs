@@ -222,13 +222,11 @@ async fn a_session_whose_calls_are_used_up_is_refused_and_so_is_one_without_toke
     };
     // What was used is seen soon after an answer, not at once.
     let until_refused = async |weir: &Weir, body: &Value| {
-        let mut answered = 0;
-        for _ in 0..400 {
+        for answered in 0..400 {
             let (status, answer) = weir.post("/v1/chat/completions", body).await;
             if status != 200 {
                 return (answered, status, answer);
             }
-            answered += 1;
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         panic!("the budget was never spent");

@@ -217,7 +217,7 @@ impl Policy {
             };
             let most = &mut bounds.worst;
             tokens.whole(plan, |a, b| a + b, &mut |call, shown| {
-                let (spend, most) = (of(call, shown), most.entry(call.model.clone()).or_insert_with(Spend::default));
+                let (spend, most) = (of(call, shown), most.entry(call.model.clone()).or_default());
                 *most = Spend { usd: most.usd.max(spend.usd), tokens: most.tokens.max(spend.tokens) };
                 0.0
             });

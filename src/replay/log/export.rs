@@ -362,7 +362,7 @@ impl Columns {
         }
         let ttft_us = self.ttft_us.is_valid(at).then(|| self.ttft_us.value(at));
         let joules = self.joules.as_ref().filter(|j| j.is_valid(at)).map(|j| j.value(at));
-        let count = |column: &Int64Array| column.is_valid(at).then(|| column.value(at).max(0)).unwrap_or(0);
+        let count = |column: &Int64Array| if column.is_valid(at) { column.value(at).max(0) } else { 0 };
         let tokens = self.tokens.iter().map(count).fold(0, i64::saturating_add) as u64;
         // An answer takes at least one.
         let calls = self.attempts.as_ref().map_or(1, count).min(i64::from(u32::MAX)) as u32;
