@@ -237,6 +237,8 @@ fn outcome_teaches(policy: &Policy) -> bool {
     let unjudged = Observed {
         feedback: BTreeMap::new(),
         cost_usd: 0.0,
+        tokens: 0,
+        calls: 1,
         joules: Some(0.0),
         latency_us: 0,
         ttft_us: None,
@@ -256,6 +258,8 @@ pub fn observed(view: &DecisionView) -> Option<Observed> {
     Some(Observed {
         feedback,
         cost_usd: outcome.cost_usd,
+        tokens: view.tokens(),
+        calls: outcome.attempts,
         joules: outcome.joules,
         latency_us: outcome.latency_us,
         ttft_us: outcome.ttft_us,

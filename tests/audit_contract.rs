@@ -58,6 +58,8 @@ async fn ingesting_again_changes_nothing(f: Fixture) {
     let logged = f.read(1);
     f.store.ingest(&logged[..12]).await.unwrap();
     let rows = f.store.decisions(&DecisionFilter::default()).await.unwrap();
+    // Prompt and answer of the one call.
+    assert!(rows.iter().all(|row| row.tokens == Some(162)), "{rows:?}");
     f.store.ingest(&logged[..12]).await.unwrap();
     f.store.ingest(&logged[3..9]).await.unwrap();
     f.store.ingest(&[]).await.unwrap();

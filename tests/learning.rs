@@ -205,3 +205,46 @@ async fn a_spent_budget_is_said_and_outlives_a_restart() {
     assert_eq!(weir.post("/v1/chat/completions", &body).await.0, 200);
     stop(weir);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_calls_are_used_up_is_refused_and_so_is_one_without_tokens() {
+    // `probes` makes two calls for an answer, and all of their tokens count.
+    const COUNTED: &str = "policy: counted\nmodels: {dear: {name: dear}}\nplans: {probes: {parallel: [{call: dear}, {call: dear}], \
+                           aggregate: vote}}\nselect: {arms: [probes], static: probes}\nbudget: [{per: session, calls: 4, tokens: 90, \
+                           every: 30d}]\n";
+    let dir = tempfile::tempdir().unwrap();
+    let weir = start(dir.path(), COUNTED);
+    let asked = |session: &str, max_tokens: u32| {
+        let mut body = chat("auto", "Hello?");
+        (body["user"], body["max_tokens"]) = (json!("u1"), json!(max_tokens));
+        body["metadata"] = json!({"session_id": session});
+        body
+    };
+    // What was used is seen soon after an answer, not at once.
+    let until_refused = async |weir: &Weir, body: &Value| {
+        for answered in 0..400 {
+            let (status, answer) = weir.post("/v1/chat/completions", body).await;
+            if status != 200 {
+                return (answered, status, answer);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        panic!("the budget was never spent");
+    };
+    let (answered, status, answer) = until_refused(&weir, &asked("s1", 1)).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")), "{answer}");
+    let said = answer["error"]["message"].as_str().unwrap();
+    assert!(said.contains("the budget of 4 calls per session has left, none"), "{said}");
+    assert!(answered >= 2, "two answers of two calls are within it: {answered}");
+    // What may take more than there is is not begun.
+    let (status, answer) = weir.post("/v1/chat/completions", &asked("s2", 100)).await;
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("insufficient_quota")), "{answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("the budget of 90 tokens per session"), "{answer}");
+    stop(weir);
+    // From the store, too.
+    let weir = start(dir.path(), COUNTED);
+    let (status, answer) = weir.post("/v1/chat/completions", &asked("s1", 1)).await;
+    assert_eq!(status, 429, "what was used before the restart is forgotten: {answer}");
+    assert!(answer["error"]["message"].as_str().unwrap().contains("4 calls per session has left, none"), "{answer}");
+    stop(weir);
+}

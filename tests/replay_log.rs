@@ -216,6 +216,27 @@ async fn a_budget_is_spent_by_the_policy_that_has_it() {
     assert!(large > 1000 && refused > 10_000 && large + arms(1, "small") + refused == DECISIONS, "{large} {refused}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_seconds_and_tokens_are_spent_by_the_policy_that_has_a_budget_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("made.parquet");
+    write_log(&log, DECISIONS, None, &|_| {}).unwrap();
+    let spends = |name: &str, budget: &str| {
+        let budget = format!("budget: [{{per: tenant, {budget}, every: 1d, when_spent: cheapest}}]");
+        made(name, &format!("{budget}\nselect: {{arms: [small, large], weighted: {{small: 0, large: 1}}}}"))
+    };
+    let policies =
+        [spends("calls", "calls: 250"), spends("seconds", "seconds: 80.1"), spends("tokens", "tokens: 100000")];
+    let report = replay(&mut open(&log), &policies, None).await.unwrap();
+    let large = |i: usize| report.policies[i].arms.get("large").copied().unwrap_or(0);
+    // Five tenants, all on one day; a decision is a call, and takes 0.4 to 0.401 seconds.
+    // Of the very first one nothing is known where the log took another arm.
+    assert!((1250..=1251).contains(&large(0)), "{}", large(0));
+    assert!((1000..=1006).contains(&large(1)), "{}", large(1));
+    // And 2,000 tokens on average.
+    assert!((230..=270).contains(&large(2)), "{}", large(2));
+}
+
 #[test]
 fn an_export_has_no_prices_for_a_budget() {
     let dir = tempfile::tempdir().unwrap();

@@ -95,3 +95,56 @@ async fn what_an_arm_cannot_do_eliminates_it() {
     let (_, listed) = weir.get("/v1/audit/decisions?status=refused").await;
     assert_eq!(listed["data"].as_array().map(Vec::len), Some(1), "one refusal, recorded once: {listed}");
 }
+
+/// What a server says of its rate limit is seen in how the fleet stands, and what has little left of it is not fallen back to
+/// where another has more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_that_a_server_reports_counts_in_failover() {
+    use axum::{Json, Router, routing::post};
+
+    const POLICY: &str = "policy: p\nmodels: {broken: {name: broken}, scarce: {name: scarce}, plenty: {name: plenty}}\nselect: {arms: \
+                          [broken], static: broken}\nfallback: {on: [transient], to: [scarce, plenty], weights: {rate_limit: 5}, \
+                          retries: 0}\n";
+    // 12 of 100 requests are left, and more of the tokens.
+    let headers = [
+        ("x-ratelimit-limit-requests", "100"),
+        ("x-ratelimit-remaining-requests", "12"),
+        ("x-ratelimit-reset-requests", "6m0s"),
+        ("x-ratelimit-limit-tokens", "1000"),
+        ("x-ratelimit-remaining-tokens", "900"),
+    ];
+    let answer = json!({"id": "x", "object": "chat.completion", "created": 1, "model": "scarce", "choices": [{"index": 0, "message":
+        {"role": "assistant", "content": "scarce"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 1, "completion_tokens": 1,
+        "total_tokens": 2}});
+    let server = Router::new().route("/v1/chat/completions", post(async move || (headers, Json(answer))));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/v1", listener.local_addr().unwrap());
+    tokio::spawn(async move { axum::serve(listener, server).await });
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("p.yaml"), POLICY).unwrap();
+    let config = weir::config(
+        dir.path(),
+        &format!(
+            "fleet:\n  - {{name: broken, scripted: {{rules: [{{fail: {{kind: server_error}}}}]}}}}\n  - {{name: scarce, remote: {{url: \
+             \"{url}\"}}}}\n  - {{name: plenty, scripted: {{rules: [{{reply: {{text: plenty}}}}]}}}}\npolicies: [p.yaml]\nembedder: \
+             {{model: \"off\"}}\n"
+        ),
+    );
+    let weir = Weir::start(&config, &dir.path().join("data"), &[]);
+    let stands = || {
+        let (code, out, err) = weir::run(&["models", "running", "--url", &weir.url]);
+        assert_eq!(code, 0, "{err}");
+        out.lines().find(|line| line.starts_with("scarce")).unwrap().to_owned()
+    };
+    assert!(!stands().contains("rate limit"), "{}", stands());
+    // Nothing is known of it, so the policy's order stands; then it is.
+    for said in ["scarce", "plenty"] {
+        let (status, answer) = weir.post("/v1/chat/completions", &chat("auto", "hello")).await;
+        assert_eq!((status, &answer["choices"][0]["message"]["content"]), (200, &json!(said)), "{answer}");
+    }
+    assert!(stands().ends_with("88 % of its rate limit used"), "{}", stands());
+    let (_, fleet) = weir.get("/v1/fleet").await;
+    let used: Vec<&Value> = fleet["data"].as_array().unwrap().iter().map(|entry| &entry["limit_used"]).collect();
+    assert_eq!(used, [&json!(null), &json!(null), &json!(0.88)], "{fleet}");
+}

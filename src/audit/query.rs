@@ -83,6 +83,8 @@ pub struct DecisionRow {
     pub ttft_us: Option<i64>,
     pub prompt_tokens: Option<u32>,
     pub completion_tokens: Option<u32>,
+    /// Of all prompts and answers of its calls together; those above are of the answer that was given.
+    pub tokens: Option<u64>,
     pub error: Option<String>,
 }
 
@@ -156,6 +158,11 @@ fn base64_vector<S: serde::Serializer>(vector: &Option<Vec<f32>>, s: S) -> Resul
 }
 
 impl DecisionView {
+    /// Tokens of the prompts and answers of all calls together.
+    pub fn tokens(&self) -> u64 {
+        self.attempts.iter().map(|attempt| attempt.usage.total()).sum()
+    }
+
     /// From a decision's events as stored.
     ///
     /// # Errors

@@ -157,6 +157,7 @@ fn batch(rows: std::ops::Range<usize>, embedder: Option<&EmbedderIdentity>) -> R
         ("cost_usd", float(&|r| r.cost_usd)),
         ("latency_us", whole(&|r| 400_000 + (r.number % 1000) as i64)),
         ("ttft_us", whole(&|r| 90_000 + (r.number % 1000) as i64)),
+        ("prompt_tokens", whole(&|r| i64::from(r.context.signals.tokens))),
         ("feedback", text(&|r| r.feedback.clone())),
         ("context", text(&|r| serde_json::to_string(&r.context).unwrap_or_default())),
     ];

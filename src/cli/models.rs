@@ -158,7 +158,9 @@ fn in_words(entry: &Value) -> String {
         };
         let limit = entry["concurrency_limit"].as_u64().map(|limit| format!(" of {limit} at most")).unwrap_or_default();
         let load = format!("{} running{limit}, {} waiting", number("running"), number("waiting"));
-        return format!("{}, {there}{breaker}, {load}", entry["kind"].as_str().unwrap_or_default());
+        let used = entry["limit_used"].as_f64().map(|used| format!(", {:.0} % of its rate limit used", 100.0 * used));
+        let used = used.unwrap_or_default();
+        return format!("{}, {there}{breaker}, {load}{used}", entry["kind"].as_str().unwrap_or_default());
     };
     let model = format!(
         "{} {}, {:.0} M parameters, {} of weights, context of {}",

@@ -33,6 +33,13 @@ pub struct Usage {
     pub source: UsageSource,
 }
 
+impl Usage {
+    /// Tokens of prompt and answer together.
+    pub fn total(&self) -> u64 {
+        u64::from(self.prompt_tokens) + u64::from(self.completion_tokens)
+    }
+}
+
 /// Whether a request's marked documents were reused, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

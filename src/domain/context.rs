@@ -82,6 +82,13 @@ pub struct SessionView {
     /// What the session has cost within the time of the policy's budget per session, in USD; 0 without such a budget.
     #[serde(default, skip_serializing_if = "zero")]
     pub spent_usd: f64,
+    /// Likewise: tokens of all prompts and answers, calls, and seconds that its requests took.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_s: f64,
 }
 
 /// Who asks.
@@ -94,9 +101,57 @@ pub struct KeyView {
     /// What the key has cost within the time of the policy's budget per key, in USD; 0 without such a budget.
     #[serde(default, skip_serializing_if = "zero")]
     pub spent_usd: f64,
+    /// Likewise: tokens of all prompts and answers, calls, and seconds that its requests took.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub spent_s: f64,
     /// The same of the tenant.
     #[serde(default, skip_serializing_if = "zero")]
     pub tenant_spent_usd: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_tokens: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_calls: f64,
+    #[serde(default, skip_serializing_if = "zero")]
+    pub tenant_spent_s: f64,
+}
+
+impl SessionView {
+    /// One of which every part says something, so that its form has every key.
+    pub fn whole() -> Self {
+        let some = BTreeMap::from([(String::new(), 0.0)]);
+        Self {
+            id: String::new(),
+            turn: 1,
+            last_arm: String::new(),
+            shares: some.clone(),
+            judged: some,
+            spent_usd: 1.0,
+            spent_tokens: 1.0,
+            spent_calls: 1.0,
+            spent_s: 1.0,
+        }
+    }
+}
+
+impl KeyView {
+    /// Likewise.
+    pub fn whole() -> Self {
+        Self {
+            spent_usd: 1.0,
+            spent_tokens: 1.0,
+            spent_calls: 1.0,
+            spent_s: 1.0,
+            tenant_spent_usd: 1.0,
+            tenant_spent_tokens: 1.0,
+            tenant_spent_calls: 1.0,
+            tenant_spent_s: 1.0,
+            ..Self::default()
+        }
+    }
 }
 
 /// One model's state when the decision was made.
@@ -117,6 +172,9 @@ pub struct ModelState {
     /// Share of its last calls that failed, 0 to 1, where a breaker counts them.
     #[serde(default, skip_serializing_if = "zero")]
     pub failed_share: f64,
+    /// Share of its server's rate limit that is used, 0 to 1, where the server reports one.
+    #[serde(default, skip_serializing_if = "zero")]
+    pub limit_used: f64,
     /// Tokens of prompts that are still to be computed, of calls under way and of those that wait; of in-process models.
     #[serde(default, skip_serializing_if = "none")]
     pub pending_tokens: u32,
@@ -157,6 +215,7 @@ impl ModelState {
             ttft_ms: 1.0,
             tokens_per_s: 1.0,
             failed_share: 1.0,
+            limit_used: 1.0,
             pending_tokens: 1,
             prefill_tokens_per_s: 1.0,
             decode_tokens_per_s: 1.0,

@@ -27,8 +27,7 @@ impl Spend {
 
     /// What a call has used, with its price rounded up.
     pub fn of(cost_usd: f64, usage: &Usage) -> Self {
-        let tokens = u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens);
-        Self { usd: (cost_usd * 1e6).ceil() as MicroUsd, tokens }
+        Self { usd: (cost_usd * 1e6).ceil() as MicroUsd, tokens: usage.total() }
     }
 
     pub fn saturating_add(self, other: Self) -> Self {

@@ -140,6 +140,7 @@ fn status(name: &str, backend: &Arc<dyn Backend>) -> FleetStatus {
         running: state.running,
         waiting: state.waiting,
         breaker: backend.breaker().map(|state| state.as_str()),
+        limit_used: (state.limit_used > 0.0).then_some(state.limit_used),
         concurrency_limit: backend.concurrency_limit(),
         local: backend.local(),
     }

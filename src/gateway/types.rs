@@ -99,6 +99,9 @@ pub struct FleetStatus {
     /// `closed`, `open` or `half_open`, of entries that are left alone when their calls keep failing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub breaker: Option<&'static str>,
+    /// Share of its server's rate limit that is used, 0 to 1, where the server reports it and some is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_used: Option<f64>,
     /// Calls at once that it is given now, of entries with `adaptive_concurrency`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency_limit: Option<u32>,

@@ -168,6 +168,7 @@ impl Policy {
                 cost_usd: tokens.cost(&card.price, call.sampling.max_tokens, 0.0),
                 latency_us: (state.ttft_ms * 1000.0 * (1.0 + f64::from(state.waiting))) as i64,
                 reliability: 1.0 - state.failed_share,
+                remaining: (state.limit_used > 0.0).then_some(1.0 - state.limit_used),
                 ..Health::default()
             }
         };

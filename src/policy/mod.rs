@@ -36,7 +36,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 pub use self::{
     artifact::Artifact,
-    budget::{Counted, Spent, Who},
+    budget::{Counted, Spent, Used, Who},
     cel::variables::{Documented, reference as variables},
     chunks::{BetweenSpec, ChunksSpec},
     compile::{compile, from_version},
@@ -156,6 +156,10 @@ pub struct Observed {
     /// By name; the last value of each.
     pub feedback: BTreeMap<String, f64>,
     pub cost_usd: f64,
+    /// Of all prompts and answers together.
+    pub tokens: u64,
+    /// Retries and fallback counted.
+    pub calls: u32,
     /// Absent where the fleet does not say what its models take.
     pub joules: Option<f64>,
     pub latency_us: i64,
@@ -283,7 +287,7 @@ impl Policy {
 
     /// Whether it asks what of the prompt models have in memory.
     pub fn needs_residency(&self) -> bool {
-        self.program.uses_residency() || self.budgets.iter().any(|budget| budget.limits.first_token_us.is_some())
+        self.program.uses_residency() || self.budgets.iter().any(|budget| budget.first_token_us.is_some())
     }
 
     /// Whether it cannot decide at all without an embedding, as its selector predicts from it.
@@ -344,7 +348,16 @@ impl Policy {
     /// An outcome as weir would have observed it: the score is the feedback that counts, and nothing took any time.
     pub fn outcome(&self, score: f64, cost_usd: f64) -> Observed {
         let feedback = self.awaits_feedback().map(|(name, _)| (name.to_owned(), score)).into_iter().collect();
-        Observed { feedback, cost_usd, joules: None, latency_us: 0, ttft_us: None, status: OutcomeStatus::Ok }
+        Observed {
+            feedback,
+            cost_usd,
+            tokens: 0,
+            calls: 1,
+            joules: None,
+            latency_us: 0,
+            ttft_us: None,
+            status: OutcomeStatus::Ok,
+        }
     }
 
     /// Names of the example sets.

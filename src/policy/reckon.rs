@@ -38,6 +38,11 @@ impl Tokens {
         }
     }
 
+    /// Of one call, prompt and answer together; `shown`: tokens of other answers in the prompt.
+    pub fn all(&self, limit: Option<u32>, shown: f64) -> u64 {
+        u64::from(self.prompt) + shown as u64 + u64::from(self.answer(limit))
+    }
+
     /// Cost of one call in USD: all prompt tokens, `shown` tokens of other answers, and as many of its own as are allowed.
     pub fn cost(&self, price: &Price, limit: Option<u32>, shown: f64) -> f64 {
         let prompt = (f64::from(self.prompt) + shown) * price.input;

@@ -184,22 +184,12 @@ pub(super) fn unknown_overrides(
         }
     };
     compare("/signals", &test.signals, serde_json::to_value(Signals::default()));
-    compare("/session", &test.session, serde_json::to_value(whole_session()));
-    compare(
-        "/key",
-        &test.key,
-        serde_json::to_value(KeyView { spent_usd: 1.0, tenant_spent_usd: 1.0, ..KeyView::default() }),
-    );
+    compare("/session", &test.session, serde_json::to_value(SessionView::whole()));
+    compare("/key", &test.key, serde_json::to_value(KeyView::whole()));
     for (name, given) in &test.fleet {
         compare(&step("/fleet", name), given, serde_json::to_value(ModelState::whole()));
     }
     out
-}
-
-/// A session of which every part says something, so that its form has every key.
-fn whole_session() -> SessionView {
-    let some = BTreeMap::from([(String::new(), 0.0)]);
-    SessionView { shares: some.clone(), judged: some, spent_usd: 1.0, ..SessionView::default() }
 }
 
 /// Expected shares over many seeds that do not hold.

@@ -282,6 +282,8 @@ fn missing_quality_teaches_nothing() {
     let mut seen = Observed {
         feedback: BTreeMap::new(),
         cost_usd: 0.02,
+        tokens: 0,
+        calls: 1,
         joules: None,
         latency_us: 1_000_000,
         ttft_us: None,
@@ -375,6 +377,20 @@ fallback: {on: [any], to: [b, c]}
     assert_eq!(d.candidates[1].eliminated, Some(Elimination::Restriction("never-b".into())));
     let pinned = policy.pin("b", &policy.initial_state(), &c).unwrap();
     assert_eq!((pinned.decided_by, pinned.plan), (DecidedBy::Pinned, None));
+}
+
+#[test]
+fn failover_knows_how_much_of_a_rate_limit_is_left() {
+    let policy = build(
+        "policy: limits\nmodels: {a: {name: small-a}, b: {name: large-1}, c: {name: vault-1}}\nselect: {arms: [a], static: a}\n\
+         fallback: {on: [any], to: [b, c], weights: {}}\n",
+    );
+    let mut c = Context::default();
+    let state = ModelState { available: true, limit_used: 0.75, ..ModelState::default() };
+    c.fleet.insert("large-1".into(), state);
+    let graph = policy.decide(&policy.initial_state(), &c).failover.unwrap();
+    let left: Vec<Option<f64>> = graph.health.iter().map(|health| health.remaining).collect();
+    assert_eq!(left, [Some(0.25), None], "of the other nothing is known");
 }
 
 #[test]

@@ -254,6 +254,7 @@ impl Service for Fake {
             running: 1,
             waiting: 0,
             breaker: None,
+            limit_used: None,
             concurrency_limit: None,
             local: None,
         }]

@@ -65,6 +65,8 @@ fn schema() -> Schema {
         Field::new("ttft_us", DataType::Int64, true),
         Field::new("prompt_tokens", DataType::UInt32, true),
         Field::new("completion_tokens", DataType::UInt32, true),
+        // Of all calls together; those above are of the answer that was given.
+        Field::new("tokens", DataType::UInt64, true),
         Field::new("error", text.clone(), true),
         // JSON: every judgement with its time, source, name and value.
         Field::new("feedback", text.clone(), false),
@@ -155,6 +157,7 @@ fn batch(schema: &Arc<Schema>, views: &[DecisionView]) -> Result<RecordBatch, Ex
         Arc::new(Int64Array::from_iter(views.iter().map(|v| end(v).and_then(|o| o.ttft_us)))),
         Arc::new(UInt32Array::from_iter(views.iter().map(|v| end(v).map(|o| o.usage.prompt_tokens)))),
         Arc::new(UInt32Array::from_iter(views.iter().map(|v| end(v).map(|o| o.usage.completion_tokens)))),
+        Arc::new(UInt64Array::from_iter(views.iter().map(|v| end(v).map(|_| v.tokens())))),
         maybe(&|v| end(v).and_then(|o| o.error)),
         json(views, |v| serde_json::to_string(&v.feedback))?,
         maybe(&|v| v.context_bytes.as_ref().map(|bytes| String::from_utf8_lossy(bytes).into_owned())),

@@ -35,7 +35,8 @@ pub(super) async fn decisions(pool: &PgPool, filter: &DecisionFilter) -> Result<
     let mut query: QueryBuilder<Postgres> = QueryBuilder::new(
         "SELECT d.id, d.seq, (extract(epoch FROM d.at) * 1000000)::bigint, d.replica, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, \
          d.propensity, d.model_requested, d.stream, d.key, d.tenant, d.session, d.client_retry, d.dry, o.status, \
-         o.served_by, o.attempts, o.cost_usd, o.latency_us, o.ttft_us, o.prompt_tokens, o.completion_tokens, o.error \
+         o.served_by, o.attempts, o.cost_usd, o.latency_us, o.ttft_us, o.prompt_tokens, o.completion_tokens, o.error, \
+         (SELECT sum(a.prompt_tokens + a.completion_tokens)::bigint FROM attempts a WHERE a.decision_id = d.id) \
          FROM decisions d LEFT JOIN outcomes o ON o.decision_id = d.id WHERE TRUE",
     );
     if let Some(id) = filter.before {
@@ -107,6 +108,7 @@ pub(super) async fn decisions(pool: &PgPool, filter: &DecisionFilter) -> Result<
                 prompt_tokens: small_optional(row, 24)?,
                 completion_tokens: small_optional(row, 25)?,
                 error: row.try_get(26)?,
+                tokens: row.try_get::<Option<i64>, _>(27)?.map(|tokens| tokens as u64),
             })
         })
         .collect()

@@ -28,7 +28,8 @@ pub(super) async fn decisions(pool: &SqlitePool, filter: &DecisionFilter) -> Res
     let mut query: QueryBuilder<Sqlite> = QueryBuilder::new(
         "SELECT d.id, d.position, d.at, c.replica, d.policy, d.policy_hash, d.state_seq, d.decided_by, d.rule, d.arm, \
          d.propensity, d.model_requested, d.stream, d.key, d.tenant, d.session, d.client_retry, d.dry, o.status, \
-         o.served_by, o.attempts, o.cost_usd, o.latency_us, o.ttft_us, o.prompt_tokens, o.completion_tokens, o.error \
+         o.served_by, o.attempts, o.cost_usd, o.latency_us, o.ttft_us, o.prompt_tokens, o.completion_tokens, o.error, \
+         (SELECT sum(a.prompt_tokens + a.completion_tokens) FROM attempts a WHERE a.decision_id = d.id) \
          FROM decisions d JOIN feed_cursor c ON c.number = d.position >> 44 \
          LEFT JOIN outcomes o ON o.decision_id = d.id WHERE TRUE",
     );
@@ -99,6 +100,7 @@ pub(super) async fn decisions(pool: &SqlitePool, filter: &DecisionFilter) -> Res
                 prompt_tokens: row.try_get(24)?,
                 completion_tokens: row.try_get(25)?,
                 error: row.try_get(26)?,
+                tokens: row.try_get::<Option<i64>, _>(27)?.map(|tokens| tokens as u64),
             })
         })
         .collect()

@@ -4,6 +4,7 @@
 mod body;
 mod client;
 mod config;
+mod rate_limits;
 mod sse;
 mod stream;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use config::{RemoteConfig, RemoteError, Secret, UpstreamModel};
 
 use client::HttpClient;
 use config::{endpoint, headers};
+use rate_limits::RateLimits;
 use stream::{RemoteStream, Times};
 
 /// The longest answer that is taken whole.
@@ -53,6 +55,7 @@ pub struct RemoteBackend {
     /// Model and server, as messages name them.
     whose: Arc<str>,
     slots: Slots,
+    limits: RateLimits,
 }
 
 impl RemoteBackend {
@@ -72,7 +75,7 @@ impl RemoteBackend {
         let server = server.rsplit('@').next().unwrap_or_default();
         let whose = format!("model `{}` at {server}", config.name).into();
         let slots = Slots::new(config.max_concurrent, config.max_waiting, config.first_byte_timeout);
-        Ok(Self { config, client, completions, embeddings, headers, whose, slots })
+        Ok(Self { config, client, completions, embeddings, headers, whose, slots, limits: RateLimits::default() })
     }
 
     /// Asks for embeddings: an OpenAI `/v1/embeddings` body in, the server's answer out, untouched but for `model`.
@@ -174,6 +177,7 @@ impl RemoteBackend {
                 return Err(self.error(ErrorKind::Timeout, &format!("did not begin to answer within {limit:?}")));
             }
         };
+        self.limits.read(response.headers(), Instant::now());
         if response.status().is_success() {
             return Ok(response);
         }
@@ -301,7 +305,7 @@ impl Backend for RemoteBackend {
     }
 
     fn state(&self) -> ModelState {
-        self.slots.state()
+        ModelState { limit_used: self.limits.used(Instant::now()), ..self.slots.state() }
     }
 }
 

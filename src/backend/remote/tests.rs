@@ -1,5 +1,7 @@
 //! Calls of scripted upstream servers: raw sockets, so that a stream can be cut at any byte.
 
+mod rate_limits;
+
 use std::sync::{
     Arc, Mutex,
     atomic::{AtomicUsize, Ordering},

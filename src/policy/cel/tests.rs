@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{Evaluator, Names, Program, check, variables};
-use crate::domain::{Context, ModelState, Need};
+use crate::domain::{Context, KeyView, ModelState, Need};
 
 fn names() -> Names<'static> {
     Names { examples: vec!["refund"], fleet: vec!["gpt-4.1", "small"] }
@@ -87,7 +87,8 @@ fn the_table_is_the_context_as_json() {
     let mut c = context();
     c.signals.similarity.clear();
     // What is 0 is left out of the form.
-    (c.session.spent_usd, c.key.spent_usd, c.key.tenant_spent_usd) = (1.0, 1.0, 1.0);
+    (c.session.spent_usd, c.session.spent_tokens, c.session.spent_calls, c.session.spent_s) = (1.0, 1.0, 1.0, 1.0);
+    c.key = KeyView::whole();
     let mut leaves = BTreeSet::new();
     fn walk(at: &str, value: &Value, out: &mut BTreeSet<String>) {
         match value {

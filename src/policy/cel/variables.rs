@@ -104,11 +104,20 @@ variables! {
     "session.turn", Int, "requests of this session decided before, plus one", |c| int(c.session.turn);
     "session.last_arm", Text, "arm of the session's last decision; empty for a first one", |c| text(&c.session.last_arm);
     "session.spent_usd", Double, "what the session has cost within its budget's time; 0 without a budget per session", |c| double(c.session.spent_usd);
+    "session.spent_tokens", Double, "tokens of prompts and answers that the session has used within its budget's time; 0 without a budget per session", |c| double(c.session.spent_tokens);
+    "session.spent_calls", Double, "calls that the session has made within its budget's time; 0 without a budget per session", |c| double(c.session.spent_calls);
+    "session.spent_s", Double, "seconds that the session's requests took within its budget's time; 0 without a budget per session", |c| double(c.session.spent_s);
     "key.id", Text, "name of the API key as configured; empty without authentication", |c| text(&c.key.id);
     "key.tenant", Text, "tenant of the key", |c| text(&c.key.tenant);
     "key.tier", Text, "tier of the key", |c| text(&c.key.tier);
     "key.spent_usd", Double, "what the key has cost within its budget's time; 0 without a budget per key", |c| double(c.key.spent_usd);
+    "key.spent_tokens", Double, "tokens of prompts and answers that the key has used within its budget's time; 0 without a budget per key", |c| double(c.key.spent_tokens);
+    "key.spent_calls", Double, "calls that the key has made within its budget's time; 0 without a budget per key", |c| double(c.key.spent_calls);
+    "key.spent_s", Double, "seconds that the key's requests took within its budget's time; 0 without a budget per key", |c| double(c.key.spent_s);
     "key.tenant_spent_usd", Double, "what the tenant has cost within its budget's time; 0 without a budget per tenant", |c| double(c.key.tenant_spent_usd);
+    "key.tenant_spent_tokens", Double, "tokens of prompts and answers that the tenant has used within its budget's time; 0 without a budget per tenant", |c| double(c.key.tenant_spent_tokens);
+    "key.tenant_spent_calls", Double, "calls that the tenant has made within its budget's time; 0 without a budget per tenant", |c| double(c.key.tenant_spent_calls);
+    "key.tenant_spent_s", Double, "seconds that the tenant's requests took within its budget's time; 0 without a budget per tenant", |c| double(c.key.tenant_spent_s);
 }
 
 /// A field of a fleet entry's state: name, type, meaning.
@@ -122,6 +131,11 @@ pub(super) const FLEET: &[Field] = &[
     ("ttft_ms", || Ty::Double, "recent mean time to the first token in milliseconds; 0 where nothing was measured yet"),
     ("tokens_per_s", || Ty::Double, "recent mean rate of answer tokens of a call; 0 where nothing was measured yet"),
     ("failed_share", || Ty::Double, "share of its last calls that failed, 0 to 1, where a breaker counts them"),
+    (
+        "limit_used",
+        || Ty::Double,
+        "share of its server's rate limit that is used, 0 to 1, where the server reports one",
+    ),
     (
         "pending_tokens",
         || Ty::Int,
@@ -197,10 +211,11 @@ impl Slot {
                     3 => double(state.ttft_ms),
                     4 => double(state.tokens_per_s),
                     5 => double(state.failed_share),
-                    6 => int(state.pending_tokens),
-                    7 => double(state.prefill_tokens_per_s),
-                    8 => double(state.decode_tokens_per_s),
-                    9 => int(state.prompt_tokens),
+                    6 => double(state.limit_used),
+                    7 => int(state.pending_tokens),
+                    8 => double(state.prefill_tokens_per_s),
+                    9 => double(state.decode_tokens_per_s),
+                    10 => int(state.prompt_tokens),
                     _ => int(state.resident_tokens),
                 }
             }

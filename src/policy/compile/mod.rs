@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::{
     Artifacts, Fallback, Guaranteed, Inputs, Policy, Target,
-    budget::Budget,
+    budget::{Budget, Used},
     cel::{self, Condition, Names, Program},
     diagnostic::{Diagnostic, DiagnosticKind as Kind, Diagnostics, suggest},
     parse,
@@ -28,9 +28,7 @@ use super::{
     source::{Source, step},
     spec::{IfNoneLeft, OnError, Per, ScaledSpec, Spec, WhenSpent, duration_us},
 };
-use crate::domain::{
-    CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, ModelCard, Plan, PolicyVersion, RequestBounds, canonical,
-};
+use crate::domain::{CallSpec, EmbedderIdentity, ErrorKind, Fleet, Hash, ModelCard, Plan, PolicyVersion, canonical};
 
 /// Error kinds that another try elsewhere may well cure.
 const TRANSIENT: &[ErrorKind] = &[
@@ -465,30 +463,26 @@ impl<'a> Compiler<'a> {
                 1
             });
             let when_spent = spec.when_spent.unwrap_or(WhenSpent::Refuse);
-            let given = [
-                ("tokens", spec.tokens.is_some()),
-                ("calls", spec.calls.is_some()),
-                ("seconds", spec.seconds.is_some()),
-                ("first_token_seconds", spec.first_token_seconds.is_some()),
-            ];
-            for (key, _) in given.into_iter().filter(|(_, given)| *given && spec.per != Per::Request) {
-                let message = format!("`{key}` are counted per request only; per {}, money is", spec.per.as_str());
-                let d = self.source.key(&step(&at, key), Kind::NotYet, message);
-                self.findings.push(d.help("give `usd`, or make it a budget `per: request`"));
+            if spec.first_token_seconds.is_some() && spec.per != Per::Request {
+                let message = format!(
+                    "the time to the first token is of one request, and this budget is per {}",
+                    spec.per.as_str()
+                );
+                let help = "move it to a budget `per: request`";
+                self.wrong(&step(&at, "first_token_seconds"), Kind::Conflict, message, Some(help.into()));
             }
-            if spec.usd.is_none() && given.iter().all(|(_, given)| !given) {
-                let help = "give `usd`; per request also `tokens`, `calls`, `seconds` or `first_token_seconds`";
+            let most = Used {
+                usd: spec.usd.unwrap_or(f64::INFINITY),
+                tokens: spec.tokens.map_or(f64::INFINITY, |tokens| tokens as f64),
+                calls: spec.calls.map_or(f64::INFINITY, f64::from),
+                seconds: spec.seconds.unwrap_or(f64::INFINITY),
+            };
+            if most == Used::UNBOUNDED && spec.first_token_seconds.is_none() {
+                let help = "give `usd`, `tokens`, `calls` or `seconds`; per request also `first_token_seconds`";
                 self.wrong(&at, Kind::Value, "this budget bounds nothing", Some(help.into()));
             }
-            let micros = |seconds: Option<f64>| seconds.map(|seconds| (seconds * 1e6) as i64);
-            let limits = RequestBounds {
-                tokens: spec.tokens,
-                calls: spec.calls,
-                time_us: micros(spec.seconds),
-                first_token_us: micros(spec.first_token_seconds),
-                ..Default::default()
-            };
-            out.push(Budget { per: spec.per, usd: spec.usd.unwrap_or(f64::INFINITY), every, when_spent, limits });
+            let first_token_us = spec.first_token_seconds.map(|seconds| (seconds * 1e6) as i64);
+            out.push(Budget { per: spec.per, most, every, when_spent, first_token_us });
         }
         out
     }

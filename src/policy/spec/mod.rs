@@ -218,15 +218,17 @@ pub struct BudgetSpec {
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub usd: Option<f64>,
-    /// Tokens of all prompts and answers of a request together. For `per: request` only.
+    /// Tokens of all prompts and answers together, of a request or within `every`. A call that may take more than is left is not
+    /// made.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub tokens: Option<u64>,
-    /// Calls of a request, retries and fallback counted. For `per: request` only.
+    /// Calls of a request or within `every`, retries and fallback counted.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub calls: Option<u32>,
-    /// Seconds from a request's start to the end of its answer. For `per: request` only.
+    /// Seconds from a request's start to the end of its answer; within `every`, of all requests together. A request is cut off
+    /// where none are left.
     #[serde(default)]
     #[schemars(extend("exclusiveMinimum" = 0))]
     pub seconds: Option<f64>,

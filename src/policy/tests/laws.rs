@@ -13,7 +13,7 @@ const SELECTOR: &str = "linucb: {alpha: 0.7, half_life: 7d, min_pulls: 2}\n  fea
 const MODIFIED: &str = "  session: {switch_cost: 0.3, mix: 0.4, bias: 1.5}\n  tenants: {acme: {weights: {small: 3, vault: \
                         0}}}\n  only_if: {large: signals.complexity < 80}\n";
 const AFTER: &str = "split: [{name: canary, share: 0.1, by: session, use: vault}]\nbudget: [{per: request, usd: 0.01}, \
-                     {per: session, usd: 0.05, when_spent: cheapest}]\n";
+                     {per: session, usd: 0.05, when_spent: cheapest}, {per: key, tokens: 9000, calls: 20}]\n";
 
 /// An artifact of random numbers with all that its family reads.
 fn artifact(selector: &str) -> Arc<Artifact> {
@@ -92,6 +92,10 @@ fn busy(policy: &Policy, n: u64) -> Context {
     if at(5) < 0.3 {
         c.key.tenant = "acme".to_owned();
     }
+    if at(6) < 0.2 {
+        c.key.id = "team".to_owned();
+        (c.key.spent_tokens, c.key.spent_calls) = ((at(7) * 10_000.0).floor(), (at(8) * 21.0).floor());
+    }
     c
 }
 
@@ -103,6 +107,14 @@ fn hold(name: &str, policy: &Policy) {
         let c = busy(policy, n);
         let d = policy.decide(&state, &c);
         holds(policy, &c, &d);
+        if let (Some(_), "team") = (&d.plan, c.key.id.as_str()) {
+            // What runs is bounded by what the key has left, and fits in that.
+            let bounds = d.bounds.as_ref().unwrap();
+            assert_eq!(bounds.tokens.unwrap() + c.key.spent_tokens as u64, 9000, "{name} {n}");
+            assert_eq!(bounds.calls.unwrap() + c.key.spent_calls as u32, 20, "{name} {n}");
+            let called = d.plan.iter().flat_map(Plan::models);
+            called.for_each(|model| assert!(bounds.worst[model].tokens <= bounds.tokens.unwrap(), "{name} {n}: {d:?}"));
+        }
         if let Some(Plan::Call(call)) = &d.plan
             && c.session.id.is_empty()
         {

@@ -1,10 +1,11 @@
 //! Plans of several calls: what a file says of them, what may be called, and what they may cost.
 
 mod beginnings;
+mod budgets;
 mod verify;
 
 use super::*;
-use crate::domain::{Aggregate, CallSpec, IfUnscored, Sampling, Score, Spend};
+use crate::domain::{Aggregate, CallSpec, IfUnscored, Sampling, Score};
 
 const HEAD: &str = "policy: trees\nmodels: {small: {tag: small}, large: {name: large-1}, vault: {name: vault-1}, mute: {name: \
                     mute}, any: {tag: any}}\n";
@@ -223,42 +224,6 @@ fn a_model_that_is_down_is_no_way_around_a_restriction() {
     c.fleet.insert("large-1".into(), ModelState::default());
     let d = pinned(&policy, "frugal", &c);
     assert_eq!(d.candidates[0].eliminated, Some(Elimination::Restriction("no-large".into())));
-}
-
-#[test]
-fn budgets_bind_what_a_plan_begins_with_and_the_rest_is_for_the_machine_to_mask() {
-    let budget = "budget: [{per: request, usd: 0.013}, {per: session, usd: 1, when_spent: cheapest}]\n";
-    let policy = checked(&format!("{TREES}{RULES}{budget}")).unwrap();
-    let mut c = Context::default();
-    c.signals.tokens = 500;
-    c.request.max_tokens = 200;
-    // 500 x 1 + 200 x 2 and 500 x 10 + 200 x 20, per million.
-    assert_eq!(decide(&policy, &c).arm, "frugal");
-    let d = decide(&policy, &c);
-    let bounds = d.bounds.unwrap();
-    assert_eq!((bounds.usd, bounds.tokens, bounds.calls), (Some(13_000), None, None));
-    assert_eq!(bounds.worst["small-a"], Spend { usd: 900, tokens: 700 });
-    assert_eq!(bounds.worst["large-1"], Spend { usd: 9_000, tokens: 700 });
-    assert_eq!(d.candidates[1].eliminated, None, "three probes are within it");
-    let tight = checked(&format!(
-        "{TREES}{RULES}budget: [{{per: request, usd: 0.0008, tokens: 900, calls: 3, seconds: 2.5}}]\n"
-    ));
-    let d = decide(&tight.unwrap(), &c);
-    let why = "what frugal begins with may cost more than the budget of $0.0008 per request has left, $0.000800";
-    assert_eq!((&d.plan, &d.candidates[0].eliminated), (&None, &Some(Elimination::Budget(why.into()))));
-    let limits = checked(&format!("{TREES}{RULES}budget: [{{per: request, tokens: 900, calls: 3, seconds: 2.5}}]\n"));
-    let bounds = decide(&limits.unwrap(), &c).bounds.unwrap();
-    assert_eq!((bounds.usd, bounds.tokens, bounds.calls, bounds.time_us), (None, Some(900), Some(3), Some(2_500_000)));
-    // All spent: the arm that may cost least, all its calls counted.
-    c.session.id = "s".into();
-    c.session.spent_usd = 1.0;
-    assert_eq!(decide(&policy, &c).arm, "small");
-    let policy = checked(&format!("{TREES}{}{budget}", RULES.replace(", acar, small]", ", acar]"))).unwrap();
-    c.signals.tokens = 500;
-    let d = decide(&policy, &c);
-    assert_eq!((&*d.arm, d.bounds), ("frugal", None), "taken although it is spent, and whole");
-    c.signals.tokens = 800;
-    assert!(decide(&policy, &c).plan.is_none(), "the stricter budget is overrun, too");
 }
 
 #[test]

@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Columns that are read; those with a mark may be missing.
-const COLUMNS: [(&str, bool); 20] = [
+const COLUMNS: [(&str, bool); 24] = [
     ("id", true),
     ("time", true),
     ("policy", true),
@@ -50,6 +50,10 @@ const COLUMNS: [(&str, bool); 20] = [
     ("joules", false),
     ("latency_us", true),
     ("ttft_us", true),
+    ("attempts", false),
+    ("prompt_tokens", false),
+    ("completion_tokens", false),
+    ("tokens", false),
     ("feedback", true),
     ("context", true),
     ("embedding", false),
@@ -223,6 +227,10 @@ struct Columns {
     joules: Option<Float64Array>,
     latency_us: Int64Array,
     ttft_us: Int64Array,
+    /// Calls.
+    attempts: Option<Int64Array>,
+    /// Of all calls; in older exports of the answer that was given, prompt and answer.
+    tokens: Vec<Int64Array>,
     feedback: StringArray,
     context: StringArray,
     embedding: Option<Arc<dyn Array>>,
@@ -266,6 +274,14 @@ impl Columns {
             joules: there("joules").then(|| float("joules")).transpose()?,
             latency_us: whole("latency_us")?,
             ttft_us: whole("ttft_us")?,
+            attempts: there("attempts").then(|| whole("attempts")).transpose()?,
+            tokens: match there("tokens") {
+                true => vec![whole("tokens")?],
+                false => {
+                    let of_answer = ["prompt_tokens", "completion_tokens"].into_iter().filter(|name| there(name));
+                    of_answer.map(whole).collect::<Result<_, _>>()?
+                }
+            },
             feedback: text("feedback")?,
             context: text("context")?,
             embedding: batch.column_by_name("embedding").cloned(),
@@ -346,7 +362,12 @@ impl Columns {
         }
         let ttft_us = self.ttft_us.is_valid(at).then(|| self.ttft_us.value(at));
         let joules = self.joules.as_ref().filter(|j| j.is_valid(at)).map(|j| j.value(at));
-        Ok(Observed { feedback, cost_usd, joules, latency_us: self.latency_us.value(at), ttft_us, status })
+        let count = |column: &Int64Array| if column.is_valid(at) { column.value(at).max(0) } else { 0 };
+        let tokens = self.tokens.iter().map(count).fold(0, i64::saturating_add) as u64;
+        // An answer takes at least one.
+        let calls = self.attempts.as_ref().map_or(1, count).min(i64::from(u32::MAX)) as u32;
+        let latency_us = self.latency_us.value(at);
+        Ok(Observed { feedback, cost_usd, tokens, calls, joules, latency_us, ttft_us, status })
     }
 
     /// The context with its embedding, or what is missing.
