@@ -164,7 +164,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             hash_bodies: config.record.bodies == config::Bodies::Hash,
             ..DispatchOptions::default()
         },
-    );
+    )
+    .with_speeds(Arc::clone(&speeds));
     let default_policy =
         config.default_policy.clone().or_else(|| policies.first().map(|p| p.name().to_owned())).unwrap_or_default();
     let needs_key = !config.keys.is_empty();

@@ -419,11 +419,7 @@ impl Gateway {
         let resident = looked_at && policy.needs_residency();
         let mut fleet = BTreeMap::new();
         for (name, backend) in &self.parts.backends {
-            let mut state = backend.state();
-            self.parts.speeds.fill(name, &mut state);
-            if resident && let Some(prompt) = backend.prompt(request).await {
-                (state.prompt_tokens, state.resident_tokens) = (prompt.tokens, prompt.resident);
-            }
+            let state = self.parts.speeds.state(name, backend.as_ref(), resident.then_some(request)).await;
             fleet.insert(name.clone(), state);
         }
         Context { now, seed: seed(id, policy.name()), request: request.view(), signals, session, key, fleet, embedding }
