@@ -72,6 +72,12 @@ pub struct SessionView {
     pub turn: u32,
     /// Arm of the session's last decision; empty for a first one.
     pub last_arm: String,
+    /// Fleet name of the model whose answer the session got last; empty where none has ended.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub last_model: String,
+    /// Tokens of that answer and of the prompt before it.
+    #[serde(default, skip_serializing_if = "none")]
+    pub last_tokens: u32,
     /// Mean probability of each arm over the session's earlier decisions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shares: BTreeMap<String, f64>,

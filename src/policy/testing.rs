@@ -199,7 +199,14 @@ pub(super) fn unknown_overrides(
 /// A session of which every part says something, so that its form has every key.
 fn whole_session() -> SessionView {
     let some = BTreeMap::from([(String::new(), 0.0)]);
-    SessionView { shares: some.clone(), judged: some, spent_usd: 1.0, ..SessionView::default() }
+    SessionView {
+        last_model: "m".to_owned(),
+        last_tokens: 1,
+        shares: some.clone(),
+        judged: some,
+        spent_usd: 1.0,
+        ..SessionView::default()
+    }
 }
 
 /// Expected shares over many seeds that do not hold.

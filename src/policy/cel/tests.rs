@@ -88,6 +88,7 @@ fn the_table_is_the_context_as_json() {
     c.signals.similarity.clear();
     // What is 0 is left out of the form.
     (c.session.spent_usd, c.key.spent_usd, c.key.tenant_spent_usd) = (1.0, 1.0, 1.0);
+    (c.session.last_model, c.session.last_tokens) = ("small".into(), 1);
     let mut leaves = BTreeSet::new();
     fn walk(at: &str, value: &Value, out: &mut BTreeSet<String>) {
         match value {

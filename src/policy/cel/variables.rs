@@ -103,6 +103,8 @@ variables! {
     "session.id", Text, "hash of the session id; empty without one", |c| text(&c.session.id);
     "session.turn", Int, "requests of this session decided before, plus one", |c| int(c.session.turn);
     "session.last_arm", Text, "arm of the session's last decision; empty for a first one", |c| text(&c.session.last_arm);
+    "session.last_model", Text, "model whose answer the session got last; empty where none has ended", |c| text(&c.session.last_model);
+    "session.last_tokens", Int, "tokens of that answer and of the prompt before it", |c| int(c.session.last_tokens);
     "session.spent_usd", Double, "what the session has cost within its budget's time; 0 without a budget per session", |c| double(c.session.spent_usd);
     "key.id", Text, "name of the API key as configured; empty without authentication", |c| text(&c.key.id);
     "key.tenant", Text, "tenant of the key", |c| text(&c.key.tenant);
