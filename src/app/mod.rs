@@ -20,7 +20,7 @@ use crate::{
     clock::now_micros,
     config::{self, Config},
     dispatch::{self, DispatchOptions, Dispatcher, LogJournal},
-    gateway::{Gateway, Parts, Speeds, Spending},
+    gateway::{Gateway, Parts, Sessions, Speeds, Spending},
     http,
     learn::{Learner, Published},
     policy::Policy,
@@ -140,12 +140,17 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
     let learner =
         Arc::new(Learner::start(log.clone(), Arc::clone(&store), policies.iter().cloned(), published.clone()).await?);
     let (speeds, spending) = (Arc::new(Speeds::default()), Arc::new(Spending::default()));
+    let sessions = Arc::new(Sessions::default());
     for policy in &policies {
         let counted = spending.count_for(policy, store.as_ref(), now_micros()).await;
         counted.map_err(|source| store_error(&target, source))?;
     }
-    let followers: Vec<Arc<dyn audit::Follower>> =
-        vec![Arc::clone(&learner) as _, Arc::clone(&speeds) as _, Arc::clone(&spending) as _];
+    let followers: Vec<Arc<dyn audit::Follower>> = vec![
+        Arc::clone(&learner) as _,
+        Arc::clone(&speeds) as _,
+        Arc::clone(&spending) as _,
+        Arc::clone(&sessions) as _,
+    ];
     let feeder = Arc::new(
         Feeder::start(log.clone(), Arc::clone(&store), Some(Arc::new(followers)), FeederOptions::default()).await?,
     );
@@ -164,7 +169,8 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
             hash_bodies: config.record.bodies == config::Bodies::Hash,
             ..DispatchOptions::default()
         },
-    );
+    )
+    .with_speeds(Arc::clone(&speeds));
     let default_policy =
         config.default_policy.clone().or_else(|| policies.first().map(|p| p.name().to_owned())).unwrap_or_default();
     let needs_key = !config.keys.is_empty();
@@ -190,6 +196,7 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         metrics,
         speeds,
         spending: Arc::clone(&spending),
+        sessions,
         keep_context: config.record.context == config::KeepContext::Keep,
         hash_bodies: config.record.bodies == config::Bodies::Hash,
     }));

@@ -148,6 +148,7 @@ pub fn attempt(id: DecisionId, at: Micros) -> Event {
         error: None,
         error_detail: None,
         retry_after_us: None,
+        down: Vec::new(),
         facts: None,
     };
     Event::new(at, Some(id), EventBody::Attempt(Box::new(attempt)))

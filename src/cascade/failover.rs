@@ -90,6 +90,8 @@ pub struct Failover {
     candidates: Vec<Candidate>,
     weights: FailoverWeights,
     marks: Vec<Mark>,
+    /// Whether it cannot be called now, whatever its health says.
+    down: Vec<bool>,
     /// Per candidate; `None`: each may follow the start and every other.
     follows: Option<Vec<Follows>>,
     planned: Vec<(String, ErrorKind)>,
@@ -123,8 +125,8 @@ impl Failover {
         if let Some(i) = (0..n).find(named_before) {
             return Err(FailoverError::Twice { name: candidates[i].name.clone() });
         }
-        let marks = vec![Mark::Untried; n];
-        Ok(Self { candidates, weights, marks, follows: None, planned: Vec::new(), most: n, hops: 0 })
+        let (marks, down) = (vec![Mark::Untried; n], vec![false; n]);
+        Ok(Self { candidates, weights, marks, down, follows: None, planned: Vec::new(), most: n, hops: 0 })
     }
 
     /// The same, with these edges only (and each candidate's to the end).
@@ -175,6 +177,15 @@ impl Failover {
         place.is_some()
     }
 
+    /// Whether a candidate cannot be called now, beside what its health says. Returns whether it is one.
+    pub fn set_down(&mut self, model: &str, down: bool) -> bool {
+        let place = self.place(model);
+        if let Some(i) = place {
+            self.down[i] = down;
+        }
+        place.is_some()
+    }
+
     /// What to call next; it then counts as tried. Returns at most as many hops as there are candidates.
     ///
     /// # Errors
@@ -203,7 +214,10 @@ impl Failover {
     /// Why a candidate's edges are infinite, if they are.
     fn barred(&self, i: usize, room: &Room) -> Option<Why> {
         match self.marks[i] {
-            Mark::Untried => monitors::veto(&self.candidates[i].health, room),
+            Mark::Untried => {
+                let veto = monitors::veto(&self.candidates[i].health, room);
+                veto.or_else(|| self.down[i].then_some(Why::Down))
+            }
             Mark::UnderWay => Some(Why::UnderWay),
             Mark::Failed(kind) => Some(Why::Failed { kind }),
         }

@@ -1,4 +1,5 @@
-//! The calls that may follow an error: in the policy's order, or by the shortest path through the [`failover`] graph.
+//! The calls that may follow an error: in the policy's order, or by the shortest path through the [`failover`] graph. Models that
+//! cannot be called when the error comes are passed over.
 
 use std::collections::VecDeque;
 
@@ -47,6 +48,10 @@ impl Fallback {
                     if scope.tried(&spec.model) {
                         continue;
                     }
+                    if scope.is_down(&spec.model) {
+                        scope.note(&[], What::FallbackDown { index });
+                        continue;
+                    }
                     let Err(by) = scope.admits(&spec) else { return (Some(spec), masked) };
                     scope.note(&[], What::FallbackMasked { index, by });
                     // That time has run out says more than what else is spent.
@@ -59,6 +64,9 @@ impl Fallback {
                     if graph.is_untried(&call.model) {
                         graph.fail(&call.model, kind);
                     }
+                }
+                for call in calls.iter() {
+                    graph.set_down(&call.model, scope.is_down(&call.model));
                 }
                 loop {
                     let (time_left, usd_left) = scope.left();

@@ -15,12 +15,14 @@
 //! - **Escalation** answers a rejected answer, with a fresh prompt; **fallback** answers an error: the next stage that fits,
 //!   a quorum without the branch, and at last the request's calls for errors of the listed kinds, in order, each model at
 //!   most once in a request.
+//! - What follows an error is sought among the models that can be called at that moment, as the failure's event says; the others are
+//!   passed over, and noted where they would have been next. What waits before a model is known as of the last complete answer.
 //! - What would overrun the deadline, the bound on calls or the budget is masked: not begun, and noted. Where nothing else
 //!   can be done the request is answered with the best complete answer so far, which a note says. Best is, in this order:
 //!   what a node chose itself (accepted, voted, judged); the answer of a later stage; of branches not yet aggregated, their
 //!   vote; the first branch that has anything.
 //! - Each decision that no call shows is a [`Command::Note`] with a reason from a fixed list. A bare call has none: its
-//!   attempts and its end tell all. (Only a masked fallback and a retry that was denied are noted there, too.)
+//!   attempts and its end tell all. (Only a fallback that was passed over and a retry that was denied are noted there, too.)
 //! - The same events at the same instants give the same commands: the only randomness is the seed's.
 
 pub mod breaker;
@@ -120,9 +122,13 @@ impl Machine {
             }
             Event::Started { .. } | Event::Delta { .. } | Event::Early { .. } => {}
             Event::Done { call, .. } | Event::Failed { call, .. } if !self.scope.is_running(*call) => return,
-            Event::Done { call, answer } => self.scope.settle(*call, answer.cost),
-            Event::Failed { call, kind, cost, .. } => {
+            Event::Done { call, answer } => {
+                self.scope.settle(*call, answer.cost);
+                self.scope.expect(&answer.facts.waits);
+            }
+            Event::Failed { call, kind, cost, down, .. } => {
                 self.scope.settle(*call, *cost);
+                self.scope.down.clone_from(down);
                 self.fallback.failed(&self.scope.models()[*call as usize], *kind);
             }
         }

@@ -27,11 +27,12 @@ pub enum Event {
     Delta { call: u32 },
     /// What is known of an answer that is still coming, of the scores that are watched ([`Plan::watched_at`]).
     Early { call: u32, readings: Vec<Reading> },
-    /// The call's answer is complete. A call that may be forwarded needs none of its facts.
+    /// The call's answer is complete. A call that may be forwarded needs none of its facts. Where these say what waits before
+    /// models ([`Facts::waits`]), it holds from now on.
     Done { call: u32, answer: Arc<Answered> },
     /// The call has failed. `retry_after`: how long the server asked to be left alone, in microseconds. `cost`: of what it
-    /// did all the same.
-    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: Spend },
+    /// did all the same. `down`: the models of the plan and its fallback that cannot be called at this moment.
+    Failed { call: u32, kind: ErrorKind, retry_after: Option<i64>, cost: Spend, down: Vec<String> },
     /// A timer set by [`Command::SetTimer`] has run out.
     Timer(Timer),
     /// The call that has failed is not made again, though [`Timer::Backoff`] was set for it: all requests together have used up
@@ -142,7 +143,8 @@ pub struct Setup {
     /// The most that one call of a model can cost for this request, by fleet name; matters only under a budget, where a
     /// model without an entry is taken to cost more than any. Whoever fills it counts the answers that a judge is shown.
     pub worst: BTreeMap<String, Spend>,
-    /// Microseconds to the first token that are expected of a call, by fleet name; 0 for a model without an entry.
+    /// Microseconds to the first token that are expected of a call, by fleet name; 0 for a model without an entry. Of the decision's
+    /// moment; complete answers tell newer ones.
     pub waits: BTreeMap<String, i64>,
     /// Of the jitter.
     pub seed: u64,

@@ -57,6 +57,8 @@ pub(super) struct Scope {
     pub(super) now: Micros,
     /// Whether a part of an answer has gone to the client.
     pub(super) forwarded: bool,
+    /// Models that could not be called when a call last failed.
+    pub(super) down: Vec<String>,
     retry: RetryPolicy,
     deadline: Option<Micros>,
     seed: u64,
@@ -86,6 +88,7 @@ impl Scope {
         Self {
             now,
             forwarded: false,
+            down: Vec::new(),
             retry,
             deadline: limits.deadline.map(|d| now.saturating_add(d)),
             seed,
@@ -125,6 +128,16 @@ impl Scope {
     /// The most that the call can cost.
     pub(super) fn worst(&self, spec: &CallSpec) -> Spend {
         self.worst.get(&spec.model).copied().unwrap_or(Spend::MAX)
+    }
+
+    /// How long these models are expected to take to their first token from now on.
+    pub(super) fn expect(&mut self, waits: &BTreeMap<String, i64>) {
+        self.waits.extend(waits.iter().map(|(model, wait)| (model.clone(), *wait)));
+    }
+
+    /// Whether a model could not be called when a call last failed.
+    pub(super) fn is_down(&self, model: &str) -> bool {
+        self.down.iter().any(|down| down == model)
     }
 
     /// Whether an answer that begins with calls of these models, all at once, is expected to begin in time.

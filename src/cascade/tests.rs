@@ -37,7 +37,7 @@ fn drain(machine: &mut Machine) -> Vec<Command> {
 }
 
 fn failed(call: u32, kind: ErrorKind) -> Event {
-    Event::Failed { call, kind, retry_after: None, cost: Spend::default() }
+    Event::Failed { call, kind, retry_after: None, cost: Spend::default(), down: Vec::new() }
 }
 
 fn done(call: u32) -> Event {
@@ -53,6 +53,7 @@ fn facts(text: &str, entropy: Option<f32>) -> Facts {
         scores,
         verdict: vote::verdict(text, 3).map(|n| n as u32),
         step: None,
+        waits: Default::default(),
     }
 }
 
@@ -277,7 +278,13 @@ fn run(setup: &Setup, answers: &[Answer]) -> (Vec<(Event, Micros)>, Vec<Command>
                     }
                     Answer::Fails(kind, retry_after) => {
                         tell(
-                            Event::Failed { call, kind: *kind, retry_after: *retry_after, cost: Spend::default() },
+                            Event::Failed {
+                                call,
+                                kind: *kind,
+                                retry_after: *retry_after,
+                                cost: Spend::default(),
+                                down: Vec::new(),
+                            },
                             now,
                         );
                     }

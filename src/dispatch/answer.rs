@@ -34,10 +34,10 @@ pub(super) struct Answering {
     last: Option<Result<Chunk, GatewayError>>,
 }
 
-/// The machine's view of a failed call that cost so much all the same.
-pub(super) fn failure(call: u32, error: &BackendError, cost: Spend) -> Event {
+/// The machine's view of a failed call that cost so much all the same, at a moment when the models `down` cannot be called.
+pub(super) fn failure(call: u32, error: &BackendError, cost: Spend, down: Vec<String>) -> Event {
     let retry_after = error.retry_after.map(micros);
-    Event::Failed { call, kind: error.kind, retry_after, cost }
+    Event::Failed { call, kind: error.kind, retry_after, cost, down }
 }
 
 impl Answering {
@@ -94,7 +94,8 @@ impl Answering {
 
     fn fail(&mut self, error: BackendError) {
         self.ledger.failed(self.call, &error);
-        let event = failure(self.call, &error, self.ledger.cost(self.call));
+        // Nothing follows, so that nobody asks who could be called.
+        let event = failure(self.call, &error, self.ledger.cost(self.call), Vec::new());
         let now = self.ledger.now();
         self.end(event, now, Err(error));
     }

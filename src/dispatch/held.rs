@@ -129,6 +129,6 @@ pub(super) fn facts(said: &Said, forms: &mut Forms, asked: &[Score], verdict: Op
         form: forms.number(&text),
         scores: if asked.is_empty() { Vec::new() } else { cascade::readings(&said.tokens, asked.iter().copied()) },
         verdict,
-        step: None,
+        ..Facts::default()
     }
 }

@@ -70,6 +70,7 @@ struct Open {
     finish: Option<FinishReason>,
     tally: Tally,
     facts: Option<Facts>,
+    down: Vec<String>,
     answer: Option<AnswerText>,
 }
 
@@ -157,6 +158,7 @@ impl Ledger {
             finish: None,
             tally: Tally::default(),
             facts: None,
+            down: Vec::new(),
             answer: self.hash_bodies.then(AnswerText::default),
         });
     }
@@ -218,6 +220,13 @@ impl Ledger {
     pub(super) fn facts(&mut self, call: u32, facts: Facts) {
         if let Some(open) = self.running(call) {
             open.facts = Some(facts);
+        }
+    }
+
+    /// The models that cannot be called as the call fails.
+    pub(super) fn down(&mut self, call: u32, models: &[String]) {
+        if let Some(open) = self.running(call) {
+            open.down = models.to_vec();
         }
     }
 
@@ -315,6 +324,7 @@ impl Ledger {
             error: error.map(|error| error.kind.as_str().to_owned()),
             error_detail: error.map(|error| error.message.clone()),
             retry_after_us: error.and_then(|error| error.retry_after).map(micros),
+            down: open.down,
             facts: open.facts,
         };
         self.entries.push(Event::new(self.now(), Some(self.id), EventBody::Attempt(Box::new(attempt))));

@@ -26,7 +26,7 @@ use async_trait::async_trait;
 use futures_util::{FutureExt, StreamExt, stream::BoxStream};
 
 use crate::{
-    backend::{Backend, BackendError, Call},
+    backend::{Backend, BackendError, Call, tally},
     cascade::{
         self, Answered, Command, Forms, Input, Limits, Machine, RetryPolicy, Setup, Timer,
         retry_budget::{RetryBudget, RetryBudgetPolicy},
@@ -35,7 +35,7 @@ use crate::{
         AttemptReason, BestBecause, CallSpec, Chunk, Decision, DecisionId, ErrorKind, Event, Facts, Fleet, Micros,
         ModelState, OutcomeStatus, Place, Plan, Request, Score, StepFacts, Usage, What,
     },
-    gateway::{AnswerBody, Caller, GatewayError},
+    gateway::{AnswerBody, Caller, GatewayError, Speeds},
 };
 
 use answer::Answering;
@@ -97,6 +97,7 @@ pub struct Dispatcher {
     fleet: Arc<Fleet>,
     options: DispatchOptions,
     retries: Retries,
+    speeds: Arc<Speeds>,
 }
 
 /// What is left of the retries of all requests.
@@ -134,12 +135,30 @@ impl Dispatcher {
         options: DispatchOptions,
     ) -> Self {
         let retries = Retries::new(options.retry_budget);
-        Self { backends, journal, fleet: Arc::new(fleet), options, retries }
+        Self { backends, journal, fleet: Arc::new(fleet), options, retries, speeds: Arc::default() }
+    }
+
+    /// The same, which expects of models what was measured of them.
+    pub fn with_speeds(self, speeds: Arc<Speeds>) -> Self {
+        Self { speeds, ..self }
     }
 
     /// Load and availability of every backend, by fleet name.
     pub fn states(&self) -> BTreeMap<String, ModelState> {
         self.backends.iter().map(|(name, backend)| (name.clone(), backend.state())).collect()
+    }
+
+    /// Microseconds to the first token that are expected of these models now, as at the decision: with what they have of the
+    /// client's prompt. Asked before the books of an answer are closed, so that the record has the moment that the machine is told.
+    async fn waits(&self, models: &[&str], request: &Arc<Request>) -> BTreeMap<String, i64> {
+        let mut waits = BTreeMap::new();
+        for &model in models {
+            let Some(backend) = self.backends.get(model) else { continue };
+            let state = self.speeds.state(model, backend.as_ref(), Some(request)).await;
+            let seconds = state.first_token_s(tally::prompt_tokens(request));
+            waits.insert(model.to_owned(), (seconds * 1e6) as i64);
+        }
+        waits
     }
 
     /// Makes the calls of `decision.plan`, with retries and `decision.fallback`, up to the first piece of a stream or the
@@ -162,11 +181,19 @@ impl Dispatcher {
             ledger.recorded().await.map_err(GatewayError::NotRecorded)?;
             return Err(GatewayError::Refused { id, reason });
         };
+        let bounded = setup.limits.first_token.is_some() && !matches!(plan, Plan::Call(_));
+        let mut models = plan.models();
+        let waited_for = if bounded { models.clone() } else { Vec::new() };
+        models.extend(decision.fallback.iter().map(|call| call.model.as_str()));
+        models.sort_unstable();
+        models.dedup();
         let machine = Machine::new(setup, ledger.now());
         let run = Run {
             dispatcher: self,
             id,
             plan,
+            models,
+            waited_for,
             request,
             authorization: caller.authorization.as_deref(),
             machine,
@@ -225,6 +252,10 @@ struct Run<'a> {
     dispatcher: &'a Dispatcher,
     id: DecisionId,
     plan: &'a Plan,
+    /// Every model that it may call, also after an error.
+    models: Vec<&'a str>,
+    /// Those before which the time that is waited is bounded.
+    waited_for: Vec<&'a str>,
     request: Arc<Request>,
     authorization: Option<&'a str>,
     machine: Machine,
@@ -377,7 +408,7 @@ impl<'a> Run<'a> {
     /// Waits for the next thing to happen and tells the machine.
     async fn wait(&mut self) {
         if let Some((call, usage)) = self.unread.take() {
-            return self.ended(call, usage);
+            return self.ended(call, usage).await;
         }
         let next = self.timers.next();
         let until = next.map(|(_, at)| self.ledger.instant(at));
@@ -405,12 +436,13 @@ impl<'a> Run<'a> {
                 self.ledger.reported(call, model_reported);
                 self.machine.handle(cascade::Event::Started { call }, now);
             }
-            Some((call, Happened::Piece(chunk))) => self.piece(call, chunk, now),
+            Some((call, Happened::Piece(chunk))) => self.piece(call, chunk, now).await,
             Some((call, Happened::Whole { completion, model_reported })) => {
                 self.ledger.reported(call, model_reported);
                 let written = completion.usage().completion_tokens;
                 let held = Held::of(completion);
-                let facts = self.facts(call, &held, written);
+                let waits = self.dispatcher.waits(&self.waited_for, &self.request).await;
+                let facts = self.facts(call, &held, written, waits);
                 if let Some(whole) = held.completion() {
                     self.ledger.whole(call, whole);
                 }
@@ -420,15 +452,17 @@ impl<'a> Run<'a> {
             Some((call, Happened::Failed(error))) => {
                 self.held.remove(&call);
                 let model = self.ledger.model(call);
+                let down = self.down();
+                self.ledger.down(call, &down);
                 self.ledger.failed(call, &error);
-                let event = answer::failure(call, &error, self.ledger.cost(call));
+                let event = answer::failure(call, &error, self.ledger.cost(call), down);
                 self.errors.insert(call, (model, error));
                 self.machine.handle(event, self.ledger.now());
             }
         }
     }
 
-    fn piece(&mut self, call: u32, chunk: Chunk, now: Micros) {
+    async fn piece(&mut self, call: u32, chunk: Chunk, now: Micros) {
         self.ledger.piece(call, &chunk);
         let usage = if let Chunk::Usage(usage) = &chunk { Some(*usage) } else { None };
         let held = self.held.entry(call).or_default();
@@ -440,7 +474,7 @@ impl<'a> Run<'a> {
             self.unread = usage.map(|usage| (call, usage));
             self.machine.handle(cascade::Event::Delta { call }, now);
         } else if let Some(usage) = usage {
-            return self.ended(call, usage);
+            return self.ended(call, usage).await;
         }
         if !readings.is_empty() {
             self.ledger.early(call, &readings);
@@ -449,10 +483,11 @@ impl<'a> Run<'a> {
     }
 
     /// A held answer's stream has come to its end.
-    fn ended(&mut self, call: u32, usage: Usage) {
+    async fn ended(&mut self, call: u32, usage: Usage) {
         self.calls.cancel(call);
         let held = self.held.remove(&call).unwrap_or_default();
-        let facts = self.facts(call, &held, usage.completion_tokens);
+        let waits = self.dispatcher.waits(&self.waited_for, &self.request).await;
+        let facts = self.facts(call, &held, usage.completion_tokens, waits);
         self.held.insert(call, held);
         self.ledger.streamed(call, usage);
         self.done(call, facts);
@@ -463,16 +498,24 @@ impl<'a> Run<'a> {
         self.machine.handle(cascade::Event::Done { call, answer }, self.ledger.now());
     }
 
+    /// The models that may be called after an error, and cannot be now.
+    fn down(&self) -> Vec<String> {
+        let backend = |model: &str| self.dispatcher.backends.get(model);
+        let down = |model: &&&str| backend(model).is_some_and(|backend| !backend.state().available);
+        self.models.iter().filter(down).map(|model| (*model).to_owned()).collect()
+    }
+
     /// What the machine is told of a running call's answer, and recorded of it. Nobody asks what the answer of a plan of one
     /// call says.
     /// `written`: the answer's tokens.
-    fn facts(&mut self, call: u32, held: &Held, written: u32) -> Facts {
+    fn facts(&mut self, call: u32, held: &Held, written: u32, waits: BTreeMap<String, i64>) -> Facts {
         if matches!(self.plan, Plan::Call(_)) {
             return Facts::default();
         }
         let asked = self.plan.scores_at(self.ledger.place(call));
         let said = held.said();
         let mut facts = held::facts(&said, &mut self.forms, &asked, self.verdicts.get(&call).copied());
+        facts.waits = waits;
         if let Some(after) = self.steps.get(&call) {
             let text = said.text();
             let closes = self.plan.steps_at(self.ledger.place(call)).is_some_and(|steps| steps.closes(&text));

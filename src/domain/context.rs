@@ -73,6 +73,12 @@ pub struct SessionView {
     pub turn: u32,
     /// Arm of the session's last decision; empty for a first one.
     pub last_arm: String,
+    /// Fleet name of the model whose answer the session got last; empty where none has ended.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub last_model: String,
+    /// Tokens of that answer and of the prompt before it.
+    #[serde(default, skip_serializing_if = "none")]
+    pub last_tokens: u32,
     /// Mean probability of each arm over the session's earlier decisions.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub shares: BTreeMap<String, f64>,
@@ -127,6 +133,8 @@ impl SessionView {
             id: String::new(),
             turn: 1,
             last_arm: String::new(),
+            last_model: "m".to_owned(),
+            last_tokens: 1,
             shares: some.clone(),
             judged: some,
             spent_usd: 1.0,

@@ -189,6 +189,9 @@ pub struct Attempt {
     /// How long the server asked to be left alone, in microseconds, where the call failed and it said so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_us: Option<i64>,
+    /// Where the call failed: which models of the plan and its fallback could not be called at that moment.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub down: Vec<String>,
     /// What gates, votes and judges knew of the answer; absent where none of them saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<Facts>,

@@ -1,6 +1,8 @@
 //! What gates, votes and judges know of a complete answer. It is recorded with the call, so that a run can be derived again,
 //! and other thresholds be tried, without the answer's text.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Score, StepFacts, Unscored};
@@ -21,6 +23,10 @@ pub struct Facts {
     /// Of a reasoning step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<StepFacts>,
+    /// Where the request bounds the time to its first token: the microseconds to it that were expected of a call of each model of
+    /// the plan when this answer was complete, by fleet name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub waits: BTreeMap<String, i64>,
 }
 
 impl Facts {

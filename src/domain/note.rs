@@ -60,6 +60,8 @@ pub enum What {
     StagesFailed { stage: u32, error: ErrorKind, call: u32 },
     /// This node, or another try of its call, would overrun a bound and is not begun.
     Masked { by: Mask },
+    /// A stage was to answer a failure and is not begun: no model that could begin it can be called now.
+    Down,
     /// The call has failed and is not made again: all requests together have used up their retries.
     RetryDenied { call: u32 },
     /// The call has not begun to answer in time: `hedge` goes out beside it.
@@ -74,6 +76,8 @@ pub enum What {
     HedgeLeft { call: u32, failed: u32, error: ErrorKind },
     /// A call of the request's fallback would; its index there.
     FallbackMasked { index: u32, by: Mask },
+    /// A call of the fallback is not begun: its model cannot be called now.
+    FallbackDown { index: u32 },
     /// A call of the request's fallback follows, by the shortest path; its index there, and the path's weight.
     FailedOver { index: u32, weight: f64 },
     /// No call of the fallback can follow: of so many models each has failed, or is vetoed.
@@ -234,6 +238,7 @@ impl fmt::Display for What {
                 write!(f, "failed: call {call} of stage {stage} with {error}, and no later stage could run")
             }
             What::Masked { by } => write!(f, "not begun: it would overrun {by}"),
+            What::Down => f.write_str("not begun: no model that could begin it can be called now"),
             What::RetryDenied { call } => {
                 write!(f, "call {call} is not made again: all requests together have used up their retries")
             }
@@ -249,6 +254,7 @@ impl fmt::Display for What {
                 write!(f, "call {failed} failed with {error}; call {call} beside it goes on")
             }
             What::FallbackMasked { index, by } => write!(f, "fallback {index} not begun: it would overrun {by}"),
+            What::FallbackDown { index } => write!(f, "fallback {index} not begun: its model cannot be called now"),
             What::FailedOver { index, weight } => write!(f, "failed over to fallback {index}, at weight {weight:.3}"),
             What::NoPath { models } => write!(f, "no path: none of {models} models of the fallback can follow"),
             What::BranchLeftOut { branch, left: Left::Failed { error, call } } => {

@@ -34,7 +34,7 @@ use crate::{
     telemetry::Metrics,
 };
 
-use sessions::Sessions;
+pub use sessions::Sessions;
 pub use speeds::Speeds;
 pub use spending::Spending;
 pub use types::{
@@ -67,6 +67,7 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     pub speeds: Arc<Speeds>,
     pub spending: Arc<Spending>,
+    pub sessions: Arc<Sessions>,
     pub keep_context: bool,
     pub hash_bodies: bool,
 }
@@ -75,7 +76,6 @@ pub struct Parts {
 pub struct Gateway {
     parts: Parts,
     policies: ArcSwap<BTreeMap<String, Arc<Policy>>>,
-    sessions: Sessions,
     watch: Watch,
     started: i64,
     draining: AtomicBool,
@@ -103,7 +103,6 @@ impl Gateway {
         Self {
             parts,
             policies: ArcSwap::from_pointee(policies),
-            sessions: Sessions::default(),
             watch: Watch::default(),
             started: now_micros() / 1_000_000,
             draining: AtomicBool::new(false),
@@ -237,7 +236,7 @@ impl Gateway {
         self.parts.journal.append(vec![event]).await.map_err(GatewayError::NotRecorded)?;
         let record = &judged.decision;
         if !record.session.is_empty() {
-            self.sessions.judged(&record.session, &record.decision.arm, value);
+            self.parts.sessions.judged(&record.session, &record.decision.arm, value);
         }
         if self.judges(&record.decision.policy, &name) && judged.feedback.iter().all(|f| f.feedback.name != name) {
             self.report(self.watch.judged(&judged, value)).await;
@@ -315,7 +314,7 @@ impl Gateway {
         };
         self.parts.metrics.decision(&decision.policy, &decision.arm, decision.decided_by, begun.elapsed());
         if !context.session.id.is_empty() && !dry {
-            self.sessions.decided(&context.session.id, &decision);
+            self.parts.sessions.decided(&context.session.id, &decision);
         }
         let mut event = self.event(id, decision.clone(), &context, request, caller, None)?;
         if let EventBody::Decision(record) = &mut event.body {
@@ -412,7 +411,7 @@ impl Gateway {
             }
         }
         let mut session = match &request.session {
-            Some(session) => self.sessions.view(&Hash::of(session.as_bytes()).to_string()[..16]),
+            Some(session) => self.parts.sessions.view(&Hash::of(session.as_bytes()).to_string()[..16]),
             None => SessionView::default(),
         };
         let (now, mut key) = (now_micros(), caller.key.clone());
@@ -420,11 +419,7 @@ impl Gateway {
         let resident = measured && policy.needs_residency();
         let mut fleet = BTreeMap::new();
         for (name, backend) in &self.parts.backends {
-            let mut state = backend.state();
-            self.parts.speeds.fill(name, &mut state);
-            if resident && let Some(prompt) = backend.prompt(request).await {
-                (state.prompt_tokens, state.resident_tokens) = (prompt.tokens, prompt.resident);
-            }
+            let state = self.parts.speeds.state(name, backend.as_ref(), resident.then_some(request)).await;
             fleet.insert(name.clone(), state);
         }
         Context { now, seed: seed(id, policy.name()), request: request.view(), signals, session, key, fleet, embedding }

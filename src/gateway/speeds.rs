@@ -3,14 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
 
 use crate::{
     audit::{Follower, Logged},
-    domain::{Attempt, EventBody, ModelState},
+    backend::Backend,
+    domain::{Attempt, EventBody, ModelState, Request},
 };
 
 /// Weight of the newest call.
@@ -32,6 +33,19 @@ impl Speeds {
         if let Some(speed) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(model) {
             (state.ttft_ms, state.tokens_per_s) = (speed.ttft_ms, speed.tokens_per_s);
         }
+    }
+
+    /// A model's state as policies and plans see it: with what was measured of it, and, of a `request`, what its prompt is to the
+    /// model.
+    pub async fn state(&self, model: &str, backend: &dyn Backend, request: Option<&Arc<Request>>) -> ModelState {
+        let mut state = backend.state();
+        self.fill(model, &mut state);
+        if let Some(request) = request
+            && let Some(prompt) = backend.prompt(request).await
+        {
+            (state.prompt_tokens, state.resident_tokens) = (prompt.tokens, prompt.resident);
+        }
+        state
     }
 
     fn observe(&self, attempt: &Attempt) {

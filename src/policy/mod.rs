@@ -287,7 +287,10 @@ impl Policy {
 
     /// Whether it asks what of the prompt models have in memory.
     pub fn needs_residency(&self) -> bool {
-        self.program.uses_residency() || self.budgets.iter().any(|budget| budget.first_token_us.is_some())
+        let prices_it = matches!(self.selector, select::Selector::Cheapest)
+            && self.cards.iter().any(|card| card.price.cached_input.is_some());
+        let bounds_it = self.budgets.iter().any(|budget| budget.first_token_us.is_some());
+        self.program.uses_residency() || prices_it || bounds_it
     }
 
     /// Whether it cannot decide at all without an embedding, as its selector predicts from it.

@@ -49,6 +49,12 @@ impl Tokens {
         (prompt + f64::from(self.answer(limit)) * price.output) / 1e6
     }
 
+    /// USD that a call costs less where the model has so many of the prompt's tokens already.
+    pub fn saved(&self, price: &Price, had: u32) -> f64 {
+        let cached = price.cached_input.unwrap_or(price.input);
+        f64::from(had.min(self.prompt)) * (price.input - cached) / 1e6
+    }
+
     /// A plan's whole, from what `of` says of each call, in the order of [`Plan::calls`]; its second argument is how many
     /// tokens of other answers the call is shown. Stages add up, branches come `together`.
     pub fn whole(&self, plan: &Plan, together: fn(f64, f64) -> f64, of: &mut dyn FnMut(&CallSpec, f64) -> f64) -> f64 {

@@ -41,6 +41,8 @@ pub enum Ending {
     Fails {
         kind: ErrorKind,
         retry_after: Option<i64>,
+        /// The models that could not be called then.
+        down: Vec<String>,
     },
     /// Not within its record: it was cancelled, or the record breaks off.
     Never,
@@ -240,9 +242,9 @@ impl<A: Answers> Driver<'_, A> {
                 let answer = Arc::new(Answered { facts: facts.clone(), cost: recorded.cost });
                 self.expect(end, Event::Done { call, answer });
             }
-            Ending::Fails { kind, retry_after } => {
-                let (kind, retry_after) = (*kind, *retry_after);
-                self.expect(end, Event::Failed { call, kind, retry_after, cost: recorded.cost });
+            Ending::Fails { kind, retry_after, down } => {
+                let (kind, retry_after, down) = (*kind, *retry_after, down.clone());
+                self.expect(end, Event::Failed { call, kind, retry_after, cost: recorded.cost, down });
             }
             Ending::Never => {}
         }

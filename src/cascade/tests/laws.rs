@@ -98,6 +98,10 @@ struct Fate {
     cost: u64,
     /// Other requests have used up the retries.
     denied: bool,
+    /// Models that cannot be called when it fails.
+    down: Vec<String>,
+    /// What waits before models when it has answered.
+    waits: BTreeMap<String, i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -114,8 +118,13 @@ fn fate() -> impl Strategy<Value = Fate> {
         3 => (super::kind(), proptest::option::of(0i64..20_000_000)).prop_map(|(kind, wait)| End::Fails(kind, wait)),
         1 => Just(End::Hangs),
     ];
-    (0i64..8_000_000, any::<bool>(), end, prop_oneof![Just(10u64), 0u64..=10], proptest::bool::weighted(0.2))
-        .prop_map(|(after, streams, end, cost, denied)| Fate { after, streams, end, cost, denied })
+    let name = |m: usize| format!("m{m}");
+    let down = proptest::collection::vec((0..MODELS).prop_map(name), 0..3);
+    let waits = proptest::collection::btree_map((0..MODELS).prop_map(name), 0i64..20_000_000, 0..3);
+    let cost = prop_oneof![Just(10u64), 0u64..=10];
+    ((0i64..8_000_000, any::<bool>(), end, cost), proptest::bool::weighted(0.2), down, waits).prop_map(
+        |((after, streams, end, cost), denied, down, waits)| Fate { after, streams, end, cost, denied, down, waits },
+    )
 }
 
 prop_compose! {
@@ -194,12 +203,17 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                     match fate.end {
                         End::Answers(text, entropy) => {
                             let step = StepFacts { tokens: u32::from(text), closes: text == 3, repeats: text == 2 };
-                            let facts = Facts { step: Some(step), ..facts(&text.to_string(), entropy) };
+                            let facts = Facts {
+                                step: Some(step),
+                                waits: fate.waits.clone(),
+                                ..facts(&text.to_string(), entropy)
+                            };
                             let answer = Arc::new(Answered { facts, cost });
                             expect(&mut coming, at, Event::Done { call, answer });
                         }
                         End::Fails(kind, retry_after) => {
-                            expect(&mut coming, at, Event::Failed { call, kind, retry_after, cost });
+                            let down = fate.down.clone();
+                            expect(&mut coming, at, Event::Failed { call, kind, retry_after, cost, down });
                         }
                         End::Hangs => {}
                     }
@@ -293,6 +307,7 @@ proptest! {
         let mut forwarded = None;
         let mut emitted = None;
         let mut stopped = false;
+        let mut unavailable = Vec::new();
         for (event, now, commands) in &turns {
             let mut relevant = false;
             match event {
@@ -300,7 +315,8 @@ proptest! {
                     actual = actual.saturating_add(answer.cost);
                     answers.insert(*call);
                 }
-                Some(Event::Failed { call, cost, .. }) if running.remove(call) => {
+                Some(Event::Failed { call, cost, down, .. }) if running.remove(call) => {
+                    unavailable.clone_from(down);
                     actual = actual.saturating_add(*cost);
                     relevant = true;
                 }
@@ -320,6 +336,9 @@ proptest! {
                     Command::Start { call, spec, why, input, at } => {
                         // Nothing is begun after the end of time or without the client.
                         prop_assert!(!stopped && *now < deadline);
+                        // An error is not answered with who cannot answer.
+                        let instead = *why == AttemptReason::Fallback && at.is_empty();
+                        prop_assert!(!instead || !unavailable.contains(&spec.model), "{:?}", unavailable);
                         prop_assert_eq!(*call as usize, starts.len());
                         running.insert(*call);
                         starts.push((spec.model.as_str(), *why, at.clone()));
@@ -483,6 +502,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 35 reasons.
-    assert_eq!(reasons.len(), 2 + 35, "{reasons:?}");
+    // Two commands and the 37 reasons.
+    assert_eq!(reasons.len(), 2 + 37, "{reasons:?}");
 }

@@ -1,5 +1,6 @@
 //! Trees, case by case: what is asked, what is held back, what is noted.
 
+mod down;
 mod early;
 mod verified;
 

@@ -1,6 +1,7 @@
 //! Plans of several calls: what the client gets, what the backends are asked, and what is in the record.
 
 mod early;
+mod now;
 mod verify;
 
 use serde_json::json;

@@ -89,6 +89,7 @@ fn the_table_is_the_context_as_json() {
     // What is 0 is left out of the form.
     (c.session.spent_usd, c.session.spent_tokens, c.session.spent_calls, c.session.spent_s) = (1.0, 1.0, 1.0, 1.0);
     c.key = KeyView::whole();
+    (c.session.last_model, c.session.last_tokens) = ("small".into(), 1);
     let mut leaves = BTreeSet::new();
     fn walk(at: &str, value: &Value, out: &mut BTreeSet<String>) {
         match value {

@@ -103,6 +103,8 @@ variables! {
     "session.id", Text, "hash of the session id; empty without one", |c| text(&c.session.id);
     "session.turn", Int, "requests of this session decided before, plus one", |c| int(c.session.turn);
     "session.last_arm", Text, "arm of the session's last decision; empty for a first one", |c| text(&c.session.last_arm);
+    "session.last_model", Text, "model whose answer the session got last; empty where none has ended", |c| text(&c.session.last_model);
+    "session.last_tokens", Int, "tokens of that answer and of the prompt before it", |c| int(c.session.last_tokens);
     "session.spent_usd", Double, "what the session has cost within its budget's time; 0 without a budget per session", |c| double(c.session.spent_usd);
     "session.spent_tokens", Double, "tokens of prompts and answers that the session has used within its budget's time; 0 without a budget per session", |c| double(c.session.spent_tokens);
     "session.spent_calls", Double, "calls that the session has made within its budget's time; 0 without a budget per session", |c| double(c.session.spent_calls);

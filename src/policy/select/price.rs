@@ -1,5 +1,6 @@
 //! `cheapest` and `fastest`: the arm whose plan is expected to cost, or to take, least. Of a plan of several calls that is
-//! what all of them may cost or take ([`Tokens::whole`]). What may be chosen at all is said by `only_if`, rules and
+//! what all of them may cost or take ([`Tokens::whole`]). What a model has of the prompt already is reckoned at its price for cached
+//! tokens, so that a session that leaves its model pays for what it forfeits there. What may be chosen at all is said by `only_if`, rules and
 //! budgets.
 
 use super::{Offer, Situation, Weighed};
@@ -8,19 +9,38 @@ use crate::{
     policy::reckon::Tokens,
 };
 
-/// Expected cost in USD: per call all prompt tokens, and as many answer tokens as are allowed.
+/// Most that it is reckoned to cost in USD: per call all prompt tokens at their full price, and as many answer tokens as are allowed.
 pub(in crate::policy) fn estimated_cost(offer: &Offer<'_>, context: &Context) -> f64 {
+    cost(offer, context, &|_| 0)
+}
+
+/// Cost in USD where a model has so many tokens of the prompt already.
+fn cost(offer: &Offer<'_>, context: &Context, had: &dyn Fn(&ModelCard) -> u32) -> f64 {
     let tokens = Tokens::of(context);
+    let call =
+        |card: &ModelCard, limit, shown| tokens.cost(&card.price, limit, shown) - tokens.saved(&card.price, had(card));
     match *offer {
-        Offer::Call { card, max_tokens } => tokens.cost(&card.price, max_tokens, 0.0),
+        Offer::Call { card, max_tokens } => call(card, max_tokens, 0.0),
         Offer::Tree { plan, models, cards } => {
             let mut models = models.iter();
-            tokens.whole(plan, |a, b| a + b, &mut |call, shown| {
+            tokens.whole(plan, |a, b| a + b, &mut |spec, shown| {
                 let card = models.next().and_then(|m| cards.get(*m));
-                card.map_or(0.0, |card| tokens.cost(&card.price, call.sampling.max_tokens, shown))
+                card.map_or(0.0, |card| call(card, spec.sampling.max_tokens, shown))
             })
         }
     }
+}
+
+/// Tokens of the prompt that a model is expected to have already: of one in the process the share that is in its memory, of another
+/// one what it read and wrote in the session's last turn, where that was its own.
+fn had(card: &ModelCard, context: &Context) -> u32 {
+    let Context { session, signals, fleet, .. } = context;
+    if let Some(state) = fleet.get(&card.name).filter(|state| state.prompt_tokens > 0) {
+        let resident = state.resident_tokens.min(state.prompt_tokens);
+        let share = u64::from(signals.tokens) * u64::from(resident) / u64::from(state.prompt_tokens);
+        return u32::try_from(share).unwrap_or(u32::MAX);
+    }
+    if session.last_model == card.name { session.last_tokens } else { 0 }
 }
 
 /// Expected time in seconds. Branches take as long as the longest of them.
@@ -52,7 +72,7 @@ fn call_seconds(card: &ModelCard, max_tokens: Option<u32>, context: &Context) ->
 
 /// The score is minus the expected cost.
 pub(super) fn cheapest(s: &Situation<'_>) -> Weighed {
-    greatest(s, |offer| -estimated_cost(offer, s.context))
+    greatest(s, |offer| -cost(offer, s.context, &|card| had(card, s.context)))
 }
 
 /// The score is minus the expected time.

@@ -74,7 +74,7 @@ fn variant(selector: &str, fitted: Option<&str>) -> Policy {
 fn priced() -> Fleet {
     Fleet::new(fleet().0.into_values().map(|card| {
         let dear = if card.name.starts_with("large") { 10.0 } else { 1.0 };
-        ModelCard { price: Price { input: dear, output: 2.0 * dear, cached_input: None }, ..card }
+        ModelCard { price: Price { input: dear, output: 2.0 * dear, cached_input: Some(dear / 10.0) }, ..card }
     }))
 }
 
@@ -85,6 +85,8 @@ fn busy(policy: &Policy, n: u64) -> Context {
     if at(0) < 0.7 {
         c.session.id = format!("s{}", n % 97);
         c.session.last_arm = ["brief", "small", "large", "vault"][(at(1) * 4.0) as usize].to_owned();
+        c.session.last_model = ["small-a", "large-1", "gone"][(at(6) * 3.0) as usize].to_owned();
+        c.session.last_tokens = (at(7) * 5000.0) as u32;
         c.session.shares = BTreeMap::from([("brief".to_owned(), at(2)), ("vault".to_owned(), 1.0 - at(2))]);
         c.session.judged = BTreeMap::from([("large".to_owned(), at(3) - 0.5)]);
         c.session.spent_usd = at(4) * 0.06;

@@ -85,3 +85,75 @@ fn weights_are_probabilities() {
     let p: Vec<f64> = d.candidates.iter().map(|c| c.propensity).collect();
     assert_eq!(p, [0.25, 0.75, 0.0]);
 }
+
+/// `own` costs twice as much to be shown a prompt as `other`, and a quarter of that for what it has already.
+const CACHED: &str = r#"
+policy: thrifty
+models: {own: {name: own}, other: {name: other}}
+plans:
+  checked: {cascade: [{call: own, accept_when: [{score: mean_token_entropy, below: 1}]}, {call: own}]}
+select: {arms: [own, other], cheapest: {}}
+"#;
+
+fn cached(yaml: &str) -> Policy {
+    let price = |input, cached_input| Price { input, output: 1.0, cached_input };
+    let fleet = Fleet::new([
+        ModelCard { price: price(2.0, Some(0.5)), ..card("own", &[], 0, false) },
+        ModelCard { price: price(1.0, None), ..card("other", &[], 0, false) },
+    ]);
+    check("t.yaml", yaml.as_bytes(), |_| fleet).unwrap()
+}
+
+/// A thousand tokens of prompt in a session whose last turn this model answered.
+fn turn(last_model: &str, last_tokens: u32) -> Context {
+    let mut c = Context::default();
+    c.signals.tokens = 1000;
+    c.request.max_tokens = 10;
+    c.session.last_model = last_model.to_owned();
+    c.session.last_tokens = last_tokens;
+    c
+}
+
+#[test]
+fn leaving_a_sessions_model_costs_what_it_forfeits_there() {
+    let policy = cached(CACHED);
+    // 1.5 USD per million are saved of what it has, and 1000 tokens cost a thousand times 1 USD per million less elsewhere.
+    assert_eq!(arm(&policy, &turn("own", 666)), "other");
+    assert_eq!(arm(&policy, &turn("own", 667)), "own");
+    assert_eq!(arm(&policy, &turn("other", 667)), "other", "the dear one has nothing");
+    assert_eq!(arm(&policy, &turn("", 667)), "other");
+    let score = |c: &Context| policy.decide(&policy.initial_state(), c).candidates[0].score.unwrap();
+    let close = |x: f64, y: f64| (x - y).abs() < 1e-12;
+    assert!(close(score(&turn("own", 400)), -(2.0 * 600.0 + 0.5 * 400.0 + 10.0) / 1e6));
+    assert!(close(score(&turn("own", 5000)), -(0.5 * 1000.0 + 10.0) / 1e6), "no more than the prompt");
+
+    // Of several calls each is reckoned so.
+    let several = cached(&CACHED.replace("arms: [own,", "arms: [checked,"));
+    let twice = several.decide(&several.initial_state(), &turn("own", 400)).candidates[0].score.unwrap();
+    assert!(close(twice, 2.0 * score(&turn("own", 400))), "{twice}");
+}
+
+#[test]
+fn what_a_model_in_the_process_has_is_known_and_not_guessed() {
+    let policy = cached(CACHED);
+    let with = |resident_tokens, last_tokens| {
+        let mut c = turn("own", last_tokens);
+        let state = ModelState { available: true, prompt_tokens: 2000, resident_tokens, ..ModelState::default() };
+        c.fleet.insert("own".into(), state);
+        c
+    };
+    assert_eq!(arm(&policy, &with(1334, 0)), "own", "667 of a thousand");
+    assert_eq!(arm(&policy, &with(1332, 0)), "other");
+    assert_eq!(arm(&policy, &with(0, 1000)), "other", "it was given away meanwhile");
+    assert!(policy.needs_residency());
+    assert!(!compiled(CHEAPEST).needs_residency(), "no price depends on it");
+    assert!(!cached(&CACHED.replace("cheapest: {}", "fastest: {}")).needs_residency());
+}
+
+#[test]
+fn budgets_reckon_with_the_full_price() {
+    // 1000 tokens at 2 USD and 10 at 1 USD per million.
+    let budget = |usd: &str| cached(&format!("{CACHED}budget: [{{per: request, usd: {usd}}}]\n"));
+    assert_eq!(arm(&budget("0.002009"), &turn("own", 1000)), "other");
+    assert_eq!(arm(&budget("0.00201"), &turn("own", 1000)), "own");
+}

@@ -51,7 +51,11 @@ impl Answers for Journal<'_> {
         let ending = match &attempt.error {
             Some(label) => {
                 let kind = ErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label);
-                Ending::Fails { kind: kind.unwrap_or(ErrorKind::Internal), retry_after: attempt.retry_after_us }
+                Ending::Fails {
+                    kind: kind.unwrap_or(ErrorKind::Internal),
+                    retry_after: attempt.retry_after_us,
+                    down: attempt.down.clone(),
+                }
             }
             None if attempt.finish == Some(FinishReason::Cancelled) => Ending::Never,
             None => Ending::Answers(attempt.facts.clone().unwrap_or_default()),

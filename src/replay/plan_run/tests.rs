@@ -48,7 +48,7 @@ fn says(form: u32, logprob: f64) -> Ending {
 }
 
 fn fails(kind: ErrorKind) -> Ending {
-    Ending::Fails { kind, retry_after: None }
+    Ending::Fails { kind, retry_after: None, down: Vec::new() }
 }
 
 #[test]

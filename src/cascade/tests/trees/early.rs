@@ -134,7 +134,7 @@ fn reasoning_ends_where_it_repeats_itself_or_may_be_no_longer() {
 
 #[test]
 fn where_one_model_fails_or_does_not_fit_the_other_writes() {
-    let failed = |call| Event::Failed { call, kind: ErrorKind::ServerError, retry_after: None, cost: Spend::default() };
+    let failed = |call| super::failed(call, ErrorKind::ServerError);
     let (mut machine, _) = begin(of(steps(8, 1000)));
     let error = ErrorKind::ServerError;
     let commands = tell(&mut machine, failed(0));
@@ -182,4 +182,27 @@ fn no_stage_is_escalated_to_that_would_begin_too_late() {
     let best = note(&[], What::BestSoFar { call: 0, because });
     let end = [late(1), late(2), best, Command::Emit { call: 0 }, Command::Finish { call: 0 }];
     assert_eq!(told(5_000_000, 4_500_000)[1..], end);
+}
+
+#[test]
+fn what_waits_before_a_stage_is_known_as_of_the_last_answer() {
+    let seconds = |model: &str, seconds: i64| (model.to_owned(), seconds * 1_000_000);
+    let setup = |l| {
+        let setup = of(cascade(vec![call("s"), call("l")], &[SURE]));
+        let limits = Limits { first_token: Some(5_000_000), ..setup.limits };
+        Setup { limits, waits: [seconds("s", 1), seconds("l", l)].into(), ..setup }
+    };
+    let told = |before, waits: &[(String, i64)]| {
+        let (mut machine, _) = begin(setup(before));
+        let facts = Facts { waits: waits.iter().cloned().collect(), ..facts("x", Some(1.5)) };
+        tell(&mut machine, Event::Done { call: 0, answer: Arc::new(Answered { facts, cost: Spend::usd(10) }) })
+    };
+    let goes_on =
+        [note(&[], What::Escalated { from: 0, to: 1, call: 0 }), begins(1, "l", AttemptReason::Escalation, &[1])];
+    let late = note(&[1], What::Masked { by: Mask::FirstToken });
+    assert_eq!(told(9, &[])[1], late, "nothing newer is known");
+    assert_eq!(told(9, &[seconds("l", 0)])[1..], goes_on, "the queue has emptied");
+    assert_eq!(told(0, &[])[1..], goes_on);
+    assert_eq!(told(0, &[seconds("l", 9)])[1], late, "it has grown");
+    assert_eq!(told(9, &[seconds("s", 0)])[1], late, "of another model");
 }
