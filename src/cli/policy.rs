@@ -7,8 +7,8 @@ mod explain;
 pub(super) mod fit;
 mod init;
 mod report;
-mod stages;
 pub(super) mod request;
+mod stages;
 mod state;
 mod test;
 

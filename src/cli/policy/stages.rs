@@ -74,9 +74,8 @@ fn plan(found: &Cascade, score: Score) -> String {
     }
     let mut out = "plans:\n  fitted:\n    cascade:\n".to_owned();
     for stage in &found.stages {
-        let gate = stage.threshold.map(|threshold| {
-            format!(", accept_when: [{{score: {name}{q}, {side}: {threshold}}}]")
-        });
+        let gate =
+            stage.threshold.map(|threshold| format!(", accept_when: [{{score: {name}{q}, {side}: {threshold}}}]"));
         let _ = writeln!(out, "      - {{call: {}{}}}", quoted(&stage.model), gate.unwrap_or_default());
     }
     out
