@@ -133,7 +133,12 @@ struct DecisionLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     gen_ai_request_model: String,
-    error_type: &'static str,
+    error_type: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NoteLabels {
+    weir_reason: String,
 }
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
@@ -157,6 +162,7 @@ pub struct Metrics {
     engine_kept: Family<ModelLabels, Gauge>,
     engine_preemptions: Family<ModelLabels, Counter>,
     concurrency_limit: Family<ModelLabels, Gauge>,
+    plan_notes: Family<NoteLabels, Counter>,
 }
 
 impl Default for Metrics {
@@ -245,6 +251,11 @@ impl Metrics {
             self.engine_preemptions.clone(),
         );
         r.register(
+            names::PLAN_NOTES,
+            "What plans decided as they ran, by reason: gate_fails, escalated, retry_denied and the like",
+            self.plan_notes.clone(),
+        );
+        r.register(
             names::CONCURRENCY_LIMIT,
             "Calls at once that a server is given, where adapted to what it bears",
             self.concurrency_limit.clone(),
@@ -291,10 +302,15 @@ impl Metrics {
         }
     }
 
-    /// A call failed.
-    pub fn call_failed(&self, model: &str, kind: ErrorKind) {
-        let labels = ErrorLabels { gen_ai_request_model: model.to_owned(), error_type: kind.as_str() };
+    /// A call failed; `error` is the kind's fixed label.
+    pub fn call_failed(&self, model: &str, error: &str) {
+        let labels = ErrorLabels { gen_ai_request_model: model.to_owned(), error_type: error.to_owned() };
         self.errors.get_or_create(&labels).inc();
+    }
+
+    /// A plan has decided something, for this reason of the fixed list.
+    pub fn plan_note(&self, reason: &str) {
+        self.plan_notes.get_or_create(&NoteLabels { weir_reason: reason.to_owned() }).inc();
     }
 
     /// Where the event log, the store's feeder and the learner are, as sequence numbers; set before each scrape.

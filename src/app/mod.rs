@@ -145,18 +145,19 @@ pub async fn start(config: Config) -> Result<Running, StartError> {
         let counted = spending.count_for(policy, store.as_ref(), now_micros()).await;
         counted.map_err(|source| store_error(&target, source))?;
     }
+    let metrics = Arc::new(Metrics::new());
     let followers: Vec<Arc<dyn audit::Follower>> = vec![
         Arc::clone(&learner) as _,
         Arc::clone(&speeds) as _,
         Arc::clone(&spending) as _,
         Arc::clone(&sessions) as _,
+        Arc::clone(&metrics) as _,
     ];
     let feeder = Arc::new(
         Feeder::start(log.clone(), Arc::clone(&store), Some(Arc::new(followers)), FeederOptions::default()).await?,
     );
     learner.catch_up().await?;
 
-    let metrics = Arc::new(Metrics::new());
     let refuse = config.record.when_log_fails == config::WhenLogFails::Refuse;
     let journal = Arc::new(LogJournal::new(log.clone(), refuse));
     tokio::spawn(record::breakers(changed, Arc::clone(&journal)));

@@ -135,6 +135,13 @@ impl CallNode {
                 };
                 Step::Running
             }
+            (At::Running(mine), Event::HedgeDenied { call }) if call == mine => {
+                if matches!(self.hedge, Hedge::Ready(..)) {
+                    scope.note(&self.position.place, What::HedgeDenied { call: *call });
+                    self.hedge = Hedge::None;
+                }
+                Step::Running
+            }
             (At::Waiting(failed, kind), Event::RetryDenied { call }) if call == failed => {
                 let kind = *kind;
                 scope.note(&self.position.place, What::RetryDenied { call: *call });

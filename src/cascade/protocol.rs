@@ -38,6 +38,8 @@ pub enum Event {
     /// The call that has failed is not made again, though [`Timer::Backoff`] was set for it: all requests together have used up
     /// their retries ([`super::retry_budget`]).
     RetryDenied { call: u32 },
+    /// Likewise the call that has not begun to answer is not hedged, though its [`Timer::Hedge`] has run out.
+    HedgeDenied { call: u32 },
     /// The client has left.
     ClientGone,
 }

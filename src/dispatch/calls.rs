@@ -46,6 +46,10 @@ impl<'a> Calls<'a> {
         self.active.push((call, Progress::Starting(reply)));
     }
 
+    pub(super) fn is_active(&self, call: u32) -> bool {
+        self.active.iter().any(|(active, _)| *active == call)
+    }
+
     /// Drops a call, which cancels it.
     pub(super) fn cancel(&mut self, call: u32) {
         self.active.retain(|(active, _)| *active != call);

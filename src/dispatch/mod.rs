@@ -119,7 +119,7 @@ impl Retries {
         }
     }
 
-    /// Whether a call may be repeated; if so, it is paid for.
+    /// Whether a call may be repeated, or hedged; if so, it is paid for.
     fn take(&self) -> bool {
         let Some(budget) = &self.budget else { return true };
         budget.lock().unwrap_or_else(PoisonError::into_inner).take(ledger::micros(self.started.elapsed()))
@@ -405,6 +405,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether the call is under way and nothing of its answer is there.
+    fn waits_for(&self, call: u32) -> bool {
+        self.calls.is_active(call) && self.held.get(&call).is_none_or(Held::is_empty)
+    }
+
     /// Waits for the next thing to happen and tells the machine.
     async fn wait(&mut self) {
         if let Some((call, usage)) = self.unread.take() {
@@ -429,7 +434,13 @@ impl<'a> Run<'a> {
                 if let Some((timer, at)) = next {
                     self.timers.clear(timer);
                     self.expired |= timer == Timer::Deadline;
-                    self.machine.handle(cascade::Event::Timer(timer), at.max(now));
+                    let event = match timer {
+                        Timer::Hedge { call } if self.waits_for(call) && !self.dispatcher.retries.take() => {
+                            cascade::Event::HedgeDenied { call }
+                        }
+                        _ => cascade::Event::Timer(timer),
+                    };
+                    self.machine.handle(event, at.max(now));
                 }
             }
             Some((call, Happened::Started { model_reported })) => {

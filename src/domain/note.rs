@@ -66,6 +66,8 @@ pub enum What {
     RetryDenied { call: u32 },
     /// The call has not begun to answer in time: `hedge` goes out beside it.
     Hedged { call: u32, hedge: u32 },
+    /// It would, and all requests together have used up what calls may be repeated.
+    HedgeDenied { call: u32 },
     /// It would overrun a bound and does not.
     HedgeMasked { call: u32, by: Mask },
     /// The hedge began to answer first; the call is cancelled.
@@ -210,6 +212,14 @@ pub enum BestBecause {
     Stopped { by: Abort },
 }
 
+impl What {
+    /// The reason as records write it.
+    pub fn reason(&self) -> String {
+        let json = serde_json::to_value(self).unwrap_or_default();
+        json["reason"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
 impl fmt::Display for What {
     /// A sentence for a person, without the place.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -244,6 +254,9 @@ impl fmt::Display for What {
             }
             What::Hedged { call, hedge } => {
                 write!(f, "hedged: call {call} had not begun to answer, call {hedge} goes out beside it")
+            }
+            What::HedgeDenied { call } => {
+                write!(f, "call {call} not hedged: all requests together have used up what calls may be repeated")
             }
             What::HedgeMasked { call, by } => write!(f, "call {call} not hedged: that would overrun {by}"),
             What::HedgeWon { call, hedge } => {

@@ -3,6 +3,7 @@
 
 mod operation;
 mod sessions;
+mod metering;
 mod speeds;
 mod spending;
 mod types;

@@ -73,8 +73,8 @@ pub trait Answers {
         Some(at)
     }
 
-    /// Whether a retry of the call was denied for the sake of other requests.
-    fn denies(&mut self, _call: u32) -> bool {
+    /// Whether what would follow this timer, a retry or a hedge, was denied for the sake of other requests.
+    fn denies(&mut self, _timer: Timer) -> bool {
         false
     }
 }
@@ -191,8 +191,11 @@ impl<A: Answers> Driver<'_, A> {
                         made.cancelled = true;
                     }
                 }
-                Command::SetTimer { timer: Timer::Backoff { call }, .. } if self.answers.denies(call) => {
+                Command::SetTimer { timer: timer @ Timer::Backoff { call }, .. } if self.answers.denies(timer) => {
                     machine.handle(Event::RetryDenied { call }, self.now);
+                }
+                Command::SetTimer { timer: timer @ Timer::Hedge { call }, at } if self.answers.denies(timer) => {
+                    self.expect(at, Event::HedgeDenied { call });
                 }
                 Command::SetTimer { timer, at } => {
                     if let Some(rings) = self.answers.rings(timer, at) {

@@ -33,6 +33,8 @@ pub const ENGINE_TOKENS: &str = "weir_engine_tokens";
 pub const ENGINE_KEPT: &str = "weir_engine_kept_tokens";
 /// Times that a sequence gave its blocks to others.
 pub const ENGINE_PREEMPTIONS: &str = "weir_engine_preemptions";
+/// What running plans decided, by reason.
+pub const PLAN_NOTES: &str = "weir_plan_notes";
 /// Calls at once that a server is given.
 pub const CONCURRENCY_LIMIT: &str = "weir_concurrency_limit";
 /// Version as a label.

@@ -20,7 +20,8 @@ fn what_is_counted_is_rendered() {
         ..Usage::default()
     };
     metrics.call("smol", Duration::from_secs(1), Some(Duration::from_millis(30)), &usage);
-    metrics.call_failed("smol", ErrorKind::Timeout);
+    metrics.call_failed("smol", "timeout");
+    metrics.plan_note("escalated");
     metrics.log(100, 90, 80);
     let text = metrics.render();
     for line in [
@@ -33,6 +34,7 @@ fn what_is_counted_is_rendered() {
         "gen_ai_client_tokens_total{gen_ai_request_model=\"smol\",gen_ai_token_type=\"output\"} 5",
         "gen_ai_server_time_to_first_token_seconds_bucket{le=\"0.04\",gen_ai_request_model=\"smol\"} 1",
         "gen_ai_client_errors_total{gen_ai_request_model=\"smol\",error_type=\"timeout\"} 1",
+        "weir_plan_notes_total{weir_reason=\"escalated\"} 1",
         "weir_event_log_seq 100",
         "weir_store_lag_events 10",
         "weir_learner_lag_events 20",

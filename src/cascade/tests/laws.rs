@@ -223,6 +223,9 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                 {
                     expect(&mut coming, now, Event::RetryDenied { call: *call });
                 }
+                Command::SetTimer { timer: Timer::Hedge { call }, at } if fates[*call as usize % fates.len()].denied => {
+                    expect(&mut coming, *at + lag, Event::HedgeDenied { call: *call });
+                }
                 // Timers may ring late.
                 Command::SetTimer { timer, at } => expect(&mut coming, *at + lag, Event::Timer(*timer)),
                 // What a cancelled call still had to say comes all the same: it must not matter.
@@ -502,6 +505,6 @@ fn every_reason_occurs() {
             }
         }
     }
-    // Two commands and the 37 reasons.
-    assert_eq!(reasons.len(), 2 + 37, "{reasons:?}");
+    // Two commands and the 38 reasons.
+    assert_eq!(reasons.len(), 2 + 38, "{reasons:?}");
 }

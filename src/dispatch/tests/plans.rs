@@ -471,6 +471,26 @@ async fn retries_are_denied_once_all_requests_have_used_them_up_and_the_record_t
 }
 
 #[tokio::test]
+async fn hedges_are_denied_like_retries() {
+    let retry_budget = Some(RetryBudgetPolicy { ratio: 0.0, min_per_s: 0 });
+    let options = DispatchOptions { retry_budget, ..quick() };
+    let slow = scripted("slow", json!({"reply": {"text": "late"}, "first_token_ms": 60}));
+    let house = house_of(vec![("slow", slow), ("large", scripted("large", json!({})))], options.clone());
+    let decision = with(hedged("slow", "large", 5));
+    let mut denied = Vec::new();
+    for _ in 0..12 {
+        house.journal.writes.lock().unwrap().clear();
+        house.whole(&decision).await;
+        denied.push(house.reasons() == ["hedge_denied"]);
+        assert_eq!(house.journal.attempts().len(), if denied[denied.len() - 1] { 1 } else { 2 });
+        let again = house.again(&decision, &options);
+        assert!(again.same, "{}\n{}", again.recorded.json(), again.derived.json());
+    }
+    // Ten are saved up at first.
+    assert_eq!(denied, [[false; 10].as_slice(), &[true; 2]].concat());
+}
+
+#[tokio::test]
 async fn a_run_that_was_stopped_gives_the_same_run_again_as_far_as_it_went() {
     let slow = || {
         vec![

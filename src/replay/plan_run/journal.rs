@@ -72,8 +72,13 @@ impl Answers for Journal<'_> {
     }
 
     /// Other requests had used up the retries.
-    fn denies(&mut self, call: u32) -> bool {
-        self.notes.iter().any(|note| note.what == What::RetryDenied { call })
+    fn denies(&mut self, timer: Timer) -> bool {
+        let denied = match timer {
+            Timer::Backoff { call } => What::RetryDenied { call },
+            Timer::Hedge { call } => What::HedgeDenied { call },
+            Timer::Deadline => return false,
+        };
+        self.notes.iter().any(|note| note.what == denied)
     }
 
     /// A retry or a hedge began when its wait was over. Where the record has none, and no note that it was masked, something else
