@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions` and `POST /v1/decision`: the same body, one answered and one only decided.
 
-use std::{str::FromStr, sync::Arc};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use axum::{
     Json,
@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse, Response},
 };
+use futures_util::FutureExt;
 
 use super::{
     App,
@@ -16,7 +17,7 @@ use super::{
     body,
     error::{ApiError, ErrorBody, REQUEST_ID, insert},
     observe::StreamObservation,
-    sse::SseBody,
+    sse::{Begun, SseBody},
     wire::{self, chunk::Encoder},
 };
 use crate::{
@@ -64,8 +65,20 @@ pub(super) async fn chat(
 ) -> Result<Response, ApiError> {
     let request = read(&app, request, &caller).await?;
     let asked = Asked { include_usage: request.include_usage, logprobs: request.logprobs };
-    let answer = app.service.chat(request, caller).await?;
-    respond(&app, answer, asked)
+    if !request.stream {
+        let answer = app.service.chat(request, caller).await?;
+        return respond(&app, answer, asked);
+    }
+    let service = Arc::clone(&app.service);
+    let mut answer = async move { service.chat(request, caller).await }.boxed();
+    match tokio::time::timeout(app.heartbeat, &mut answer).await {
+        Ok(answer) => respond(&app, answer?, asked),
+        // Whoever is between would take the connection for dead. What goes wrong from here on is an error event.
+        Err(_) => {
+            let begun = async move { begun(answer.await?, asked) }.boxed();
+            Ok(streamed(app.heartbeat, |heartbeat, observation| SseBody::before(begun, heartbeat, observation)))
+        }
+    }
 }
 
 /// Decides and explains.
@@ -140,16 +153,9 @@ fn respond(app: &App, answer: Answer, asked: Asked) -> Result<Response, ApiError
             response
         }
         AnswerBody::Stream(chunks) => {
-            let observation = StreamObservation::default();
             let encoder = Encoder::new(id, &model, created, asked.include_usage, asked.logprobs);
-            let body = SseBody::new(chunks, encoder, app.heartbeat, observation.clone());
-            let mut response = Response::new(Body::new(body));
-            response.extensions_mut().insert(observation);
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-            headers.insert(NO_BUFFERING, HeaderValue::from_static("no"));
-            response
+            let begun = Begun { chunks, encoder, said: Vec::new() };
+            streamed(app.heartbeat, |heartbeat, observation| SseBody::new(begun, heartbeat, observation))
         }
     };
     let headers = response.headers_mut();
@@ -161,4 +167,28 @@ fn respond(app: &App, answer: Answer, asked: Asked) -> Result<Response, ApiError
         insert(headers, BEST_SO_FAR, &because.to_string());
     }
     Ok(response)
+}
+
+/// The head of a stream, and its body.
+fn streamed(heartbeat: Duration, body: impl FnOnce(Duration, StreamObservation) -> SseBody) -> Response {
+    let observation = StreamObservation::default();
+    let mut response = Response::new(Body::new(body(heartbeat, observation.clone())));
+    response.extensions_mut().insert(observation);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(NO_BUFFERING, HeaderValue::from_static("no"));
+    response
+}
+
+/// An answer whose head is out already.
+fn begun(answer: Answer, asked: Asked) -> Result<Begun, ApiError> {
+    let Answer { id, model, policy, arm, created, best_so_far, body } = answer;
+    let AnswerBody::Stream(chunks) = body else {
+        return Err(ApiError::internal("a whole answer came where a stream was asked for"));
+    };
+    let encoder = Encoder::new(id, &model, created, asked.include_usage, asked.logprobs);
+    let mut said = vec![(REQUEST_ID, id.to_string()), (POLICY, policy), (ARM, arm), (MODEL, model)];
+    said.extend(best_so_far.map(|because| (BEST_SO_FAR, because.to_string())));
+    Ok(Begun { chunks, encoder, said })
 }

@@ -71,7 +71,7 @@ pub struct HttpOptions {
     pub keys: Vec<ApiKey>,
     /// Greatest request body in bytes.
     pub body_limit: usize,
-    /// Between two comments on a stream on which nothing has come yet.
+    /// Between two comments on a stream on which nothing has come yet; its head goes out at the first, if no answer has begun.
     pub heartbeat: Duration,
     /// Shared with whoever else measures, and rendered by [`Service::metrics`].
     pub metrics: Arc<Metrics>,

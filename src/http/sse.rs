@@ -1,5 +1,5 @@
 //! The body of a streamed answer. Chunks that are ready together leave in one frame; while nothing has come yet, comments
-//! keep the connection alive; a failure ends the stream with an error event and never with `[DONE]`. Dropping the body
+//! keep the connection alive, also before it is known who answers ([`SseBody::before`]); a failure ends the stream with an error event and never with `[DONE]`. Dropping the body
 //! (the client has left) drops the stream, and that cancels the request.
 
 use std::{
@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use axum::body::HttpBody;
+use axum::{body::HttpBody, http::HeaderName};
 use bytes::{Bytes, BytesMut};
-use futures_util::stream::BoxStream;
+use futures_util::{FutureExt, future::BoxFuture, stream::BoxStream};
 use hyper::body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
@@ -27,10 +27,24 @@ pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(10);
 /// A frame is sent at this size even when more chunks are ready.
 const FRAME: usize = 16 << 10;
 
+/// An answer that has begun.
+pub(super) struct Begun {
+    pub chunks: BoxStream<'static, Result<Chunk, GatewayError>>,
+    pub encoder: Encoder,
+    /// What the head would have said had it not gone out before, as comments.
+    pub said: Vec<(HeaderName, String)>,
+}
+
+enum Source {
+    /// The head is out; the answer has not begun.
+    Waiting(BoxFuture<'static, Result<Begun, ApiError>>),
+    Begun(Begun),
+    Over,
+}
+
 /// Server-sent events of one answer.
 pub(super) struct SseBody {
-    chunks: Option<BoxStream<'static, Result<Chunk, GatewayError>>>,
-    encoder: Encoder,
+    source: Source,
     buffer: BytesMut,
     heartbeat: Heartbeat,
     /// Told of a failure; ends with this body.
@@ -46,23 +60,38 @@ enum Heartbeat {
 }
 
 impl SseBody {
-    pub(super) fn new(
-        chunks: BoxStream<'static, Result<Chunk, GatewayError>>,
-        encoder: Encoder,
+    /// Of an answer that has begun.
+    pub(super) fn new(begun: Begun, heartbeat: Duration, observation: StreamObservation) -> Self {
+        Self::of(Source::Begun(begun), heartbeat, observation)
+    }
+
+    /// Of one that is still to come. Begins with a comment, as some proxies pass a head on with what follows it.
+    pub(super) fn before(
+        answer: BoxFuture<'static, Result<Begun, ApiError>>,
         heartbeat: Duration,
         observation: StreamObservation,
     ) -> Self {
-        Self {
-            chunks: Some(chunks),
-            encoder,
-            buffer: BytesMut::with_capacity(1024),
-            heartbeat: Heartbeat::Unset(heartbeat),
-            observation,
-        }
+        let mut body = Self::of(Source::Waiting(answer), heartbeat, observation);
+        body.buffer.extend_from_slice(chunk::HEARTBEAT);
+        body
+    }
+
+    fn of(source: Source, heartbeat: Duration, observation: StreamObservation) -> Self {
+        let buffer = BytesMut::with_capacity(1024);
+        Self { source, buffer, heartbeat: Heartbeat::Unset(heartbeat), observation }
     }
 
     fn frame(&mut self) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Poll::Ready(Some(Ok(Frame::data(self.buffer.split().freeze()))))
+    }
+
+    /// Ends with an error event.
+    fn fail(&mut self, error: &ApiError) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        tracing::warn!(kind = error.kind(), id = ?error.id, "stream failed");
+        self.observation.ended(error.status.as_u16());
+        chunk::error(&error.json(), &mut self.buffer);
+        self.source = Source::Over;
+        self.frame()
     }
 }
 
@@ -73,27 +102,40 @@ impl HttpBody for SseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         loop {
-            let Some(chunks) = &mut this.chunks else { return Poll::Ready(None) };
-            match chunks.as_mut().poll_next(cx) {
-                Poll::Ready(Some(Ok(chunk))) => {
+            let begun = match &mut this.source {
+                Source::Over => return Poll::Ready(None),
+                Source::Begun(begun) => Some(begun),
+                Source::Waiting(answer) => match answer.poll_unpin(cx) {
+                    Poll::Ready(Ok(begun)) => {
+                        chunk::comments(&begun.said, &mut this.buffer);
+                        this.source = Source::Begun(begun);
+                        continue;
+                    }
+                    Poll::Ready(Err(error)) => return this.fail(&error),
+                    Poll::Pending => None,
+                },
+            };
+            let next = begun.map_or(Poll::Pending, |begun| {
+                let next = begun.chunks.as_mut().poll_next(cx);
+                if let Poll::Ready(Some(Ok(chunk))) = &next {
+                    begun.encoder.chunk(chunk, &mut this.buffer);
+                }
+                next
+            });
+            match next {
+                Poll::Ready(Some(Ok(_))) => {
                     this.heartbeat = Heartbeat::Over;
-                    this.encoder.chunk(&chunk, &mut this.buffer);
                     if this.buffer.len() >= FRAME {
                         return this.frame();
                     }
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    let error = ApiError::from(error);
-                    tracing::warn!(kind = error.kind(), id = ?error.id, "stream failed");
-                    this.observation.ended(error.status.as_u16());
-                    chunk::error(&error.json(), &mut this.buffer);
-                    this.chunks = None;
-                    return this.frame();
+                    return this.fail(&ApiError::from(error));
                 }
                 Poll::Ready(None) => {
                     chunk::done(&mut this.buffer);
                     this.observation.ended(200);
-                    this.chunks = None;
+                    this.source = Source::Over;
                     return this.frame();
                 }
                 Poll::Pending if !this.buffer.is_empty() => return this.frame(),
@@ -118,7 +160,7 @@ impl HttpBody for SseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.chunks.is_none()
+        matches!(self.source, Source::Over)
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -23,9 +23,9 @@ use tokio::{
 use weir::{
     backend::BackendError,
     domain::{
-        Choice, Chunk, Completion, ContentPart, Context, DecidedBy, Decision, DecisionId, DocumentKv, ErrorKind,
-        Feedback, FinishReason, Hash, KvAnswer, KvCleared, KvCommand, Need, PromptKv, Request, TokenLogprob, Usage,
-        UsageSource,
+        Abort, BestBecause, Choice, Chunk, Completion, ContentPart, Context, DecidedBy, Decision, DecisionId,
+        DocumentKv, ErrorKind, Feedback, FinishReason, Hash, KvAnswer, KvCleared, KvCommand, Need, PromptKv, Request,
+        TokenLogprob, Usage, UsageSource,
     },
     gateway::{Answer, AnswerBody, Caller, Embedded, Explained, FleetStatus, GatewayError, Readiness, Served},
     http::{self, DecisionsQuery, Drained, HttpOptions, ServeOptions, Service},
@@ -142,6 +142,11 @@ impl Service for Fake {
                 tokio::time::sleep(hold).await;
                 vec![text(0, "late"), finish(), Ok(Chunk::Usage(usage()))]
             }
+            "slow_fails" => {
+                tokio::time::sleep(hold).await;
+                guard.0 = None;
+                return Err(failure(ErrorKind::Timeout));
+            }
             "breaks" => vec![text(0, "half"), Err(failure(ErrorKind::Cut))],
             "wire" => vec![
                 Ok(Chunk::Wire(Bytes::from_static(b"{\"id\":\"chatcmpl-theirs\",\"choices\":[],\"their\":\"own\"}"))),
@@ -202,7 +207,7 @@ impl Service for Fake {
             policy: "default".to_owned(),
             arm: "quick".to_owned(),
             created: 1_700_000_000,
-            best_so_far: None,
+            best_so_far: (model == "slow").then_some(BestBecause::Stopped { by: Abort::Deadline }),
             body,
         })
     }

@@ -16,7 +16,7 @@ use weir::{
     telemetry::{self, LogFormat},
 };
 
-use super::fake::{Reply, Server, chat, head};
+use super::fake::{ID, Reply, Server, chat, head};
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -103,8 +103,7 @@ async fn a_client_that_leaves_before_the_answer_cancels_it() {
 
 #[tokio::test]
 async fn heartbeats_until_something_streams() {
-    let options = HttpOptions { heartbeat: Duration::from_millis(50), ..HttpOptions::default() };
-    let server = Server::with(options, ServeOptions::default()).await;
+    let server = Server::with(soon(), ServeOptions::default()).await;
     let reply = server.stream("silent").await;
     let beats = reply.body.matches(": waiting\n\n").count();
     assert!((2..=5).contains(&beats), "{}", reply.body);
@@ -112,6 +111,61 @@ async fn heartbeats_until_something_streams() {
     assert_eq!(waiting, ": waiting\n\n".repeat(beats), "only before the first chunk");
     assert!(rest.contains("Hello") && rest.ends_with("data: [DONE]\n\n"));
     assert!(!rest.contains(": waiting"), "{rest}");
+}
+
+fn soon() -> HttpOptions {
+    HttpOptions { heartbeat: Duration::from_millis(50), ..HttpOptions::default() }
+}
+
+#[tokio::test]
+async fn the_head_goes_out_before_an_answer_that_is_long_in_coming() {
+    let server = Server::with(soon(), ServeOptions::default()).await;
+    let mut stream = server.connect().await;
+    let asked = Instant::now();
+    stream.write_all(&streaming("slow")).await.unwrap();
+    let begin = read_until(&mut stream, ": waiting\n\n").await;
+    assert!(asked.elapsed() < Duration::from_millis(250), "the answer takes 300: {:?}", asked.elapsed());
+    assert!(begin.starts_with("HTTP/1.1 200 OK\r\n") && begin.contains("text/event-stream"), "{begin}");
+    assert!(!begin.contains("x-weir-model"), "nobody knows yet: {begin}");
+    let rest = read_until(&mut stream, "data: [DONE]\n\n").await;
+    assert!(rest.contains(": waiting\n\n"), "{rest}");
+    let said = format!(
+        ": x-request-id: {ID}\n: x-weir-policy: default\n: x-weir-arm: quick\n: x-weir-model: smol\n: x-weir-best-so-far: the deadline passed\n\n"
+    );
+    let (before, after) = rest.split_at(rest.find("data: ").unwrap());
+    assert!(before.contains(&said), "{before}");
+    assert!(after.contains("late") && !after.contains("\n: "), "{after}");
+
+    // One that comes in time says it all in its head, and fails by its status.
+    let reply = server.stream("auto").await;
+    assert_eq!(reply.header("x-weir-model"), Some("smol"));
+    assert!(!reply.body.contains(": x-") && !reply.body.contains(": waiting"));
+    assert_eq!(server.stream("timeout").await.status, 504);
+    // Who asks for a whole answer gets no head without it.
+    let reply = server.chat("slow_fails").await;
+    assert_eq!(reply.status, 504, "{}", reply.body);
+}
+
+#[tokio::test]
+async fn what_goes_wrong_after_the_head_is_an_error_event() {
+    let server = Server::with(soon(), ServeOptions::default()).await;
+    let reply = server.stream("slow_fails").await;
+    assert_eq!(reply.status, 200);
+    let event = reply.body.trim_start_matches(": waiting\n\n");
+    assert!(event.starts_with("data: {\"error\":{") && event.contains("smol: this is a timeout"), "{}", reply.body);
+    assert!(!event.contains("[DONE]"), "{event}");
+    let line = "http_server_requests_total{http_route=\"/v1/chat/completions\",http_response_status_code=\"504\"} 1";
+    until("the metrics say 504", || server.fake.metrics.render().contains(line)).await;
+
+    // A client that leaves after the head cancels the call.
+    let mut stream = server.connect().await;
+    stream.write_all(&streaming("hangs")).await.unwrap();
+    read_until(&mut stream, ": waiting\n\n").await;
+    assert_eq!(server.fake.cancelled.load(Ordering::SeqCst), 0);
+    drop(stream);
+    until("the call is dropped", || server.fake.cancelled.load(Ordering::SeqCst) == 1).await;
+    let line = "http_server_requests_total{http_route=\"/v1/chat/completions\",http_response_status_code=\"499\"} 1";
+    until("the metrics say 499", || server.fake.metrics.render().contains(line)).await;
 }
 
 #[tokio::test]

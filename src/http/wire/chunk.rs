@@ -3,6 +3,7 @@
 
 use std::io;
 
+use axum::http::HeaderName;
 use bytes::{BufMut, BytesMut};
 use serde::Serialize;
 
@@ -118,6 +119,21 @@ fn wire(data: &[u8], out: &mut BytesMut) {
     out.extend_from_slice(DATA);
     out.extend_from_slice(data);
     out.extend_from_slice(END);
+}
+
+/// Appends names and values as comments, one event's worth of them.
+pub fn comments(said: &[(HeaderName, String)], out: &mut BytesMut) {
+    for (name, value) in said {
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        // A line break would end the comment.
+        out.extend_from_slice(value.replace(char::is_control, " ").as_bytes());
+        out.extend_from_slice(b"\n");
+    }
+    if !said.is_empty() {
+        out.extend_from_slice(b"\n");
+    }
 }
 
 /// Appends the end of a stream that went right.
