@@ -13,7 +13,7 @@ use prometheus_client::{
 };
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-use crate::domain::{Counters, DecidedBy, ErrorKind, Usage};
+use crate::domain::{Counters, DecidedBy, Usage};
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -196,6 +196,7 @@ impl Metrics {
             engine_kept: Family::default(),
             engine_preemptions: Family::default(),
             concurrency_limit: Family::default(),
+            plan_notes: Family::default(),
             registry,
         };
         metrics.registered()

@@ -114,7 +114,9 @@ impl Machine {
         match &event {
             Event::ClientGone => return self.stop(Abort::ClientGone),
             Event::Timer(Timer::Deadline) => return self.stop(Abort::Deadline),
-            Event::Timer(Timer::Backoff { .. } | Timer::Hedge { .. }) | Event::RetryDenied { .. } | Event::HedgeDenied { .. } => {}
+            Event::Timer(Timer::Backoff { .. } | Timer::Hedge { .. })
+            | Event::RetryDenied { .. }
+            | Event::HedgeDenied { .. } => {}
             Event::Started { call } | Event::Delta { call } | Event::Early { call, .. }
                 if !self.scope.is_running(*call) =>
             {

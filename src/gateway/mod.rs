@@ -1,9 +1,9 @@
 //! The way of one request through weir: signals, decision, dispatch, record. Everything the HTTP edge may do is a method
 //! of [`Gateway`]; nothing here knows status codes.
 
+mod metering;
 mod operation;
 mod sessions;
-mod metering;
 mod speeds;
 mod spending;
 mod types;

@@ -223,7 +223,9 @@ fn play(setup: &Setup, fates: &[Fate], leaves: Option<i64>, lag: i64) -> Vec<Tur
                 {
                     expect(&mut coming, now, Event::RetryDenied { call: *call });
                 }
-                Command::SetTimer { timer: Timer::Hedge { call }, at } if fates[*call as usize % fates.len()].denied => {
+                Command::SetTimer { timer: Timer::Hedge { call }, at }
+                    if fates[*call as usize % fates.len()].denied =>
+                {
                     expect(&mut coming, *at + lag, Event::HedgeDenied { call: *call });
                 }
                 // Timers may ring late.
