@@ -148,3 +148,33 @@ async fn a_rate_limit_that_a_server_reports_counts_in_failover() {
     let used: Vec<&Value> = fleet["data"].as_array().unwrap().iter().map(|entry| &entry["limit_used"]).collect();
     assert_eq!(used, [&json!(null), &json!(null), &json!(0.88)], "{fleet}");
 }
+
+/// `cheapest` stays with a session's model while what it would forfeit there outweighs the lower price.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_stays_with_the_model_that_has_its_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let policy = "policy: thrifty\nmodels: {own: {name: own}, other: {name: other}}\nselect: {arms: [own, other], cheapest: {}}\n";
+    std::fs::write(dir.path().join("p.yaml"), policy).unwrap();
+    let config = weir::config(
+        dir.path(),
+        "fleet:\n  - name: own\n    price: {input: 2, output: 1, cached_input: 0.1}\n    \
+         scripted: {rules: [{reply: {text: mine}, usage: {prompt_tokens: 5000, completion_tokens: 2}}]}\n  \
+         - {name: other, price: {input: 1, output: 1}, scripted: {}}\npolicies: [p.yaml]\nembedder: {model: off}\n",
+    );
+    let weir = Weir::start(&config, &dir.path().join("data"), &[]);
+    let client = weir::client();
+    let ask = async |model: &str, session: &str| {
+        let url = format!("{}/v1/chat/completions", weir.url);
+        let asked = client.post(url).header("x-weir-session", session).body(chat(model, "and then?").to_string());
+        let answer: Value = serde_json::from_str(&asked.send().await.unwrap().text().await.unwrap()).unwrap();
+        // Whoever reads the record waits until it is followed.
+        weir.get(&format!("/v1/audit/decisions/{}", answer["id"].as_str().unwrap())).await.1
+    };
+    assert_eq!(ask("auto", "a").await["decision"]["arm"], "other");
+    assert_eq!(ask("own", "b").await["outcome"]["served_by"], "own");
+    let view = ask("auto", "b").await;
+    assert_eq!(view["decision"]["arm"], "own", "{view}");
+    let session = &view["context"]["session"];
+    assert_eq!((&session["last_model"], &session["last_tokens"]), (&json!("own"), &json!(5002)), "{view}");
+    assert_eq!(ask("auto", "a").await["decision"]["arm"], "other", "another session");
+}

@@ -1,6 +1,9 @@
 //! Dispatch: runs a decision's plan. The machine of [`crate::cascade`] says what is to be done; this does it, over
 //! [`Backend`]s and tokio's timers, and journals one attempt per call and exactly one outcome per request.
 //!
+//! As a call ends the machine is told how the backends are at that moment: what waits before models where the time to a first token is
+//! bounded, and who cannot be called where the call failed. Both are recorded with the attempt, so that the run can be derived again.
+//!
 //! The record comes before the effect: the last attempt and the outcome are appended in one write before the last piece of
 //! the answer is given out. Where that fails, the client gets an error in its place. A client that leaves (the future of
 //! [`Dispatcher::run`] or the answer's stream is dropped) cancels the call and leaves an outcome behind all the same.
