@@ -79,7 +79,7 @@ impl Position {
 /// A node of a running plan.
 #[derive(Debug)]
 pub(super) enum Node {
-    Call(CallNode),
+    Call(Box<CallNode>),
     Cascade(CascadeNode),
     Parallel(Box<ParallelNode>),
     Steps(Box<StepsNode>),
@@ -90,9 +90,9 @@ impl Node {
     /// The node for a plan, not started.
     pub(super) fn of(plan: &Plan, position: Position) -> Self {
         match plan {
-            Plan::Call(spec) => Node::Call(CallNode::new(spec.clone(), Input::Request, position)),
+            Plan::Call(spec) => Node::Call(Box::new(CallNode::new(spec.clone(), Input::Request, position))),
             Plan::Hedged { call, hedge, after_ms } => {
-                Node::Call(CallNode::hedged(call.clone(), hedge.clone(), *after_ms, position))
+                Node::Call(Box::new(CallNode::hedged(call.clone(), hedge.clone(), *after_ms, position)))
             }
             Plan::Cascade(stages) => Node::Cascade(CascadeNode::new(stages, position)),
             Plan::Parallel { branches, aggregate } => {
