@@ -4,6 +4,7 @@
 //! say each thing); [`Config::assemble`] adds the command line, the environment and the defaults, reads policy files and
 //! resolves names. Precedence: command line, then environment, then file, then default.
 
+mod chunk_reuse;
 mod overload;
 
 use std::{
@@ -20,11 +21,11 @@ use crate::{
     backend::scripted::ScriptedConfig,
     cascade::{breaker::BreakerPolicy, retry_budget::RetryBudgetPolicy},
     domain::{Capabilities, Energy, Fleet, ModelCard, Price},
-    engine::Bound,
     gateway::UnknownModel,
 };
 
-pub use overload::{AdaptiveConcurrency, RetryBudgetSection};
+pub use chunk_reuse::ChunkReuseSection;
+pub use overload::{AdaptiveConcurrency, BreakerSection, RetryBudgetSection};
 
 /// The built-in configuration's policy: two arms on the same weights, learning from feedback.
 pub const DEFAULT_POLICY: &str = include_str!("../policies/default.yaml");
@@ -75,65 +76,6 @@ pub struct RecordSection {
     pub context: KeepContext,
     /// When the log cannot be written: `refuse` requests (503), or `serve` them without a record.
     pub when_log_fails: WhenLogFails,
-}
-
-/// What a model in the process must keep to reuse documents that requests mark: its record (`weir kv calibrate`) is held against
-/// this. Models without a record compute them where they stand.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ChunkReuseSection {
-    /// `false`: no model does.
-    pub enabled: Option<bool>,
-    /// Largest divergence of the next token from the full computation's, nats per token; 0.1 otherwise.
-    pub max_divergence: Option<f64>,
-    /// Least share of answer tokens whose best is the same; 0.9 otherwise.
-    pub min_top1: Option<f64>,
-    /// Least F1 of the answers' words; 0.8 otherwise.
-    pub min_f1: Option<f64>,
-}
-
-impl ChunkReuseSection {
-    fn bound(&self) -> Option<Bound> {
-        self.enabled.unwrap_or(true).then(|| Bound {
-            divergence: self.max_divergence.unwrap_or(0.1),
-            top1: self.min_top1.unwrap_or(0.9),
-            f1: self.min_f1.unwrap_or(0.8),
-        })
-    }
-}
-
-/// When a server whose calls keep failing is left alone for a while.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct BreakerSection {
-    /// `false`: never. Otherwise servers are, where the fleet has other models.
-    pub enabled: Option<bool>,
-    /// Calls that are looked back at; 20 otherwise. Five of them must have ended at least, or all where there are fewer.
-    #[schemars(range(min = 1))]
-    pub calls: Option<usize>,
-    /// The share of them that must have failed; 0.5 otherwise.
-    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
-    pub failed_share: Option<f64>,
-    /// Seconds that it is left alone at first, twice as many each further time, and at most; 5 and 120 otherwise.
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub open_s: Option<f64>,
-    #[schemars(extend("exclusiveMinimum" = 0))]
-    pub most_open_s: Option<f64>,
-}
-
-impl BreakerSection {
-    fn policy(&self) -> Result<BreakerPolicy, String> {
-        let default = BreakerPolicy::default();
-        let window = self.calls.unwrap_or(default.window);
-        let micros = |seconds: Option<f64>, or: i64| seconds.map_or(or, |seconds| (seconds * 1e6) as i64);
-        let open = micros(self.open_s, default.open);
-        let most_open = micros(self.most_open_s, default.most_open.max(open));
-        if most_open < open {
-            return Err("breaker: `most_open_s` must be at least `open_s`".to_owned());
-        }
-        let share = self.failed_share.unwrap_or(default.share);
-        Ok(BreakerPolicy { window, least: default.least.min(window), share, open, most_open, ..default })
-    }
 }
 
 /// When an event counts as written.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::cascade::{limiter::LimiterPolicy, retry_budget::RetryBudgetPolicy};
+use crate::cascade::{breaker::BreakerPolicy, limiter::LimiterPolicy, retry_budget::RetryBudgetPolicy};
 
 /// How many calls at once a server is given, found out by trying: one more after as many successes as the limit, a share of it after
 /// a refusal (429, 503, 504, 529) or a timeout. Calls beyond it wait in order.
@@ -66,6 +66,42 @@ impl RetryBudgetSection {
             ratio: self.ratio.unwrap_or(default.ratio),
             min_per_s: self.min_per_s.unwrap_or(default.min_per_s),
         })
+    }
+}
+
+/// When a server whose calls keep failing is left alone for a while.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct BreakerSection {
+    /// `false`: never. Otherwise servers are, where the fleet has other models.
+    pub enabled: Option<bool>,
+    /// Calls that are looked back at; 20 otherwise. Five of them must have ended at least, or all where there are fewer.
+    #[schemars(range(min = 1))]
+    pub calls: Option<usize>,
+    /// The share of them that must have failed; 0.5 otherwise.
+    #[schemars(extend("exclusiveMinimum" = 0, "maximum" = 1))]
+    pub failed_share: Option<f64>,
+    /// Seconds that it is left alone at first, twice as many each further time, and at most; 5 and 120 otherwise.
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub open_s: Option<f64>,
+    #[schemars(extend("exclusiveMinimum" = 0))]
+    pub most_open_s: Option<f64>,
+}
+
+impl BreakerSection {
+    /// # Errors
+    /// Where the longest time is shorter than the first.
+    pub(super) fn policy(&self) -> Result<BreakerPolicy, String> {
+        let default = BreakerPolicy::default();
+        let window = self.calls.unwrap_or(default.window);
+        let micros = |seconds: Option<f64>, or: i64| seconds.map_or(or, |seconds| (seconds * 1e6) as i64);
+        let open = micros(self.open_s, default.open);
+        let most_open = micros(self.most_open_s, default.most_open.max(open));
+        if most_open < open {
+            return Err("breaker: `most_open_s` must be at least `open_s`".to_owned());
+        }
+        let share = self.failed_share.unwrap_or(default.share);
+        Ok(BreakerPolicy { window, least: default.least.min(window), share, open, most_open, ..default })
     }
 }
 

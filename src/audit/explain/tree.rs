@@ -39,11 +39,11 @@ impl Tree<'_> {
         match plan {
             Plan::Call(call) => {
                 writeln!(self.out, "{indent}{title}call {}", call.model)?;
-                self.calls(at)?;
+                self.calls(at, false)?;
             }
             Plan::Hedged { .. } => {
                 writeln!(self.out, "{indent}{title}call {plan}")?;
-                self.calls(at)?;
+                self.calls(at, false)?;
             }
             Plan::Cascade(stages) => {
                 writeln!(self.out, "{indent}{title}cascade")?;
@@ -70,7 +70,7 @@ impl Tree<'_> {
                 if let Some(call) = aggregate.call() {
                     at.push(branches.len() as u32);
                     writeln!(self.out, "{indent}{STEP}{word}: call {}", call.model)?;
-                    self.calls(at)?;
+                    self.calls(at, false)?;
                     at.pop();
                 }
             }
@@ -79,7 +79,7 @@ impl Tree<'_> {
                 for (i, (word, call)) in (0..).zip(["small", "large", "answer"].into_iter().zip(steps.calls())) {
                     at.push(i);
                     writeln!(self.out, "{indent}{STEP}{word}: call {}", call.model)?;
-                    self.calls(at)?;
+                    self.calls(at, false)?;
                     at.pop();
                 }
             }
@@ -90,14 +90,15 @@ impl Tree<'_> {
                 at.pop();
                 at.push(Verified::BY);
                 writeln!(self.out, "{indent}{STEP}verify: call {}, {} x", verified.by.model, verified.times)?;
-                self.calls(at)?;
+                self.calls(at, true)?;
                 at.pop();
             }
         }
         self.notes(at)
     }
 
-    fn calls(&mut self, at: &Place) -> std::fmt::Result {
+    /// `verifies`: they say whether an answer is right.
+    fn calls(&mut self, at: &Place, verifies: bool) -> std::fmt::Result {
         let indent = STEP.repeat(at.len() + 3);
         let mut any = false;
         for call in self.view.attempts.iter().filter(|attempt| attempt.at == *at) {
@@ -105,7 +106,13 @@ impl Tree<'_> {
             attempt(self.out, call, &indent)?;
             // Of an answer that was stopped it is not known.
             if let Some(facts) = call.facts.as_ref().filter(|_| call.finish != Some(FinishReason::Cancelled)) {
-                writeln!(self.out, "{indent}             answer form {}", facts.form)?;
+                let said = match (verifies, facts.verdict) {
+                    (true, Some(0)) => "says that it is wrong".to_owned(),
+                    (true, Some(_)) => "says that it is right".to_owned(),
+                    (true, None) => "says neither".to_owned(),
+                    (false, _) => format!("answer form {}", facts.form),
+                };
+                writeln!(self.out, "{indent}             {said}")?;
             }
         }
         if !any {
