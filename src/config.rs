@@ -21,6 +21,7 @@ use crate::{
     backend::scripted::ScriptedConfig,
     cascade::{breaker::BreakerPolicy, retry_budget::RetryBudgetPolicy},
     domain::{Capabilities, Energy, Fleet, ModelCard, Price},
+    engine::Bound,
     gateway::UnknownModel,
 };
 
