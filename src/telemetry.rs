@@ -295,6 +295,11 @@ impl Metrics {
         if let Some(ttft) = ttft {
             self.ttft.get_or_create(&labels).observe(ttft.as_secs_f64());
         }
+        self.tokens(model, usage);
+    }
+
+    /// Tokens of a call, whatever became of it.
+    pub fn tokens(&self, model: &str, usage: &Usage) {
         for (kind, count) in
             [("input", usage.prompt_tokens), ("cached", usage.cached_tokens), ("output", usage.completion_tokens)]
         {

@@ -142,8 +142,8 @@ pub struct Setup {
     pub fallback_on: Vec<ErrorKind>,
     pub retry: RetryPolicy,
     pub limits: Limits,
-    /// The most that one call of a model can cost for this request, by fleet name; matters only under a budget, where a
-    /// model without an entry is taken to cost more than any. Whoever fills it counts the answers that a judge is shown.
+    /// The most that one call of a model can cost for this request, by fleet name, where the call does not say ([`CallSpec::worst`]);
+    /// matters only under a budget, where a model without an entry is taken to cost more than any.
     pub worst: BTreeMap<String, Spend>,
     /// Microseconds to the first token that are expected of a call, by fleet name; 0 for a model without an entry. Of the decision's
     /// moment; complete answers tell newer ones.

@@ -63,6 +63,11 @@ impl RetryBudget {
         left.is_some()
     }
 
+    /// One that was paid for was not made.
+    pub fn give_back(&mut self) {
+        self.add(TOKEN);
+    }
+
     /// Whole retries that are left.
     pub fn left(&self) -> u64 {
         self.millionths / TOKEN

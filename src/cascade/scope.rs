@@ -127,7 +127,7 @@ impl Scope {
 
     /// The most that the call can cost.
     pub(super) fn worst(&self, spec: &CallSpec) -> Spend {
-        self.worst.get(&spec.model).copied().unwrap_or(Spend::MAX)
+        spec.worst.or_else(|| self.worst.get(&spec.model).copied()).unwrap_or(Spend::MAX)
     }
 
     /// How long these models are expected to take to their first token from now on.

@@ -95,21 +95,37 @@ pub fn verdict(text: &str, answers: usize) -> Option<usize> {
     named.map(|number| number - 1)
 }
 
-/// Whether a verifying call's text says that the answer is right: the first of its words that says yes or no. `None` where no
-/// word does, or where what follows on its first line says the other.
+/// Whether a verifying call's text says that the answer is right, by its first line. Where the line begins with yes or no, that
+/// holds, unless it says the other, too. Else words such as `correct` and `wrong` count, turned by a `not` up to three words before; what
+/// "the correct answer" is says nothing of the answer that was shown. `None` where nothing is said, or both.
 pub fn approves(text: &str) -> Option<bool> {
-    let line = text.trim_start().lines().next().unwrap_or_default();
-    let mut said = None;
-    for word in line.split(|c: char| !c.is_alphanumeric()) {
-        let this = match word.to_lowercase().as_str() {
-            "yes" | "right" | "correct" | "true" => true,
-            "no" | "wrong" | "incorrect" | "false" => false,
-            _ => continue,
-        };
-        match said {
-            Some(before) if before != this => return None,
-            _ => said = Some(this),
-        }
+    let line = text.trim_start().lines().next().unwrap_or_default().to_lowercase().replace('\u{2019}', "'");
+    let words: Vec<&str> = line
+        .split(|c: char| !c.is_alphanumeric() && c != '\'')
+        .map(|word| word.trim_matches('\''))
+        .filter(|word| !word.is_empty())
+        .collect();
+    let plain = |word: &str| match word {
+        "yes" => Some(true),
+        "no" => Some(false),
+        _ => None,
+    };
+    let agreed = |said: Vec<bool>| said.first().copied().filter(|first| said.iter().all(|other| other == first));
+    if words.first().and_then(|word| plain(word)).is_some() {
+        return agreed(words.iter().filter_map(|word| plain(word)).collect());
     }
-    said
+    let says = |(place, word): (usize, &&str)| {
+        let said = match *word {
+            "right" | "correct" | "true" => true,
+            "wrong" | "incorrect" | "false" => false,
+            other => return plain(other),
+        };
+        if matches!(words.get(place + 1), Some(&("answer" | "one" | "answers" | "result" | "solution"))) {
+            return None;
+        }
+        let before = &words[place.saturating_sub(3)..place];
+        let turned = before.iter().any(|word| matches!(*word, "not" | "never" | "cannot") || word.ends_with("n't"));
+        Some(said != turned)
+    };
+    agreed(words.iter().enumerate().filter_map(says).collect())
 }

@@ -122,6 +122,13 @@ impl Retries {
         }
     }
 
+    /// What was paid for is not made.
+    fn give_back(&self) {
+        if let Some(budget) = &self.budget {
+            budget.lock().unwrap_or_else(PoisonError::into_inner).give_back();
+        }
+    }
+
     /// Whether a call may be repeated, or hedged; if so, it is paid for.
     fn take(&self) -> bool {
         let Some(budget) = &self.budget else { return true };
@@ -296,8 +303,11 @@ impl<'a> Run<'a> {
                     Command::Start { call, spec, why, input, at } => self.start(call, spec, why, &input, at),
                     Command::Cancel { call } => self.stop(call),
                     Command::Note(note) => {
-                        if let What::BestSoFar { because, .. } = note.what {
-                            self.because = Some(because);
+                        match note.what {
+                            What::BestSoFar { because, .. } => self.because = Some(because),
+                            // Its timer had paid for it.
+                            What::HedgeMasked { .. } => self.dispatcher.retries.give_back(),
+                            _ => {}
                         }
                         self.ledger.note(note);
                     }

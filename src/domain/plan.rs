@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Spend;
+
 /// Sampling parameters, as a client asks for them or as a plan overrides them. `None` means: not said.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -49,6 +51,9 @@ pub struct CallSpec {
     /// What the plan sets holds also where the client said otherwise, as of probes, whose answers have to differ.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub firm: bool,
+    /// The most that it can use for this request, in decisions whose budgets bound what runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worst: Option<Spend>,
 }
 
 fn is_default(sampling: &Sampling) -> bool {
@@ -58,7 +63,7 @@ fn is_default(sampling: &Sampling) -> bool {
 impl CallSpec {
     /// The plan of a bare model: one call, nothing overridden.
     pub fn bare(model: impl Into<String>) -> Self {
-        Self { model: model.into(), sampling: Sampling::default(), system: None, firm: false }
+        Self { model: model.into(), sampling: Sampling::default(), system: None, firm: false, worst: None }
     }
 
     /// What the call is sampled with: the plan's parameters where `client` said nothing (of a firm call always), the lower

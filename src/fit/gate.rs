@@ -179,8 +179,9 @@ pub fn scorer(known: &[Example]) -> Result<Scorer, GateError> {
         .map(|i| {
             let mean = features.iter().map(|x| x[i]).sum::<f64>() / n;
             let squares: f64 = features.iter().map(|x| (x[i] - mean).powi(2)).sum();
-            // What is always the same tells nothing.
-            (mean, if squares > 0.0 { (squares / n).sqrt() } else { 1.0 })
+            // What is always the same tells nothing, also where its mean is rounded.
+            let deviation = (squares / n).sqrt();
+            (mean, if deviation > 1e-9 * mean.abs().max(1.0) { deviation } else { f64::INFINITY })
         })
         .collect();
     let row = |x: &Vec<f64>| {
@@ -334,5 +335,19 @@ mod tests {
         assert!(!learn(&mut answers, 1).unwrap().asks_prompt());
         let mut unknown = read(&(0..900).map(|_| line("other")).collect::<Vec<_>>().join("\n")).unwrap();
         assert!(!learn(&mut unknown, 1).unwrap().asks_prompt());
+    }
+
+    #[test]
+    fn a_signal_that_is_always_the_same_has_no_weight() {
+        let mut rng = SplitMix(2);
+        let signals = Signals { tokens: 20, complexity: 33.3, ..Signals::default() };
+        let example = |_| Example {
+            scores: std::array::from_fn(|_| rng.unit()),
+            signals: Some(signals.features()),
+            right: rng.unit() < 0.75,
+        };
+        let scorer = scorer(&(0..100).map(example).collect::<Vec<_>>()).unwrap();
+        assert_eq!(scorer.signals, [0.0; Signals::FEATURES.len()]);
+        assert!(!scorer.asks_prompt() && scorer.weights.iter().all(|weight| weight.is_finite()));
     }
 }

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::{
     audit::{Follower, Logged},
-    domain::{Attempt, EventBody},
+    domain::{Attempt, EventBody, FinishReason},
     telemetry::Metrics,
 };
 
@@ -27,6 +27,8 @@ fn counted(metrics: &Metrics, attempt: &Attempt) {
     let micros = |micros: i64| Duration::from_micros(u64::try_from(micros).unwrap_or(0));
     match &attempt.error {
         Some(error) => metrics.call_failed(&attempt.model, error),
+        // How long it would have taken is not known.
+        None if attempt.finish == Some(FinishReason::Cancelled) => metrics.tokens(&attempt.model, &attempt.usage),
         None => {
             let (took, first) = (micros(attempt.latency_us), attempt.ttft_us.map(micros));
             metrics.call(&attempt.model, took, first, &attempt.usage);

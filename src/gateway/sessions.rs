@@ -109,6 +109,10 @@ impl Follower for Sessions {
             match &logged.event.body {
                 EventBody::Decision(record) if !record.dry && !record.session.is_empty() => {
                     table.open.insert(id, record.session.clone());
+                    // Some requests never have an outcome.
+                    if table.open.len() > SESSIONS {
+                        table.open.pop_first();
+                    }
                 }
                 EventBody::Outcome(outcome) => {
                     if let Some(session) = table.open.remove(&id) {

@@ -14,6 +14,9 @@ use crate::{
     policy::{Counted, Policy, Spent, Used, Who},
 };
 
+/// Requests under way at most; of more, the oldest are taken to have no end.
+const OPEN: usize = 100_000;
+
 /// Follows the log and adds up.
 #[derive(Default)]
 pub struct Spending(Mutex<Table>);
@@ -81,6 +84,10 @@ impl Follower for Spending {
                     let who =
                         Who { session: record.session.clone(), key: record.key.clone(), tenant: record.tenant.clone() };
                     table.open.insert(id, (who, 0));
+                    // Some requests never have an outcome.
+                    if table.open.len() > OPEN {
+                        table.open.pop_first();
+                    }
                 }
                 EventBody::Attempt(attempt) => {
                     if let Some((_, tokens)) = table.open.get_mut(&id) {

@@ -12,7 +12,7 @@ pub use spent::{Counted, Spent, Used, Who};
 use super::{
     Policy, Target,
     choose::{Chosen, Out},
-    reckon::Tokens,
+    reckon::{Shown, Tokens},
     select::price::estimated_cost,
     spec::{Per, WhenSpent},
 };
@@ -157,16 +157,16 @@ impl Policy {
         Ask::Tree(plan, calls)
     }
 
-    /// What a request with this plan and fallback may use; `None` where no budget says.
+    /// What a request with this plan and fallback may use, and of each call the most that it can; `None` where no budget says.
     pub(super) fn request_bounds(
         &self,
-        plan: &Plan,
-        fallback: &[CallSpec],
+        plan: &mut Plan,
+        fallback: &mut [CallSpec],
         context: &Context,
     ) -> Option<Box<RequestBounds>> {
         let place = |call: &CallSpec| self.cards.iter().position(|card| card.name == call.model);
         let tokens = Tokens::of(context);
-        let ask = match plan {
+        let ask = match &*plan {
             Plan::Call(call) => {
                 let card = place(call).and_then(|place| self.cards.get(place));
                 card.map_or(Ask::call(0.0, 0), |card| call_of(card, call.sampling.max_tokens, context))
@@ -187,7 +187,12 @@ impl Policy {
             }
         }
         if !ask.fits(&left) {
-            left = Used { seconds: left.seconds, ..Used::UNBOUNDED };
+            // Each alone would do: those that refuse bind it, as they do together.
+            let seconds = left.seconds;
+            let strict = self.applying(context).filter(|(budget, _)| budget.when_spent == WhenSpent::Refuse);
+            left = strict.fold(Used::UNBOUNDED, |left, (_, of_it)| left.zip(of_it, f64::min));
+            left = if ask.fits(&left) { left } else { Used::UNBOUNDED };
+            left.seconds = left.seconds.min(seconds);
         }
         let mut bounds = RequestBounds {
             tokens: left.tokens.is_finite().then_some(left.tokens as u64),
@@ -212,17 +217,18 @@ impl Policy {
             bounds.waits = plan.models().into_iter().filter_map(wait).collect();
         }
         if bounds.usd.is_some() || bounds.tokens.is_some() {
-            let of = |call: &CallSpec, shown: f64| {
-                worst(&tokens, place(call).and_then(|at| self.cards.get(at)), call, shown)
-            };
-            let most = &mut bounds.worst;
+            let of =
+                |call: &CallSpec, shown| worst(&tokens, place(call).and_then(|at| self.cards.get(at)), call, shown);
+            let mut all = Vec::new();
             tokens.whole(plan, |a, b| a + b, &mut |call, shown| {
-                let (spend, most) = (of(call, shown), most.entry(call.model.clone()).or_default());
-                *most = Spend { usd: most.usd.max(spend.usd), tokens: most.tokens.max(spend.tokens) };
+                all.push(of(call, shown));
                 0.0
             });
+            for (call, worst) in plan.calls_mut().into_iter().zip(all) {
+                call.worst = Some(worst);
+            }
             for call in fallback {
-                most.entry(call.model.clone()).or_insert_with(|| of(call, 0.0));
+                call.worst = Some(of(call, Shown::REQUEST));
             }
         }
         Some(Box::new(bounds))
@@ -281,11 +287,11 @@ impl Policy {
 /// A call of a model with at most `limit` tokens of answer.
 fn call_of(card: &ModelCard, limit: Option<u32>, context: &Context) -> Ask<'static> {
     let tokens = Tokens::of(context);
-    Ask::call(tokens.cost(&card.price, limit, 0.0), tokens.all(limit, 0.0))
+    Ask::call(tokens.cost(&card.price, limit, Shown::REQUEST), tokens.all(limit, Shown::REQUEST))
 }
 
 /// The most that one call of a plan is reckoned with; without a card it costs nothing.
-fn worst(tokens: &Tokens, card: Option<&ModelCard>, call: &CallSpec, shown: f64) -> Spend {
+fn worst(tokens: &Tokens, card: Option<&ModelCard>, call: &CallSpec, shown: Shown) -> Spend {
     let limit = call.sampling.max_tokens;
     let usd = card.map_or(0.0, |card| tokens.cost(&card.price, limit, shown));
     Spend { usd: micros_up(usd), tokens: tokens.all(limit, shown) }

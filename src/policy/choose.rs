@@ -96,6 +96,7 @@ impl Policy {
             sampling: call.sampling.clone(),
             system: call.system.clone(),
             firm: call.firm,
+            worst: None,
         }
     }
 

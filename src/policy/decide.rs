@@ -5,7 +5,7 @@ use super::{
     Fallback, Policy, Target,
     choose::{Chosen, Out},
     draw::{self, Purpose},
-    reckon::Tokens,
+    reckon::{Shown, Tokens},
     rules::Ruling,
     select::{Offer, Selector, Situation, Weighed, linear::Linear},
     split,
@@ -122,7 +122,7 @@ impl Policy {
         context: &Context,
         others: bool,
     ) {
-        let plan = self.plan(target, chosen, context);
+        let mut plan = self.plan(target, chosen, context);
         decision.arm = target.name.clone();
         if let Some(fallback) = &self.fallback {
             decision.fallback_on = fallback.on.iter().map(|kind| kind.as_str().to_owned()).collect();
@@ -144,7 +144,7 @@ impl Policy {
             decision.failover = self.graph(fallback, &decision.fallback, &places, context);
         }
         if !self.budgets.is_empty() {
-            decision.bounds = self.request_bounds(&plan, &decision.fallback, context);
+            decision.bounds = self.request_bounds(&mut plan, &mut decision.fallback, context);
         }
         decision.plan = Some(plan);
     }
@@ -165,7 +165,7 @@ impl Policy {
             let idle = ModelState::default();
             let state = context.fleet.get(&card.name).unwrap_or(&idle);
             Health {
-                cost_usd: tokens.cost(&card.price, call.sampling.max_tokens, 0.0),
+                cost_usd: tokens.cost(&card.price, call.sampling.max_tokens, Shown::REQUEST),
                 latency_us: (state.ttft_ms * 1000.0 * (1.0 + f64::from(state.waiting))) as i64,
                 reliability: 1.0 - state.failed_share,
                 remaining: (state.limit_used > 0.0).then_some(1.0 - state.limit_used),

@@ -12,6 +12,23 @@ const ANSWER_TOKENS: u32 = 256;
 /// Tokens of the prompt that [`Policy::bounds`] reckons with, and of an answer that nothing bounds.
 pub const BOUNDS_TOKENS: u32 = 1000;
 
+/// Tokens of what weir itself asks about answers, beside them.
+const QUESTION_TOKENS: f64 = 64.0;
+
+/// What a call is shown.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Shown {
+    /// The client's request, and behind it so many tokens of answers or of reasoning.
+    Request(f64),
+    /// A question about so many tokens of answers, in which the request is quoted: what a model has of the request does not help,
+    /// and nothing of the client's bounds the answer.
+    Question(f64),
+}
+
+impl Shown {
+    pub const REQUEST: Self = Self::Request(0.0);
+}
+
 /// How many tokens calls are reckoned with.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tokens {
@@ -38,26 +55,48 @@ impl Tokens {
         }
     }
 
-    /// Of one call, prompt and answer together; `shown`: tokens of other answers in the prompt.
-    pub fn all(&self, limit: Option<u32>, shown: f64) -> u64 {
-        u64::from(self.prompt) + shown as u64 + u64::from(self.answer(limit))
+    fn prompt_of(&self, shown: Shown) -> f64 {
+        let more = match shown {
+            Shown::Request(tokens) => tokens,
+            Shown::Question(tokens) => tokens + QUESTION_TOKENS,
+        };
+        f64::from(self.prompt) + more
     }
 
-    /// Cost of one call in USD: all prompt tokens, `shown` tokens of other answers, and as many of its own as are allowed.
-    pub fn cost(&self, price: &Price, limit: Option<u32>, shown: f64) -> f64 {
-        let prompt = (f64::from(self.prompt) + shown) * price.input;
-        (prompt + f64::from(self.answer(limit)) * price.output) / 1e6
+    fn answer_of(&self, limit: Option<u32>, shown: Shown) -> u32 {
+        match shown {
+            Shown::Request(_) => self.answer(limit),
+            Shown::Question(_) => limit.unwrap_or(self.unbounded),
+        }
+    }
+
+    /// Of one call, prompt and answer together.
+    pub fn all(&self, limit: Option<u32>, shown: Shown) -> u64 {
+        self.prompt_of(shown) as u64 + u64::from(self.answer_of(limit, shown))
+    }
+
+    /// Cost of one call in USD: all tokens that it is shown, and as many of its own as are allowed.
+    pub fn cost(&self, price: &Price, limit: Option<u32>, shown: Shown) -> f64 {
+        (self.prompt_of(shown) * price.input + f64::from(self.answer_of(limit, shown)) * price.output) / 1e6
     }
 
     /// USD that a call costs less where the model has so many of the prompt's tokens already.
-    pub fn saved(&self, price: &Price, had: u32) -> f64 {
+    pub fn saved(&self, price: &Price, had: u32, shown: Shown) -> f64 {
         let cached = price.cached_input.unwrap_or(price.input);
-        f64::from(had.min(self.prompt)) * (price.input - cached) / 1e6
+        match shown {
+            Shown::Request(_) => f64::from(had.min(self.prompt)) * (price.input - cached) / 1e6,
+            Shown::Question(_) => 0.0,
+        }
     }
 
-    /// A plan's whole, from what `of` says of each call, in the order of [`Plan::calls`]; its second argument is how many
-    /// tokens of other answers the call is shown. Stages add up, branches come `together`.
-    pub fn whole(&self, plan: &Plan, together: fn(f64, f64) -> f64, of: &mut dyn FnMut(&CallSpec, f64) -> f64) -> f64 {
+    /// A plan's whole, from what `of` says of each call, in the order of [`Plan::calls`]; its second argument is
+    /// what the call is shown. Stages add up, branches come `together`.
+    pub fn whole(
+        &self,
+        plan: &Plan,
+        together: fn(f64, f64) -> f64,
+        of: &mut dyn FnMut(&CallSpec, Shown) -> f64,
+    ) -> f64 {
         self.walk(plan, together, of).0
     }
 
@@ -66,13 +105,13 @@ impl Tokens {
         &self,
         plan: &Plan,
         together: fn(f64, f64) -> f64,
-        of: &mut dyn FnMut(&CallSpec, f64) -> f64,
+        of: &mut dyn FnMut(&CallSpec, Shown) -> f64,
     ) -> (f64, f64) {
         let answer = |call: &CallSpec| f64::from(self.answer(call.sampling.max_tokens));
         match plan {
-            Plan::Call(call) => (of(call, 0.0), answer(call)),
+            Plan::Call(call) => (of(call, Shown::REQUEST), answer(call)),
             Plan::Hedged { call, hedge, .. } => {
-                (together(of(call, 0.0), of(hedge, 0.0)), answer(call).max(answer(hedge)))
+                (together(of(call, Shown::REQUEST), of(hedge, Shown::REQUEST)), answer(call).max(answer(hedge)))
             }
             Plan::Cascade(stages) => stages.iter().fold((0.0, 0.0), |(sum, most), stage| {
                 let (cost, tokens) = self.walk(&stage.plan, together, of);
@@ -86,22 +125,24 @@ impl Tokens {
                     most = most.max(tokens);
                     shown += tokens;
                 }
-                if let Some(call) = aggregate.call() {
-                    whole += of(call, shown);
-                }
-                if let Aggregate::Refine { call } = aggregate {
-                    most = most.max(answer(call));
+                match aggregate {
+                    Aggregate::Judge { call } => whole += of(call, Shown::Question(shown)),
+                    Aggregate::Refine { call } => {
+                        whole += of(call, Shown::Request(shown));
+                        most = most.max(answer(call));
+                    }
+                    Aggregate::First | Aggregate::Vote | Aggregate::WeightedVote { .. } => {}
                 }
                 (whole, most)
             }
             Plan::Steps(steps) => {
-                let shown = f64::from(steps.max_tokens);
+                let shown = Shown::Request(f64::from(steps.max_tokens));
                 let cost = |(call, times): (&CallSpec, u32)| f64::from(times) * of(call, shown);
                 (steps.times().into_iter().map(cost).sum(), answer(&steps.answer))
             }
             Plan::Verified(verified) => {
                 let (whole, tokens) = self.walk(&verified.plan, together, of);
-                let one = of(&verified.by, tokens);
+                let one = of(&verified.by, Shown::Question(tokens));
                 let all = (1..verified.times).fold(one, |sum, _| together(sum, one));
                 (whole + all, tokens)
             }
@@ -130,7 +171,7 @@ impl Policy {
         plans
             .map(|target| {
                 let mut entries = target.calls.iter();
-                let mut dearest = |call: &CallSpec, shown: f64| {
+                let mut dearest = |call: &CallSpec, shown: Shown| {
                     let entries = entries.next().into_iter().flatten();
                     let cost = |m: &usize| tokens.cost(&self.cards[*m].price, call.sampling.max_tokens, shown);
                     entries.map(cost).fold(0.0, f64::max)

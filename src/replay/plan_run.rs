@@ -195,7 +195,8 @@ impl<A: Answers> Driver<'_, A> {
                     machine.handle(Event::RetryDenied { call }, self.now);
                 }
                 Command::SetTimer { timer: timer @ Timer::Hedge { call }, at } if self.answers.denies(timer) => {
-                    self.expect(at, Event::HedgeDenied { call });
+                    let denied = self.answers.rings(timer, at).unwrap_or(at);
+                    self.expect(denied.max(at), Event::HedgeDenied { call });
                 }
                 Command::SetTimer { timer, at } => {
                     if let Some(rings) = self.answers.rings(timer, at) {

@@ -7,6 +7,7 @@ mod verify;
 use serde_json::json;
 
 use super::*;
+use crate::audit::query::NoteView;
 use crate::domain::{
     Aggregate, Bound, Condition, Note, RequestBounds, Stage,
     testing::{call, frugal, parallel},
@@ -34,12 +35,16 @@ fn parallel_of(branches: Vec<Plan>, aggregate: Aggregate) -> Plan {
 }
 
 impl House {
-    fn notes(&self) -> Vec<Note> {
+    fn noted(&self) -> Vec<NoteView> {
         let note = |event: Event| match event.body {
-            EventBody::Note(note) => Some(note),
+            EventBody::Note(note) => Some(NoteView { at: event.at, note }),
             _ => None,
         };
         self.journal.events().into_iter().filter_map(note).collect()
+    }
+
+    fn notes(&self) -> Vec<Note> {
+        self.noted().into_iter().map(|noted| noted.note).collect()
     }
 
     fn reasons(&self) -> Vec<String> {
@@ -379,7 +384,7 @@ impl House {
         let mut attempts = self.journal.attempts();
         attempts.sort_by_key(|attempt| attempt.index);
         let outcome = self.journal.outcome();
-        crate::replay::plan_run::journal::run_again(&setup, at, &attempts, self.notes(), &outcome)
+        crate::replay::plan_run::journal::run_again(&setup, at, &attempts, &self.noted(), &outcome)
     }
 }
 

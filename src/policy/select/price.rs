@@ -6,7 +6,7 @@
 use super::{Offer, Situation, Weighed};
 use crate::{
     domain::{Context, ModelCard, ModelState},
-    policy::reckon::Tokens,
+    policy::reckon::{Shown, Tokens},
 };
 
 /// Most that it is reckoned to cost in USD: per call all prompt tokens at their full price, and as many answer tokens as are allowed.
@@ -17,10 +17,11 @@ pub(in crate::policy) fn estimated_cost(offer: &Offer<'_>, context: &Context) ->
 /// Cost in USD where a model has so many tokens of the prompt already.
 fn cost(offer: &Offer<'_>, context: &Context, had: &dyn Fn(&ModelCard) -> u32) -> f64 {
     let tokens = Tokens::of(context);
-    let call =
-        |card: &ModelCard, limit, shown| tokens.cost(&card.price, limit, shown) - tokens.saved(&card.price, had(card));
+    let call = |card: &ModelCard, limit, shown| {
+        tokens.cost(&card.price, limit, shown) - tokens.saved(&card.price, had(card), shown)
+    };
     match *offer {
-        Offer::Call { card, max_tokens } => call(card, max_tokens, 0.0),
+        Offer::Call { card, max_tokens } => call(card, max_tokens, Shown::REQUEST),
         Offer::Tree { plan, models, cards } => {
             let mut models = models.iter();
             tokens.whole(plan, |a, b| a + b, &mut |spec, shown| {

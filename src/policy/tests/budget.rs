@@ -157,7 +157,8 @@ fn what_is_left_bounds_a_request_as_it_runs() {
     assert_eq!((all.tokens, all.calls, all.time_us), (Some(2000), Some(3), Some(2_500_000)));
     // Of one call the cost is known beforehand.
     assert_eq!(all.usd, None);
-    assert_eq!(all.worst["dear"].tokens, 1000);
+    let plan = decide(&two("{per: key, tokens: 5000, calls: 10, seconds: 60, usd: 1}"), &c).plan.unwrap();
+    assert_eq!(plan.calls()[0].worst.unwrap().tokens, 1000);
     // The least of what several leave, unit by unit.
     let more = "{per: request, calls: 2, tokens: 4000, seconds: 9}, {per: key, tokens: 5000, calls: 10, seconds: 60}";
     let least = bounds(more, &c).unwrap();

@@ -114,8 +114,8 @@ fn hold(name: &str, policy: &Policy) {
             let bounds = d.bounds.as_ref().unwrap();
             assert_eq!(bounds.tokens.unwrap() + c.key.spent_tokens as u64, 9000, "{name} {n}");
             assert_eq!(bounds.calls.unwrap() + c.key.spent_calls as u32, 20, "{name} {n}");
-            let called = d.plan.iter().flat_map(Plan::models);
-            called.for_each(|model| assert!(bounds.worst[model].tokens <= bounds.tokens.unwrap(), "{name} {n}: {d:?}"));
+            let worst = d.plan.iter().flat_map(Plan::calls).map(|call| call.worst.unwrap().tokens);
+            worst.for_each(|tokens| assert!(tokens <= bounds.tokens.unwrap(), "{name} {n}: {d:?}"));
         }
         if let Some(Plan::Call(call)) = &d.plan
             && c.session.id.is_empty()

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Answers, Asked, End, Ending, Recorded, run};
 use crate::{
-    audit::DecisionView,
+    audit::{DecisionView, query::NoteView},
     cascade::{Limits, RetryPolicy, Setup, Timer},
     domain::{
         Abort, Attempt, AttemptReason, ErrorKind, FinishReason, Micros, Note, Outcome, OutcomeStatus, Plan, Spend,
@@ -18,15 +18,20 @@ use crate::{
 /// The attempts of one decision, by their index.
 pub struct Journal<'a> {
     attempts: &'a [Attempt],
-    notes: &'a [Note],
+    notes: &'a [NoteView],
     /// What is not there was running when the record broke off.
     broken_off: bool,
 }
 
 impl<'a> Journal<'a> {
     /// `notes`: what the machine could not know by itself is told by these alone.
-    pub fn new(attempts: &'a [Attempt], notes: &'a [Note], broken_off: bool) -> Self {
+    pub fn new(attempts: &'a [Attempt], notes: &'a [NoteView], broken_off: bool) -> Self {
         Self { attempts, notes, broken_off }
+    }
+
+    /// When such a note was made.
+    fn noted(&self, is: impl Fn(&Note) -> bool) -> Option<Micros> {
+        self.notes.iter().find(|noted| is(&noted.note)).map(|noted| noted.at)
     }
 
     fn attempt(&self, call: u32) -> Option<&'a Attempt> {
@@ -78,7 +83,7 @@ impl Answers for Journal<'_> {
             Timer::Hedge { call } => What::HedgeDenied { call },
             Timer::Deadline => return false,
         };
-        self.notes.iter().any(|note| note.what == denied)
+        self.noted(|note| note.what == denied).is_some()
     }
 
     /// A retry or a hedge began when its wait was over. Where the record has none, and no note that it was masked, something else
@@ -92,16 +97,18 @@ impl Answers for Journal<'_> {
         match timer {
             Timer::Deadline => {
                 let stopped = What::Stopped { by: Abort::Deadline };
-                self.notes.iter().any(|note| note.what == stopped).then_some(at)
+                self.noted(|note| note.what == stopped).map(|_| at)
             }
             Timer::Backoff { call } => begun(call, AttemptReason::Retry).or_else(|| {
                 let failed = self.attempt(call)?;
                 let masked = |note: &Note| matches!(note.what, What::Masked { .. }) && note.at == failed.at;
-                self.notes.iter().any(masked).then_some(at)
+                self.noted(masked)
             }),
             Timer::Hedge { call } => begun(call, AttemptReason::Hedge).or_else(|| {
-                let masked = |note: &Note| matches!(note.what, What::HedgeMasked { call: of, .. } if of == call);
-                self.notes.iter().any(masked).then_some(at)
+                self.noted(|note| match note.what {
+                    What::HedgeMasked { call: of, .. } | What::HedgeDenied { call: of } => of == call,
+                    _ => false,
+                })
             }),
         }
     }
@@ -138,16 +145,16 @@ pub fn again(view: &DecisionView) -> Option<Again> {
     if matches!(setup.plan, Plan::Call(_)) {
         return None;
     }
-    let notes = view.notes.iter().map(|noted| noted.note.clone()).collect();
-    Some(run_again(&setup, view.at, &view.attempts, notes, outcome))
+    Some(run_again(&setup, view.at, &view.attempts, &view.notes, outcome))
 }
 
 /// Runs a plan that began at `begin` again, over what is recorded of that run.
-pub fn run_again(setup: &Setup, begin: Micros, attempts: &[Attempt], notes: Vec<Note>, outcome: &Outcome) -> Again {
+pub fn run_again(setup: &Setup, begin: Micros, attempts: &[Attempt], notes: &[NoteView], outcome: &Outcome) -> Again {
     let broken_off = matches!(outcome.status, OutcomeStatus::Cancelled | OutcomeStatus::Interrupted);
     let begin = attempts.iter().map(|attempt| attempt.started).fold(begin, Micros::min);
-    let run = run(setup, begin, &mut Journal::new(attempts, &notes, broken_off));
+    let run = run(setup, begin, &mut Journal::new(attempts, notes, broken_off));
     let answered = outcome.status == OutcomeStatus::Ok;
+    let notes = notes.iter().map(|noted| noted.note.clone()).collect();
     // An answer that was cut while it was given out has a model, too.
     let recorded = Course { notes, served_by: if answered { outcome.served_by.clone() } else { String::new() } };
     let served_by = run.served().map(|made| made.model.clone()).unwrap_or_default();

@@ -13,10 +13,10 @@ fn budgets_bind_what_a_plan_begins_with_and_the_rest_is_for_the_machine_to_mask(
     // 500 x 1 + 200 x 2 and 500 x 10 + 200 x 20, per million.
     assert_eq!(decide(&policy, &c).arm, "frugal");
     let d = decide(&policy, &c);
-    let bounds = d.bounds.unwrap();
+    let bounds = d.bounds.as_ref().unwrap();
     assert_eq!((bounds.usd, bounds.tokens, bounds.calls), (Some(13_000), None, None));
-    assert_eq!(bounds.worst["small-a"], Spend { usd: 900, tokens: 700 });
-    assert_eq!(bounds.worst["large-1"], Spend { usd: 9_000, tokens: 700 });
+    let worst: Vec<Option<Spend>> = d.plan.as_ref().unwrap().calls().iter().map(|call| call.worst).collect();
+    assert_eq!(worst, [(900, 700), (9_000, 700)].map(|(usd, tokens)| Some(Spend { usd, tokens })));
     assert_eq!(d.candidates[1].eliminated, None, "three probes are within it");
     let tight = checked(&format!(
         "{TREES}{RULES}budget: [{{per: request, usd: 0.0008, tokens: 900, calls: 3, seconds: 2.5}}]\n"
@@ -89,4 +89,9 @@ fn a_plan_is_begun_only_where_all_budgets_together_let_it() {
     for one in ["{per: request, usd: 0.005}", "{per: request, tokens: 600}"] {
         assert!(decide(&with(one), &c).plan.is_some(), "{one}");
     }
+    // Where one of them may be overrun, the other still binds.
+    c.session.id = "s".into();
+    let d = decide(&with("{per: request, usd: 0.005}, {per: session, tokens: 600, when_spent: cheapest}"), &c);
+    let bounds = d.bounds.unwrap();
+    assert_eq!((d.arm.as_str(), bounds.usd, bounds.tokens), ("c", Some(5_000), None));
 }

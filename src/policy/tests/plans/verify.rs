@@ -45,10 +45,10 @@ fn a_bound_on_cost_knows_the_verifying_calls_with_the_answer_that_they_are_shown
     let policy = checked(VERIFIED).unwrap();
     let bounds = policy.bounds();
     let careful = bounds.iter().find(|bounds| bounds.name == "careful").unwrap();
-    // 1,000 tokens each way of the dearer small entry, four times prompt, answer and 16 tokens, then the large one.
+    // 1,000 tokens each way of the dearer small entry, four times prompt, answer, question and 16 tokens, then the large one.
     let (small, large) = (2.0, 10.0);
     let answer = 1000.0 * (small + 2.0 * small);
-    let verify = 4.0 * (2000.0 * small + 16.0 * 2.0 * small);
+    let verify = 4.0 * (2064.0 * small + 16.0 * 2.0 * small);
     let expected = (answer + verify + 1000.0 * (large + 2.0 * large)) / 1e6;
     assert!((careful.cost_at_most_usd - expected).abs() < 1e-12, "{} {expected}", careful.cost_at_most_usd);
     assert_eq!(careful.calls_at_most, 6);
@@ -75,4 +75,37 @@ fn what_cannot_be_verified_or_is_for_nothing_is_an_error_with_its_place() {
         "9:6 plans.f: this plan can make 65 calls",
     ];
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_verifying_call_reserves_what_it_can_use_and_nothing_for_the_stage() {
+    let text = VERIFIED
+        .replace("call: small\n", "call: small\n        max_tokens: 64\n")
+        .replace("times: 4", "max_tokens: 256");
+    let policy = checked(&format!("{text}budget: [{{per: request, tokens: 800}}]\n")).unwrap();
+    let mut c = Context::default();
+    (c.signals.tokens, c.request.max_tokens) = (600, 40);
+    let d = decide(&policy, &c);
+    let tokens: Vec<u64> = d.plan.unwrap().calls().iter().map(|call| call.worst.unwrap().tokens).collect();
+    // The client bounds its own answer, not what is said of it.
+    assert_eq!(tokens, [640, 600 + 40 + 64 + 256, 640]);
+    assert_eq!(d.bounds.unwrap().tokens, Some(800));
+}
+
+#[test]
+fn what_a_model_has_of_the_request_does_not_help_it_to_verify() {
+    let yaml = "policy: p\nmodels: {own: {name: own}, other: {name: other}}\nplans:\n  checked: {cascade: [{call: own, max_tokens: 1, verify: \
+                {times: 8}, accept_when: [{score: verified, above: 0.5}]}, {call: own, max_tokens: 1}]}\n  plain: {call: other, max_tokens: 1}\n\
+                select: {arms: [checked, plain], cheapest: {}}\n";
+    let priced = |name: &str, input: f64, cached: Option<f64>| ModelCard {
+        price: Price { input, output: 0.0, cached_input: cached },
+        ..card(name, &[], 0, false)
+    };
+    let policy =
+        check("t.yaml", yaml.as_bytes(), |_| Fleet::new([priced("own", 2.0, Some(0.1)), priced("other", 15.0, None)]));
+    let mut c = Context::default();
+    c.signals.tokens = 5000;
+    (c.session.id, c.session.last_model, c.session.last_tokens) = ("s".into(), "own".into(), 5000);
+    // 2 x $0.0005 and 8 x $0.01 and a little, against $0.075.
+    assert_eq!(decide(&policy.unwrap(), &c).arm, "plain");
 }
