@@ -254,7 +254,7 @@ fn bounds_are_of_the_dearest_entries_and_count_what_a_judge_is_shown() {
     assert_eq!(names, ["acar", "arena", "brief", "frugal"]);
     let of = |name: &str| bounds.iter().find(|b| b.name == name).unwrap();
     assert_eq!((of("acar").calls_at_most, of("frugal").calls_at_most, of("brief").calls_at_most), (8, 2, 1));
-    // small-b: 1,000 x 2 + 1,000 x 4; large: 10,000 + 20,000; the judge: 5,000 x 5 + 8 x 10.
+    // small-b: 1,000 x 2 + 1,000 x 4; large: 10,000 + 20,000; the judge: 5,064 x 5 + 8 x 10.
     assert!((of("frugal").cost_at_most_usd - 0.036).abs() < 1e-12);
     assert!((of("arena").cost_at_most_usd - (0.018 + 0.03 + 0.025_4)).abs() < 1e-12);
     assert!((of("brief").cost_at_most_usd - 0.002_4).abs() < 1e-12);
