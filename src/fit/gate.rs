@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeSet, str::FromStr};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     cascade::{
@@ -29,6 +29,9 @@ pub struct Answer {
     /// How long it is; without it a learned score is of the other features alone.
     #[serde(default)]
     pub completion_tokens: u32,
+    /// What verifying calls said of it, for the score `verified`.
+    #[serde(default)]
+    pub verified: Option<Verification>,
     /// The question, where answers of several models to one are compared.
     #[serde(default)]
     pub task: Option<String>,
@@ -63,8 +66,32 @@ impl Answer {
             };
             return Some(cascade::gate::p_right(&told, &self.features()?));
         }
-        let reading = self.scores.iter().find(|reading| reading.score == score)?;
-        Some(reading.read.ok()?.value)
+        match self.scores.iter().find(|reading| reading.score == score) {
+            Some(reading) => Some(reading.read.ok()?.value),
+            None if score == Score::Verified => self.verified.as_ref()?.share(),
+            None => None,
+        }
+    }
+}
+
+/// What verifying calls said of an answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Of each: that the answer is right, that it is wrong, or neither.
+    pub said: Vec<Option<bool>>,
+    /// Of the prompt, which is computed once for all of them, and of all that was written.
+    #[serde(default)]
+    pub prompt_tokens: u32,
+    #[serde(default)]
+    pub completion_tokens: u32,
+}
+
+impl Verification {
+    /// Which share says that it is right, of those that say it is right or wrong ([`Score::Verified`]).
+    pub fn share(&self) -> Option<f64> {
+        let said: Vec<bool> = self.said.iter().flatten().copied().collect();
+        let right = said.iter().filter(|right| **right).count();
+        (!said.is_empty()).then(|| right as f64 / said.len() as f64)
     }
 }
 
@@ -349,5 +376,20 @@ mod tests {
         let scorer = scorer(&(0..100).map(example).collect::<Vec<_>>()).unwrap();
         assert_eq!(scorer.signals, [0.0; Signals::FEATURES.len()]);
         assert!(!scorer.asks_prompt() && scorer.weights.iter().all(|weight| weight.is_finite()));
+    }
+
+    #[test]
+    fn a_gate_on_verified_answers_is_calibrated_by_what_was_said_of_them() {
+        let line = |i: usize| {
+            // Right ones are doubted once in four verdicts, wrong ones believed once.
+            let right = i % 3 > 0;
+            let said = [Some(right), Some(right), None, Some(right), Some(i.is_multiple_of(4) != right)];
+            serde_json::json!({"model": "a", "correct": right, "scores": [], "verified": {"said": said}}).to_string()
+        };
+        let answers = read(&(0..600).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+        assert_eq!(answers[1].score(Score::Verified), Some(1.0));
+        let calibration = calibrate(Score::Verified, &answers, &[], &[], 0).unwrap().calibration;
+        assert_eq!((calibration.points().len(), calibration.score()), (600, "verified"));
+        assert!(calibration.p_wrong(0.75) < 0.1 && calibration.p_wrong(0.25) > 0.9);
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     bench::BenchError,
     cascade::{Input, canonical::form, gate},
     domain::{Facts, Reading, Score, Scored, Scorer, Signals, Spend},
+    fit::gate::Verification,
     replay::{
         metrics::SplitMix,
         plan_run::{Answers, Asked, Ending, Recorded},
@@ -52,16 +53,6 @@ pub struct Answer {
     pub verified: Option<Verification>,
 }
 
-/// What verifying calls said of an answer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Verification {
-    /// Of each: that the answer is right, that it is wrong, or neither.
-    pub said: Vec<Option<bool>>,
-    /// Of the prompt, which is computed once for all of them, and of all that was written.
-    pub prompt_tokens: u32,
-    pub completion_tokens: u32,
-}
-
 /// Whether an answer says what the reference says.
 pub fn is_right(text: &str, reference: &str) -> bool {
     form(text) == form(reference)
@@ -97,11 +88,7 @@ impl Answer {
     pub fn score(&self, score: Score) -> Option<f64> {
         match score {
             Score::Learned(scorer) => return Some(gate::p_right(&scorer, &self.features()?)),
-            Score::Verified => {
-                let said: Vec<bool> = self.verified.as_ref()?.said.iter().flatten().copied().collect();
-                let right = said.iter().filter(|right| **right).count();
-                return (!said.is_empty()).then(|| right as f64 / said.len() as f64);
-            }
+            Score::Verified => return self.verified.as_ref()?.share(),
             _ => {}
         }
         let reading = self.scores.iter().find(|reading| reading.score == score)?;

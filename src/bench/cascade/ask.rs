@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, path::PathBuf};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::{
-    answers::{Answer, Verification, is_right, kept},
+    answers::{Answer, is_right, kept},
     plans::VERDICTS,
     tasks::Task,
 };
@@ -16,6 +16,7 @@ use crate::{
     dispatch::verifying,
     domain::{Message, Role, TokenLogprob, Usage},
     engine::{Choosing, Engine, EngineError, EngineOptions, Generate, GenerateEvent, Prompt},
+    fit::gate::Verification,
 };
 
 /// How the model is asked.

@@ -316,8 +316,9 @@ fn one(name: String, plan: &Plan, askings: &[Asking]) -> Fixed {
 mod tests {
     use super::*;
     use crate::{
-        bench::cascade::answers::{Answer, Verification, tests::answer},
+        bench::cascade::answers::{Answer, tests::answer},
         domain::{Reading, Signals},
+        fit::gate::Verification,
     };
 
     /// Questions of which every second one is wrong, and unsure; samples at 0.7 are right.

@@ -47,7 +47,8 @@ pub(super) struct FitArgs {
     #[arg(long, value_enum, required_unless_present_any = ["warm_start", "extend", "cascade"], conflicts_with_all = ["warm_start", "extend", "cascade"])]
     selector: Option<Family>,
     /// Calibrate a gate on this score of answers, e.g. mean_token_entropy or "logprob_quantile 0.1", or `learned`, which is
-    /// fitted to a third of the answers first; --data is JSON lines with model, scores ([{score, value}]) and correct
+    /// fitted to a third of the answers first; --data is JSON lines with model, scores ([{score, value}]) and correct, for `verified`
+    /// with verified ({said: [true, false, null]})
     #[arg(long, value_name = "SCORE", conflicts_with_all = ["warm_start", "extend", "test", "seeds"])]
     cascade: Option<Score>,
     #[command(flatten)]

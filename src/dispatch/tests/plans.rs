@@ -479,7 +479,7 @@ async fn retries_are_denied_once_all_requests_have_used_them_up_and_the_record_t
 async fn hedges_are_denied_like_retries() {
     let retry_budget = Some(RetryBudgetPolicy { ratio: 0.0, min_per_s: 0 });
     let options = DispatchOptions { retry_budget, ..quick() };
-    let slow = scripted("slow", json!({"reply": {"text": "late"}, "first_token_ms": 60}));
+    let slow = scripted("slow", json!({"reply": {"text": "late"}, "first_token_ms": 400}));
     let house = house_of(vec![("slow", slow), ("large", scripted("large", json!({})))], options.clone());
     let decision = with(hedged("slow", "large", 5));
     let mut denied = Vec::new();
