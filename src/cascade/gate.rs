@@ -134,6 +134,15 @@ pub fn learned(scorer: &Scorer, tokens: &[TokenLogprob]) -> Result<Scored, Unsco
     Ok(Scored { value: p_right(scorer, &features), exact })
 }
 
+/// What a learned score is made of: the standard scores, as `of` has them, and the length. `None` where one is not known.
+pub fn features(tokens: usize, of: impl Fn(Score) -> Option<f64>) -> Option<[f64; Scorer::FEATURES]> {
+    let mut features = [length(tokens); Scorer::FEATURES];
+    for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
+        *feature = of(standard)?;
+    }
+    Some(features)
+}
+
 /// The logistic function of the weighted features, 0 to 1.
 pub fn p_right(scorer: &Scorer, features: &[f64; Scorer::FEATURES]) -> f64 {
     let mut z = scorer.bias;
@@ -144,7 +153,7 @@ pub fn p_right(scorer: &Scorer, features: &[f64; Scorer::FEATURES]) -> f64 {
 }
 
 /// The feature of an answer of so many tokens.
-pub fn length(tokens: usize) -> f64 {
+fn length(tokens: usize) -> f64 {
     log(1.0 + tokens as f64)
 }
 

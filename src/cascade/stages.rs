@@ -2,11 +2,11 @@
 //! Language Models While Reducing Cost and Improving Performance", arXiv 2305.05176, section 3, "LLM cascade").
 //!
 //! A stage whose answer is not accepted escalates, one that fails is rerouted; both go to the next stage that fits into
-//! what is left of the request's bounds; a failure is not followed by a stage whose models cannot be called. Each stage is called with the client's request alone: a failed chain shown to the
-//! stronger model makes it worse.
+//! what is left of the request's bounds; a failure is not followed by a stage whose models cannot be called. Each stage is
+//! called with the client's request alone: a failed chain shown to the stronger model makes it worse.
 
 use crate::domain::{
-    AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Plan, Reading, Score, Scored, Stage, What,
+    AttemptReason, BestBecause, Condition, ErrorKind, IfUnscored, Mask, Reading, Score, Scored, Stage, What,
 };
 
 use super::{
@@ -48,17 +48,6 @@ enum Cause {
     },
 }
 
-/// The models of which a call could begin the plan: also those that stand in for one that fails.
-fn openings(plan: &Plan) -> Vec<String> {
-    match plan {
-        Plan::Cascade(stages) => stages.iter().flat_map(|stage| openings(&stage.plan)).collect(),
-        Plan::Parallel { branches, .. } => branches.iter().flat_map(openings).collect(),
-        Plan::Steps(steps) => vec![steps.small.model.clone(), steps.large.model.clone()],
-        Plan::Verified(verified) => openings(&verified.plan),
-        Plan::Call(_) | Plan::Hedged { .. } => plan.beginning(),
-    }
-}
-
 impl CascadeNode {
     pub(super) fn new(stages: &[Stage], position: Position) -> Self {
         let node = |(i, stage): (usize, &Stage)| {
@@ -73,7 +62,7 @@ impl CascadeNode {
                 accept_when: gate.clone(),
                 stop_early: stage.stop_early,
                 first: stage.plan.beginning(),
-                openings: openings(&stage.plan),
+                openings: stage.plan.openings(),
             }
         };
         let stages = stages.iter().enumerate().map(node).collect();

@@ -278,7 +278,7 @@ struct Run<'a> {
     forms: Forms,
     /// The end of an answer that began with it: the machine is told of the beginning first.
     unread: Option<(u32, Usage)>,
-    /// How many answers each judge's call was shown.
+    /// What each call is asked that is shown other answers to judge.
     verdicts: BTreeMap<u32, Verdict>,
     /// The steps before each call that writes a reasoning step.
     steps: BTreeMap<u32, Vec<u32>>,

@@ -62,7 +62,8 @@ pub struct RequestBounds {
     /// Microseconds to the first token that are expected of a call, by fleet name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub waits: BTreeMap<String, i64>,
-    /// The most that one call of a model is reckoned with, by fleet name.
+    /// The most that one call of a model is reckoned with, by fleet name, in records from before calls said so themselves
+    /// ([`CallSpec::worst`]).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub worst: BTreeMap<String, Spend>,
 }

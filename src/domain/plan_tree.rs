@@ -206,6 +206,17 @@ impl Plan {
         }
     }
 
+    /// Models of which a call could begin the plan: also those that stand in for one that fails.
+    pub fn openings(&self) -> Vec<String> {
+        match self {
+            Plan::Cascade(stages) => stages.iter().flat_map(|stage| stage.plan.openings()).collect(),
+            Plan::Parallel { branches, .. } => branches.iter().flat_map(Plan::openings).collect(),
+            Plan::Steps(steps) => vec![steps.small.model.clone(), steps.large.model.clone()],
+            Plan::Verified(verified) => verified.plan.openings(),
+            Plan::Call(_) | Plan::Hedged { .. } => self.beginning(),
+        }
+    }
+
     /// Every model that the plan can reach, in order of first mention.
     pub fn models(&self) -> Vec<&str> {
         let mut models: Vec<&str> = Vec::new();

@@ -48,12 +48,7 @@ pub struct Answer {
 impl Answer {
     /// What a learned score is made of.
     fn features(&self) -> Option<[f64; Scorer::FEATURES]> {
-        let mut features = [0.0; Scorer::FEATURES];
-        for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
-            *feature = self.score(standard)?;
-        }
-        features[Scorer::FEATURES - 1] = cascade::gate::length(self.completion_tokens as usize);
-        Some(features)
+        cascade::gate::features(self.completion_tokens as usize, |standard| self.score(standard))
     }
 
     /// Its value, where it has that score.

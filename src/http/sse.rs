@@ -1,6 +1,7 @@
 //! The body of a streamed answer. Chunks that are ready together leave in one frame; while nothing has come yet, comments
-//! keep the connection alive, also before it is known who answers ([`SseBody::before`]); a failure ends the stream with an error event and never with `[DONE]`. Dropping the body
-//! (the client has left) drops the stream, and that cancels the request.
+//! keep the connection alive, also before it is known who answers ([`SseBody::before`]); a failure ends the stream with an
+//! error event and never with `[DONE]`. Dropping the body (the client has left) drops the stream, and that cancels the
+//! request.
 
 use std::{
     convert::Infallible,

@@ -77,11 +77,7 @@ impl Answer {
 
     /// What a learned score is made of.
     pub fn features(&self) -> Option<[f64; Scorer::FEATURES]> {
-        let mut features = [gate::length(self.completion_tokens as usize); Scorer::FEATURES];
-        for (feature, standard) in features.iter_mut().zip(Score::STANDARD) {
-            *feature = self.score(standard)?;
-        }
-        Some(features)
+        gate::features(self.completion_tokens as usize, |standard| self.score(standard))
     }
 
     /// A score of it; a verified one by what was said.
